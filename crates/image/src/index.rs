@@ -1,0 +1,212 @@
+//! The layer index: the truth about a layer. Tar, merged views, content keys, sizes, diffs and explanations read the
+//! index, never the metadata of the layer's folder, because the files of one user cannot carry the owners of many.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ContentId, FileDigest, KeyHasher, LayerPath};
+
+/// Extended attributes, sorted by name.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// What an entry is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// A folder. `opaque`: hides what layers below have in it. `implied`: it exists only because something lies below
+    /// it; stacked on another layer its metadata come from there, and the entry's own are only the fallback.
+    Dir {
+        /// Hides the contents of the folder in the layers below.
+        opaque: bool,
+        /// Only a path to something below; metadata come from the layer beneath if it has the folder.
+        implied: bool,
+    },
+    /// A regular file.
+    File {
+        /// Bytes.
+        size: u64,
+        /// Of the content.
+        digest: FileDigest,
+    },
+    /// A symbolic link; the target as stored.
+    Symlink(Vec<u8>),
+    /// A character device: major, minor. Lives in the index only; the layer's folder does not hold it.
+    Char(u32, u32),
+    /// A block device: major, minor. Lives in the index only.
+    Block(u32, u32),
+    /// A named pipe.
+    Fifo,
+    /// A socket. Never in a tar.
+    Socket,
+    /// Removes the path that a layer below has. Metadata are zero.
+    Whiteout,
+}
+
+/// One path of a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Where it is.
+    pub path: LayerPath,
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits and setuid, setgid, sticky: `0o7777` at most.
+    pub mode: u16,
+    /// Owner, as the image sees it.
+    pub uid: u32,
+    /// Group, as the image sees it.
+    pub gid: u32,
+    /// Modification time: seconds since 1970 and nanoseconds.
+    pub mtime: (i64, u32),
+    /// Extended attributes, sorted by name; without `trusted.*` and overlay's own in what Kiln writes itself.
+    pub xattrs: Xattrs,
+    /// Entries of one layer with the same number are names of one file; each has the whole metadata.
+    pub hardlink: Option<u32>,
+}
+
+impl Entry {
+    /// Whether this is a folder.
+    pub fn is_dir(&self) -> bool {
+        matches!(self.kind, Kind::Dir { .. })
+    }
+
+    /// Whether this is a regular file.
+    pub fn is_file(&self) -> bool {
+        matches!(self.kind, Kind::File { .. })
+    }
+
+    /// A folder with the given metadata, neither opaque nor implied.
+    pub fn dir(path: LayerPath, mode: u16, uid: u32, gid: u32, mtime: (i64, u32)) -> Self {
+        let kind = Kind::Dir { opaque: false, implied: false };
+        Self { path, kind, mode, uid, gid, mtime, xattrs: Xattrs::new(), hardlink: None }
+    }
+
+    /// Adds everything but path, mtime and hard-link number to `hasher`: what makes two files the same to a build.
+    pub fn hash_into(&self, hasher: &mut KeyHasher) {
+        let numbers = |tag: u8, a: u32, b: u32| {
+            let mut bytes = vec![tag];
+            bytes.extend_from_slice(&a.to_le_bytes());
+            bytes.extend_from_slice(&b.to_le_bytes());
+            bytes
+        };
+        match &self.kind {
+            Kind::Dir { opaque, implied } => hasher.part("dir", &[u8::from(*opaque), u8::from(*implied)]),
+            Kind::File { digest, .. } => hasher.part("file", digest.as_bytes()),
+            Kind::Symlink(target) => hasher.part("symlink", target),
+            Kind::Char(major, minor) => hasher.part("device", &numbers(b'c', *major, *minor)),
+            Kind::Block(major, minor) => hasher.part("device", &numbers(b'b', *major, *minor)),
+            Kind::Fifo => hasher.part("fifo", &[]),
+            Kind::Socket => hasher.part("socket", &[]),
+            Kind::Whiteout => hasher.part("whiteout", &[]),
+        };
+        // The metadata of an implied folder are the parent layer's, not this layer's.
+        if matches!(self.kind, Kind::Dir { implied: true, .. } | Kind::Whiteout) {
+            return;
+        }
+        hasher.part("mode", &self.mode.to_le_bytes());
+        hasher.part("owner", &numbers(b'o', self.uid, self.gid));
+        for (name, value) in &self.xattrs {
+            hasher.part("xattr", name).part("value", value);
+        }
+    }
+}
+
+/// The sorted entries of one layer. The root folder is an entry (with the empty path) only where the layer sets its
+/// metadata.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LayerIndex {
+    entries: Vec<Entry>,
+}
+
+/// Why bytes are not an index.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// Not written by Kiln, or cut off, or damaged.
+    #[error("damaged layer index: {0}")]
+    Damaged(&'static str),
+    /// Written by a newer Kiln.
+    #[error("layer index of format {0}, this Kiln reads up to {1}")]
+    Newer(u32, u32),
+}
+
+impl LayerIndex {
+    /// Sorts the entries. Where a path occurs twice, the later one wins.
+    pub fn new(mut entries: Vec<Entry>) -> Self {
+        entries.sort_by(|a, b| a.path.cmp(&b.path));
+        let mut unique: Vec<Entry> = Vec::with_capacity(entries.len());
+        for entry in entries {
+            match unique.last_mut() {
+                Some(last) if last.path == entry.path => *last = entry,
+                _ => unique.push(entry),
+            }
+        }
+        Self { entries: unique }
+    }
+
+    /// The entries in path order.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// Finds one path.
+    pub fn get(&self, path: &LayerPath) -> Option<&Entry> {
+        self.entries.binary_search_by(|entry| entry.path.cmp(path)).ok().map(|at| &self.entries[at])
+    }
+
+    /// The layer's outcome without times: paths, kinds, modes, owners, links, xattrs, content, hard-link groups.
+    pub fn content_id(&self) -> ContentId {
+        let mut hasher = KeyHasher::new("layer", 1);
+        let mut groups: Vec<u32> = Vec::new();
+        for entry in &self.entries {
+            hasher.part("path", entry.path.as_bytes());
+            entry.hash_into(&mut hasher);
+            if let Some(group) = entry.hardlink {
+                // Groups are numbered by first appearance, so that the numbers themselves do not count.
+                let at = groups.iter().position(|&known| known == group).unwrap_or_else(|| {
+                    groups.push(group);
+                    groups.len() - 1
+                });
+                hasher.part("hardlink", &(at as u64).to_le_bytes());
+            }
+        }
+        ContentId::new(*hasher.finish().as_bytes())
+    }
+
+    /// The sum of the sizes of the files, each hard-linked file once.
+    pub fn size(&self) -> u64 {
+        let mut seen = std::collections::HashSet::new();
+        let once = |entry: &&Entry| entry.hardlink.is_none_or(|group| seen.insert(group));
+        let size = |entry: &Entry| if let Kind::File { size, .. } = entry.kind { size } else { 0 };
+        self.entries.iter().filter(once).map(size).sum()
+    }
+
+    const MAGIC: &[u8; 8] = b"kilnidx\n";
+    const VERSION: u32 = 1;
+
+    /// The bytes as they are stored: magic, version, blake3 of the rest, then the entries.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let body = postcard::to_stdvec(&self.entries).expect("an index always serialises");
+        let mut bytes = Vec::with_capacity(body.len() + 44);
+        bytes.extend_from_slice(Self::MAGIC);
+        bytes.extend_from_slice(&Self::VERSION.to_le_bytes());
+        bytes.extend_from_slice(blake3::hash(&body).as_bytes());
+        bytes.extend_from_slice(&body);
+        bytes
+    }
+
+    /// Reads what [`LayerIndex::to_bytes`] wrote.
+    ///
+    /// # Errors
+    /// When the bytes are not a whole, undamaged index of a known version.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, IndexError> {
+        let rest = bytes.strip_prefix(Self::MAGIC).ok_or(IndexError::Damaged("no magic"))?;
+        let (version, rest) = rest.split_first_chunk::<4>().ok_or(IndexError::Damaged("cut off"))?;
+        let version = u32::from_le_bytes(*version);
+        if version != Self::VERSION {
+            return Err(IndexError::Newer(version, Self::VERSION));
+        }
+        let (sum, body) = rest.split_first_chunk::<32>().ok_or(IndexError::Damaged("cut off"))?;
+        if blake3::hash(body).as_bytes() != sum {
+            return Err(IndexError::Damaged("checksum does not match"));
+        }
+        let entries = postcard::from_bytes(body).map_err(|_| IndexError::Damaged("cannot be decoded"))?;
+        Ok(Self { entries })
+    }
+}

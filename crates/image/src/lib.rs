@@ -1,0 +1,12 @@
+//! The data model of container images: identities, references, platforms, configs, manifests, the layer index,
+//! the merged view of several layers, tar and compression. Nothing here touches the file system or the network.
+
+pub mod id;
+pub mod index;
+pub mod path;
+pub mod platform;
+
+pub use id::{ContentId, DiffId, Digest, FileDigest, Key, KeyHasher, LayerId};
+pub use index::{Entry, IndexError, Kind, LayerIndex, Xattrs};
+pub use path::LayerPath;
+pub use platform::Platform;

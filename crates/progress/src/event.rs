@@ -1,0 +1,129 @@
+//! The events.
+
+use std::time::{Duration, SystemTime};
+
+/// A thing that takes time and has a row in the displays: a step, or internal work. Numbered by first appearance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VertexId(pub u32);
+
+/// Which stream of a step a piece of its output came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// One event. Times are those of the event, not of its arrival.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A vertex exists. Sent once, before all else of that vertex.
+    Vertex {
+        /// Its number.
+        id: VertexId,
+        /// `[build 2/4] RUN make`, `[internal] load build definition from Dockerfile`, `exporting to image`.
+        title: String,
+    },
+    /// Its work began.
+    Started {
+        /// Which.
+        id: VertexId,
+        /// When.
+        at: SystemTime,
+    },
+    /// It was not executed, its result is known. No `Started`, no `Finished`.
+    Cached {
+        /// Which.
+        id: VertexId,
+    },
+    /// Why the vertex is executed and not cached, in words.
+    Reason {
+        /// Which.
+        id: VertexId,
+        /// `src/main.rs changed`.
+        text: String,
+    },
+    /// It waits for something that is not the build's own work: a lock, another process.
+    Waiting {
+        /// Which.
+        id: VertexId,
+        /// `for the same step in build 1234`.
+        text: String,
+    },
+    /// Output of its process, any bytes, not cut into lines.
+    Log {
+        /// Which.
+        id: VertexId,
+        /// Where from.
+        stream: Stream,
+        /// What.
+        bytes: Vec<u8>,
+        /// When.
+        at: SystemTime,
+    },
+    /// A row below the vertex: `transferring context: 3.2MB`, `exporting layers`.
+    Status {
+        /// Which.
+        id: VertexId,
+        /// The row's name; the same name again updates the row.
+        name: String,
+        /// Done so far, bytes or items.
+        current: u64,
+        /// Of how many; 0 when not known.
+        total: u64,
+        /// The row is done.
+        done: bool,
+        /// When.
+        at: SystemTime,
+    },
+    /// Its work ended well.
+    Finished {
+        /// Which.
+        id: VertexId,
+        /// When.
+        at: SystemTime,
+    },
+    /// Its work failed.
+    Failed {
+        /// Which.
+        id: VertexId,
+        /// The error in one line or more.
+        error: String,
+        /// When.
+        at: SystemTime,
+    },
+    /// Its work was given up because something else failed or the user asked.
+    Canceled {
+        /// Which.
+        id: VertexId,
+        /// When.
+        at: SystemTime,
+    },
+    /// Something the user should know that stops nothing; shown again at the end.
+    Warning {
+        /// `UndefinedVar: usage of undefined variable '$x' (line 3)`.
+        text: String,
+    },
+    /// The build ended: the last event.
+    Ended {
+        /// How long it took.
+        took: Duration,
+        /// Whether it ended well.
+        ok: bool,
+    },
+}
+
+/// Takes events, from any thread, in the order of each thread.
+pub trait Sink: Send + Sync {
+    /// Takes one event. Must not block for long: it is called on the paths that build.
+    fn emit(&self, event: Event);
+}
+
+/// Throws everything away.
+#[derive(Debug, Default)]
+pub struct NoSink;
+
+impl Sink for NoSink {
+    fn emit(&self, _: Event) {}
+}
