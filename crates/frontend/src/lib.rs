@@ -1,1 +1,168 @@
-//! frontend
+//! From a Dockerfile to a build graph.
+//!
+//! [`plan`] is a pure function: it is given the text, what the user asked for and what is known of the world, and it
+//! gives the graph, or what it still needs to know. The caller finds that out and calls again.
+
+use std::collections::{BTreeMap, HashMap};
+
+use kiln_graph::{Edge, Graph, Network, Place};
+use kiln_image::{Digest, ImageConfig, Platform};
+
+pub use kiln_dockerfile::{Diagnostic, Lines, SourceText, Warning};
+
+/// What the user asked for.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The stage to build (name or number); the last one if not given.
+    pub target: Option<String>,
+    /// `--build-arg`: name and value.
+    pub build_args: BTreeMap<String, String>,
+    /// `--label`: these win over the Dockerfile's.
+    pub labels: BTreeMap<String, String>,
+    /// Nothing is taken from the cache.
+    pub no_cache: bool,
+    /// Stages of which nothing is taken from the cache.
+    pub no_cache_filter: Vec<String>,
+    /// The platform to build for.
+    pub target_platform: Platform,
+    /// The platform that the build runs on.
+    pub build_platform: Platform,
+    /// The same Dockerfile is planned for several platforms: titles name the platform.
+    pub multi_platform: bool,
+    /// The main build context.
+    pub context: Context,
+    /// `--build-context`: named contexts, by the name that the user gave.
+    pub contexts: BTreeMap<String, Context>,
+    /// The network of RUN steps that do not ask for one.
+    pub network: Network,
+    /// `--add-host`: host name and address.
+    pub extra_hosts: Vec<(String, String)>,
+    /// `--ulimit`: name, soft, hard.
+    pub ulimits: Vec<(String, u64, u64)>,
+    /// `--shm-size` in bytes; 0 for the default.
+    pub shm_size: u64,
+    /// The host name in RUN steps; empty for the default.
+    pub hostname: String,
+    /// Times in the image are no later than this (seconds since 1970). The `SOURCE_DATE_EPOCH` build argument when
+    /// not given.
+    pub source_date_epoch: Option<i64>,
+}
+
+impl Options {
+    /// A plain build of the last stage for the platform it runs on, from a local context.
+    pub fn new(platform: Platform) -> Self {
+        Self {
+            target: None,
+            build_args: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            no_cache: false,
+            no_cache_filter: Vec::new(),
+            target_platform: platform.clone(),
+            build_platform: platform,
+            multi_platform: false,
+            context: Context::Local,
+            contexts: BTreeMap::new(),
+            network: Network::Default,
+            extra_hosts: Vec::new(),
+            ulimits: Vec::new(),
+            shm_size: 0,
+            hostname: String::new(),
+            source_date_epoch: None,
+        }
+    }
+}
+
+/// What a build context is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Context {
+    /// Nothing: the Dockerfile came alone.
+    Empty,
+    /// Files that the engine can give under the context's name (`context` for the main one).
+    Local,
+    /// A git repository: remote and fragment.
+    Git(String),
+    /// An archive on a web server, unpacked.
+    Http(String),
+    /// `docker-image://`: an image, as the user wrote the reference.
+    Image(String),
+    /// `oci-layout://`: an image in a layout folder, which the engine can give under the context's name; what follows
+    /// the folder in the user's text (`:tag`, `@digest`), without the colon of a tag.
+    OciLayout(String),
+}
+
+/// What is known of the world.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// Images by the reference and platform of the [`Need::ImageConfig`] that asked for them.
+    pub images: HashMap<(String, Platform), ImageFact>,
+    /// The cleaned patterns of ignore files by context name; an empty list when there is no such file.
+    pub ignore: HashMap<String, Vec<String>>,
+}
+
+/// What is known of an image.
+#[derive(Debug, Clone)]
+pub struct ImageFact {
+    /// What the reference points to: the digest that pins it.
+    pub digest: Digest,
+    /// The config for the platform.
+    pub config: ImageConfig,
+}
+
+/// Something that must be known before the graph can be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Need {
+    /// An image's digest and config.
+    ImageConfig {
+        /// Canonical reference (`docker.io/library/busybox:latest`), or `oci-layout://NAME` with `:tag` or `@digest`
+        /// for the layout that is the context NAME.
+        reference: String,
+        /// The platform wanted.
+        platform: Platform,
+        /// Where the Dockerfile asks for it.
+        place: Place,
+    },
+    /// The ignore patterns of a local context.
+    IgnoreFile {
+        /// The context's name: `context`, or the name given with `--build-context`.
+        context: String,
+    },
+}
+
+/// What [`plan`] comes to.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one value a build")]
+pub enum Outcome {
+    /// All is known.
+    Plan(Plan),
+    /// This must be found out first; never empty, each need once.
+    Needs(Vec<Need>),
+}
+
+/// A build graph and what becomes of its result.
+#[derive(Debug)]
+pub struct Plan {
+    /// The operations, only those that the target needs.
+    pub graph: Graph,
+    /// The target's root file system; `None` when it has no layers (a `FROM scratch` with metadata alone).
+    pub result: Option<Edge>,
+    /// The image's config. `history` is complete but for the times of new entries; diff ids and `created` are missing.
+    pub config: ImageConfig,
+    /// The name of the stage that is built, or `stage-N`.
+    pub stage: String,
+    /// The platform that the image is for.
+    pub platform: Platform,
+    /// Names of the stages that the target does not need.
+    pub skipped: Vec<String>,
+    /// What the checks found.
+    pub warnings: Vec<Warning>,
+    /// Times in the image are no later than this, seconds since 1970.
+    pub source_date_epoch: Option<i64>,
+}
+
+/// Plans the build of the Dockerfile in `source`.
+///
+/// # Errors
+/// When the text is no Dockerfile, or asks for what cannot be.
+pub fn plan(source: &SourceText, options: &Options, facts: &Facts) -> Result<Outcome, Box<Diagnostic>> {
+    planner::plan(source, options, facts)
+}
