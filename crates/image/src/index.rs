@@ -1,6 +1,8 @@
 //! The layer index: the truth about a layer. Tar, merged views, content keys, sizes, diffs and explanations read the
 //! index, never the metadata of the layer's folder, because the files of one user cannot carry the owners of many.
 
+use std::collections::{HashMap, HashSet};
+
 use serde::{Deserialize, Serialize};
 
 use crate::{ContentId, FileDigest, KeyHasher, LayerPath};
@@ -153,17 +155,15 @@ impl LayerIndex {
     /// The layer's outcome without times: paths, kinds, modes, owners, links, xattrs, content, hard-link groups.
     pub fn content_id(&self) -> ContentId {
         let mut hasher = KeyHasher::new("layer", 1);
-        let mut groups: Vec<u32> = Vec::new();
+        let mut groups: HashMap<u32, u64> = HashMap::new();
         for entry in &self.entries {
             hasher.part("path", entry.path.as_bytes());
             entry.hash_into(&mut hasher);
             if let Some(group) = entry.hardlink {
                 // Groups are numbered by first appearance, so that the numbers themselves do not count.
-                let at = groups.iter().position(|&known| known == group).unwrap_or_else(|| {
-                    groups.push(group);
-                    groups.len() - 1
-                });
-                hasher.part("hardlink", &(at as u64).to_le_bytes());
+                let next = groups.len() as u64;
+                let number = *groups.entry(group).or_insert(next);
+                hasher.part("hardlink", &number.to_le_bytes());
             }
         }
         ContentId::new(*hasher.finish().as_bytes())
@@ -171,7 +171,7 @@ impl LayerIndex {
 
     /// The sum of the sizes of the files, each hard-linked file once.
     pub fn size(&self) -> u64 {
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         let once = |entry: &&Entry| entry.hardlink.is_none_or(|group| seen.insert(group));
         let size = |entry: &Entry| if let Kind::File { size, .. } = entry.kind { size } else { 0 };
         self.entries.iter().filter(once).map(size).sum()

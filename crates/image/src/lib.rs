@@ -1,12 +1,18 @@
 //! The data model of container images: identities, references, platforms, configs, manifests, the layer index,
 //! the merged view of several layers, tar and compression. Nothing here touches the file system or the network.
 
+pub mod config;
 pub mod id;
 pub mod index;
+pub mod manifest;
 pub mod path;
 pub mod platform;
+pub mod reference;
 
+pub use config::ImageConfig;
 pub use id::{ContentId, DiffId, Digest, FileDigest, Key, KeyHasher, LayerId};
 pub use index::{Entry, IndexError, Kind, LayerIndex, Xattrs};
+pub use manifest::{Descriptor, Document, Index, Manifest, media_type, parse_manifest};
 pub use path::LayerPath;
 pub use platform::Platform;
+pub use reference::Reference;
