@@ -1,0 +1,628 @@
+//! Looking at a build context: what is in the folder, in the form of a layer index.
+//!
+//! A warm scan opens no file: the stat cache knows the digests. Threads are used only where they pay: a context below
+//! some thousand files is read faster than a thread starts.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::SystemTime;
+
+use kiln_image::{Entry, FileDigest, Kind, LayerIndex, LayerPath, Xattrs};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
+
+use crate::cache::{Known, Stamp, StatCache};
+use crate::hash;
+use crate::pattern::{MatchInfo, PatternMatcher};
+use crate::wanted::{Reach, Wanted};
+
+/// The digest of files whose content no one has asked for yet. No content hashes to it.
+pub const UNHASHED: FileDigest = FileDigest::new([0; 32]);
+
+/// Entries from which on a second thread helps to walk.
+const WALK_ALONE: usize = 2_000;
+
+/// Why a context cannot be scanned.
+#[derive(Debug, thiserror::Error)]
+pub enum ScanError {
+    /// The folder of the context cannot be opened.
+    #[error("cannot open the build context {}: {source}", root.display())]
+    Root {
+        /// The folder.
+        root: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Something in the context cannot be read.
+    #[error("cannot read {} in the build context: {source}", root.join(path.as_path()).display())]
+    Unreadable {
+        /// The folder of the context.
+        root: PathBuf,
+        /// The path within.
+        path: LayerPath,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// What was found in a context.
+#[derive(Debug)]
+pub struct Scan {
+    root: PathBuf,
+    folder: OwnedFd,
+    /// In path order.
+    found: Vec<Found>,
+    /// When the walk began.
+    clock: SystemTime,
+    whole: bool,
+    hashed: usize,
+}
+
+#[derive(Debug)]
+struct Found {
+    entry: Entry,
+    stamp: Stamp,
+    /// Why it (a folder) could not be listed: an error once something in it is asked for.
+    unlisted: Option<Errno>,
+    /// Whether the cache may keep what is known under this stamp.
+    settled: bool,
+}
+
+/// The stamps of a scan's regular files, for whoever copies them later: content that was copied under another stamp
+/// is not the content that was hashed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct Stamps(Vec<(LayerPath, Stamp)>);
+
+impl Stamps {
+    /// The stamp of one path.
+    pub fn get(&self, path: &LayerPath) -> Option<&Stamp> {
+        self.0
+            .binary_search_by(|(known, _)| known.cmp(path))
+            .ok()
+            .map(|at| &self.0[at].1)
+    }
+}
+
+/// Walks the context at `root` without following links. What `matcher` stands for is left out (a folder that is left
+/// out is not even opened unless a `!` can take something in it back); what is not `wanted` is not looked at. Owners
+/// are 0:0, sockets become empty files, as in what a BuildKit client sends.
+///
+/// # Errors
+/// When the root cannot be opened, or something that is not left out cannot be read. A folder that cannot be listed
+/// is an error only in [`Scan::index`], when it is selected.
+pub fn scan(
+    root: &Path,
+    matcher: Option<&PatternMatcher>,
+    cache: &mut StatCache,
+    wanted: &Wanted,
+) -> Result<Scan, ScanError> {
+    let clock = SystemTime::now();
+    let folder = open_root_folder(root).map_err(|errno| ScanError::Root {
+        root: root.to_owned(),
+        source: errno.into(),
+    })?;
+    let reach = wanted.reach(&folder);
+    let walk = Walk {
+        root,
+        folder: &folder,
+        matcher: matcher.filter(|matcher| !matcher.is_empty()),
+    };
+    let mut found = walk.run(&reach, clock)?;
+    link_names(&mut found);
+    recall(&folder, root, &mut found, cache)?;
+    let whole = *wanted == Wanted::All;
+    Ok(Scan {
+        root: root.to_owned(),
+        folder,
+        found,
+        clock,
+        whole,
+        hashed: 0,
+    })
+}
+
+impl Scan {
+    /// The folder that was scanned.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.found.len()
+    }
+
+    /// Whether nothing was found, not even the root.
+    pub fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// How many files have been opened and hashed so far.
+    pub fn hashed(&self) -> usize {
+        self.hashed
+    }
+
+    /// The context as a layer, all of it; the digests of the `selected` files are true, those of others are either
+    /// true or [`UNHASHED`]. `index(|_| false, ..)` reads no file at all. What was learnt goes into `cache`.
+    ///
+    /// # Errors
+    /// When a selected file or folder cannot be read, naming it.
+    pub fn index(
+        &mut self,
+        selected: impl Fn(&LayerPath) -> bool,
+        cache: &mut StatCache,
+    ) -> Result<Arc<LayerIndex>, ScanError> {
+        let unreadable = |root: &Path, path: &LayerPath, source: io::Error| ScanError::Unreadable {
+            root: root.to_owned(),
+            path: path.clone(),
+            source,
+        };
+        let mut open = Vec::new();
+        for (at, found) in self.found.iter().enumerate() {
+            let unhashed = matches!(
+                found.entry.kind,
+                Kind::File {
+                    digest: UNHASHED,
+                    ..
+                }
+            );
+            if !unhashed && found.unlisted.is_none() || !selected(&found.entry.path) {
+                continue;
+            }
+            match found.unlisted {
+                Some(errno) => return Err(unreadable(&self.root, &found.entry.path, errno.into())),
+                None => open.push((at, found.entry.path.clone(), found.stamp)),
+            }
+        }
+        for (at, outcome) in hash::hash_all(&self.folder, open) {
+            let found = &mut self.found[at];
+            let hashed =
+                outcome.map_err(|source| unreadable(&self.root, &found.entry.path, source))?;
+            found.entry.kind = Kind::File {
+                size: hashed.size,
+                digest: hashed.digest,
+            };
+            found.entry.mode = hashed.mode;
+            found.entry.mtime = hashed.stamp.mtime;
+            found.settled = hashed.settled;
+            found.stamp = hashed.stamp;
+            self.hashed += 1;
+        }
+        self.teach(cache);
+        Ok(Arc::new(LayerIndex::new(
+            self.found.iter().map(|found| found.entry.clone()).collect(),
+        )))
+    }
+
+    /// The stamps of the regular files that were selected and hashed, or known from the cache.
+    pub fn stamps(&self, selected: impl Fn(&LayerPath) -> bool) -> Stamps {
+        let files = self
+            .found
+            .iter()
+            .filter(|found| found.entry.is_file() && selected(&found.entry.path));
+        Stamps(
+            files
+                .map(|found| (found.entry.path.clone(), found.stamp))
+                .collect(),
+        )
+    }
+
+    fn teach(&self, cache: &mut StatCache) {
+        let known = |found: &Found| {
+            let (digest, target) = match &found.entry.kind {
+                Kind::File {
+                    digest: UNHASHED, ..
+                } => (None, None),
+                Kind::File { digest, .. } => (Some(*digest), None),
+                Kind::Symlink(target) => (None, Some(target.clone())),
+                _ => (None, None),
+            };
+            // A file without a digest is worth remembering too: its attributes need not be read again.
+            Known {
+                path: found.entry.path.clone(),
+                stamp: found.stamp,
+                digest,
+                target,
+                xattrs: found.entry.xattrs.clone(),
+            }
+        };
+        let settled = self
+            .found
+            .iter()
+            .filter(|found| found.settled && found.stamp.settled(self.clock));
+        cache.update(settled.map(known).collect(), self.whole);
+    }
+}
+
+/// Opens a folder below `root`, following no link.
+pub(crate) fn open_folder(root: impl AsFd, path: &LayerPath) -> Result<OwnedFd, Errno> {
+    open_beneath(root, path, OFlags::RDONLY | OFlags::DIRECTORY)
+}
+
+/// Opens what is at `path` below `root`; no component may be a link.
+pub(crate) fn open_beneath(
+    root: impl AsFd,
+    path: &LayerPath,
+    flags: OFlags,
+) -> Result<OwnedFd, Errno> {
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let name = if path.is_root() {
+        Path::new(".")
+    } else {
+        path.as_path()
+    };
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    match rustix::fs::openat2(root.as_fd(), name, flags, Mode::empty(), resolve) {
+        // Linux before 5.6, and sandboxes that do not know the call.
+        Err(Errno::NOSYS | Errno::PERM) => {
+            rustix::fs::openat(root.as_fd(), name, flags, Mode::empty())
+        }
+        outcome => outcome,
+    }
+}
+
+/// Opens the root of a context; it alone may be a link.
+pub(crate) fn open_root_folder(root: &Path) -> Result<OwnedFd, Errno> {
+    rustix::fs::open(
+        root,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+}
+
+struct Walk<'a> {
+    root: &'a Path,
+    folder: &'a OwnedFd,
+    matcher: Option<&'a PatternMatcher>,
+}
+
+/// A folder still to be listed.
+struct Task<'a> {
+    id: usize,
+    path: LayerPath,
+    info: MatchInfo,
+    reach: &'a Reach,
+}
+
+/// What listing one folder gave.
+#[derive(Default)]
+struct Listing {
+    items: Vec<Item>,
+    error: Option<Errno>,
+}
+
+struct Item {
+    /// `None` while the item is left out itself and only could lead to something that is not.
+    found: Option<Found>,
+    /// The entry to be used if something below is found.
+    fallback: Option<Found>,
+    /// The listing of what is below.
+    below: Option<usize>,
+}
+
+#[derive(Default)]
+struct Queue<'a> {
+    open: Vec<Task<'a>>,
+    busy: usize,
+    next: usize,
+    seen: usize,
+    done: HashMap<usize, Listing>,
+    failed: Option<ScanError>,
+}
+
+impl<'a> Walk<'a> {
+    fn run(&self, reach: &'a Reach, clock: SystemTime) -> Result<Vec<Found>, ScanError> {
+        let stat = rustix::fs::fstat(self.folder)
+            .map_err(|errno| self.unreadable(&LayerPath::root(), errno))?;
+        let mut root = self.found(LayerPath::root(), &stat);
+        root.settled = root.stamp.settled(clock);
+        let queue = Mutex::new(Queue {
+            next: 1,
+            ..Queue::default()
+        });
+        let task = Task {
+            id: 0,
+            path: LayerPath::root(),
+            info: MatchInfo::default(),
+            reach,
+        };
+        queue.lock().expect(POISON).open.push(task);
+        let more = Condvar::new();
+
+        std::thread::scope(|scope| {
+            let mut helper = None;
+            self.work(&queue, &more, |seen, waiting| {
+                if helper.is_none() && seen >= WALK_ALONE && waiting > 1 {
+                    helper = Some(scope.spawn(|| self.work(&queue, &more, |_, _| ())));
+                }
+            });
+        });
+
+        let mut queue = queue.into_inner().expect(POISON);
+        if let Some(error) = queue.failed.take() {
+            return Err(error);
+        }
+        let mut all = Vec::with_capacity(queue.seen + 1);
+        all.push(root);
+        let errno = flatten(&mut queue.done, 0, &mut all);
+        all[0].unlisted = errno;
+        Ok(all)
+    }
+
+    /// Takes folders from the queue until there are none and nobody can add any.
+    fn work(&self, queue: &Mutex<Queue<'a>>, more: &Condvar, mut after: impl FnMut(usize, usize)) {
+        let mut held = queue.lock().expect(POISON);
+        loop {
+            if let Some(task) = held.open.pop() {
+                held.busy += 1;
+                drop(held);
+                let outcome = self.list(&task);
+                held = queue.lock().expect(POISON);
+                held.busy -= 1;
+                match outcome {
+                    Ok((mut listing, folders)) => {
+                        held.seen += listing.items.len();
+                        for (at, path, info, reach) in folders {
+                            let id = held.next;
+                            held.next += 1;
+                            listing.items[at].below = Some(id);
+                            held.open.push(Task {
+                                id,
+                                path,
+                                info,
+                                reach,
+                            });
+                        }
+                        held.done.insert(task.id, listing);
+                    }
+                    Err(error) => {
+                        held.open.clear();
+                        held.failed.get_or_insert(error);
+                    }
+                }
+                let (seen, waiting) = (held.seen, held.open.len());
+                drop(held);
+                more.notify_all();
+                after(seen, waiting);
+                held = queue.lock().expect(POISON);
+            } else if held.busy == 0 {
+                return;
+            } else {
+                held = more.wait(held).expect(POISON);
+            }
+        }
+    }
+
+    #[expect(clippy::type_complexity, reason = "private, used once")]
+    fn list(
+        &self,
+        task: &Task<'a>,
+    ) -> Result<(Listing, Vec<(usize, LayerPath, MatchInfo, &'a Reach)>), ScanError> {
+        static EVERYTHING: Reach = Reach::everything();
+        let mut listing = Listing::default();
+        let mut folders = Vec::new();
+        let folder = match open_folder(self.folder, &task.path) {
+            Ok(folder) => folder,
+            // It was there a moment ago: a folder that goes away while we look is not in the context.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok((listing, folders)),
+            Err(errno) => {
+                listing.error = Some(errno);
+                return Ok((listing, folders));
+            }
+        };
+        let mut names: Vec<(Vec<u8>, FileType)> = Vec::new();
+        if task.reach.all {
+            let reading = Dir::read_from(&folder).and_then(|dir| {
+                for item in dir {
+                    let item = item?;
+                    let name = item.file_name().to_bytes();
+                    if name != b"." && name != b".." {
+                        names.push((name.to_owned(), item.file_type()));
+                    }
+                }
+                Ok(())
+            });
+            if let Err(errno) = reading {
+                listing.error = Some(errno);
+            }
+            names.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        } else {
+            names.extend(
+                task.reach
+                    .below
+                    .keys()
+                    .map(|name| (name.clone(), FileType::Unknown)),
+            );
+        }
+
+        for (name, kind) in names {
+            let path = task.path.child(&name);
+            let (left_out, info) = match self.matcher {
+                Some(matcher) => matcher.matches_using_parent(path.as_bytes(), &task.info),
+                None => (false, MatchInfo::default()),
+            };
+            let may_lead = || {
+                self.matcher
+                    .is_some_and(|matcher| matcher.may_take_back_below(path.as_bytes()))
+            };
+            if left_out && (!matches!(kind, FileType::Directory | FileType::Unknown) || !may_lead())
+            {
+                continue;
+            }
+            let stat = match rustix::fs::statat(&folder, &*name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => stat,
+                Err(Errno::NOENT) => continue,
+                Err(errno) => return Err(self.unreadable(&path, errno)),
+            };
+            let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            let found = self.found(path.clone(), &stat);
+            let (found, fallback) = if left_out {
+                (None, Some(found))
+            } else {
+                (Some(found), None)
+            };
+            if left_out && !is_folder {
+                continue;
+            }
+            if is_folder {
+                let reach = if task.reach.all {
+                    Some(&EVERYTHING)
+                } else {
+                    task.reach.below.get(&name)
+                };
+                folders.push((
+                    listing.items.len(),
+                    path,
+                    info,
+                    reach.unwrap_or(&EVERYTHING),
+                ));
+            }
+            listing.items.push(Item {
+                found,
+                fallback,
+                below: None,
+            });
+        }
+        Ok((listing, folders))
+    }
+
+    fn found(&self, path: LayerPath, stat: &Stat) -> Found {
+        let stamp = Stamp::of(stat);
+        let device = || {
+            (
+                rustix::fs::major(stat.st_rdev),
+                rustix::fs::minor(stat.st_rdev),
+            )
+        };
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => Kind::Dir {
+                opaque: false,
+                implied: false,
+            },
+            FileType::Symlink => Kind::Symlink(Vec::new()),
+            FileType::CharacterDevice => Kind::Char(device().0, device().1),
+            FileType::BlockDevice => Kind::Block(device().0, device().1),
+            FileType::Fifo => Kind::Fifo,
+            FileType::Socket => Kind::File {
+                size: 0,
+                digest: FileDigest::new(*blake3::hash(b"").as_bytes()),
+            },
+            _ => Kind::File {
+                size: stamp.size,
+                digest: UNHASHED,
+            },
+        };
+        // Until the names are known, the number stands for "has several names".
+        let hardlink = (matches!(kind, Kind::File { .. }) && stat.st_nlink > 1).then_some(0);
+        let mode = (stat.st_mode & 0o7777) as u16;
+        let entry = Entry {
+            path,
+            kind,
+            mode,
+            uid: 0,
+            gid: 0,
+            mtime: stamp.mtime,
+            xattrs: Xattrs::new(),
+            hardlink,
+        };
+        Found {
+            entry,
+            stamp,
+            unlisted: None,
+            settled: true,
+        }
+    }
+
+    fn unreadable(&self, path: &LayerPath, errno: Errno) -> ScanError {
+        ScanError::Unreadable {
+            root: self.root.to_owned(),
+            path: path.clone(),
+            source: errno.into(),
+        }
+    }
+}
+
+const POISON: &str = "a thread of the walk has panicked";
+
+/// Puts the listings into path order. Gives the error of the listing itself.
+fn flatten(done: &mut HashMap<usize, Listing>, id: usize, all: &mut Vec<Found>) -> Option<Errno> {
+    let listing = done.remove(&id)?;
+    for item in listing.items {
+        let own = all.len();
+        let wanted = item.found.is_some();
+        let Some(found) = item.found.or(item.fallback) else {
+            continue;
+        };
+        all.push(found);
+        let Some(below) = item.below else { continue };
+        let error = flatten(done, below, all);
+        if wanted {
+            all[own].unlisted = error;
+        } else if all.len() == own + 1 {
+            // Left out, and nothing in it was taken back.
+            all.pop();
+        }
+    }
+    listing.error
+}
+
+/// Numbers the files that have several names among the found ones.
+fn link_names(found: &mut [Found]) {
+    let mut names: HashMap<(u64, u64), Vec<usize>> = HashMap::new();
+    for (at, found) in found.iter_mut().enumerate() {
+        if found.entry.hardlink.take().is_some() {
+            names
+                .entry((found.stamp.dev, found.stamp.inode))
+                .or_default()
+                .push(at);
+        }
+    }
+    for names in names.into_values().filter(|names| names.len() > 1) {
+        for &at in &names {
+            found[at].entry.hardlink = Some(names[0] as u32);
+        }
+    }
+}
+
+/// Fills in digests, link targets and attributes, from the cache where the stamp is the same, else by reading.
+fn recall(
+    folder: &OwnedFd,
+    root: &Path,
+    found: &mut [Found],
+    cache: &StatCache,
+) -> Result<(), ScanError> {
+    let mut known = cache.known().iter().peekable();
+    for found in found {
+        while known
+            .next_if(|known| known.path < found.entry.path)
+            .is_some()
+        {}
+        let hit = known
+            .peek()
+            .filter(|known| known.path == found.entry.path && known.stamp == found.stamp);
+        if let Some(hit) = hit {
+            found.entry.xattrs.clone_from(&hit.xattrs);
+            match (&mut found.entry.kind, hit.digest, &hit.target) {
+                (Kind::File { digest, .. }, Some(known), _) => *digest = known,
+                (Kind::Symlink(target), _, Some(known)) => target.clone_from(known),
+                _ => {}
+            }
+            continue;
+        }
+        let path = &found.entry.path;
+        if let Kind::Symlink(target) = &mut found.entry.kind {
+            let read = rustix::fs::readlinkat(folder, path.as_path(), Vec::new());
+            let unreadable = |errno: Errno| ScanError::Unreadable {
+                root: root.to_owned(),
+                path: path.clone(),
+                source: errno.into(),
+            };
+            *target = read.map_err(unreadable)?.into_bytes();
+        }
+        found.entry.xattrs = crate::xattr::read(&root.join(path.as_path()));
+    }
+    Ok(())
+}
