@@ -1,1 +1,73 @@
-fn main() {}
+//! `cargo xtask`: what a script would do.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use xtask::{bases, compare, demo, test};
+
+/// What a script would do: base images, the demo, the test run, comparisons.
+#[derive(Parser)]
+#[command(name = "cargo xtask", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Makes base images from Debian packages and puts them into Kiln's store.
+    Bases {
+        /// Only these; all if none is named.
+        #[arg(value_parser = bases::Base::NAMES)]
+        names: Vec<String>,
+    },
+    /// Builds Kiln and the base images, then builds, shows and runs the Go example.
+    Demo,
+    /// Installs what the tests need, makes the base images and runs all tests.
+    Test {
+        /// Passed to `cargo test`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Builds a Dockerfile with Kiln and with docker, and shows how the two images differ.
+    Compare(CompareArguments),
+}
+
+#[derive(clap::Args)]
+struct CompareArguments {
+    /// The build context.
+    context: PathBuf,
+    /// The Dockerfile; `CONTEXT/Dockerfile` if not given.
+    #[arg(short, long)]
+    file: Option<PathBuf>,
+    /// The stage to build.
+    #[arg(long)]
+    target: Option<String>,
+    /// A build argument, `NAME=VALUE`.
+    #[arg(long = "build-arg")]
+    build_args: Vec<String>,
+    /// A base image to hand to docker besides those that the Dockerfile names.
+    #[arg(long = "base")]
+    bases: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Bases { names } => bases::run_named(&names).map(|()| ExitCode::SUCCESS),
+        Command::Demo => demo::run().map(|()| ExitCode::SUCCESS),
+        Command::Test { args } => test::run(&args),
+        Command::Compare(arguments) => compare::run(&compare::Request {
+            context: arguments.context,
+            file: arguments.file,
+            target: arguments.target,
+            build_args: arguments.build_args,
+            bases: arguments.bases,
+        }),
+    };
+    result.unwrap_or_else(|error| {
+        xtask::say(&format!("error: {error:#}"));
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,158 @@
+//! `cargo xtask bases`: the base images that examples and tests start from. Two are root file systems of Debian
+//! packages; the others are built with Kiln itself, from the Dockerfiles in `examples/bases`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use crate::machine::{ID_MAPS, Kiln, Profile, install};
+use crate::process::run;
+use crate::{rootfs, say, target_dir, workspace};
+
+const PATH: &str = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Where the content of a base image comes from.
+#[derive(Debug)]
+enum Origin {
+    /// A tar file, made once and kept, and the command of the image.
+    Rootfs(fn(&Path) -> Result<PathBuf>, &'static str),
+    /// `examples/bases/NAME/Dockerfile`, on the Debian base.
+    Dockerfile,
+}
+
+/// A base image.
+#[derive(Debug)]
+pub struct Base {
+    /// The short name: what `cargo xtask bases` takes.
+    pub name: &'static str,
+    /// The name of the image.
+    pub image: &'static str,
+    origin: Origin,
+}
+
+/// All bases; each after the one that it is built on.
+pub const BASES: [Base; 5] = [
+    Base {
+        name: "busybox",
+        image: "busybox:latest",
+        origin: Origin::Rootfs(rootfs::busybox, r#"CMD ["sh"]"#),
+    },
+    Base {
+        name: "debian",
+        image: "debian:bookworm",
+        origin: Origin::Rootfs(rootfs::debian, r#"CMD ["bash"]"#),
+    },
+    Base {
+        name: "golang",
+        image: "golang:bookworm",
+        origin: Origin::Dockerfile,
+    },
+    Base {
+        name: "jre",
+        image: "jre:bookworm",
+        origin: Origin::Dockerfile,
+    },
+    Base {
+        name: "jdk",
+        image: "jdk:bookworm",
+        origin: Origin::Dockerfile,
+    },
+];
+
+impl Base {
+    /// The short names.
+    pub const NAMES: [&'static str; BASES.len()] = {
+        let mut names = [""; BASES.len()];
+        let mut at = 0;
+        while at < names.len() {
+            names[at] = BASES[at].name;
+            at += 1;
+        }
+        names
+    };
+
+    /// The archive of the finished image below `cache`.
+    pub fn archive(&self, cache: &Path) -> PathBuf {
+        cache.join(format!("{}.image.tar", self.name))
+    }
+
+    /// Puts the image into the store of `kiln`, making what is missing.
+    fn make(&self, kiln: &Kiln, cache: &Path) -> Result<()> {
+        match self.origin {
+            Origin::Rootfs(make, cmd) => {
+                let tar = make(cache)?;
+                if kiln.image_id(self.image).is_some() {
+                    return Ok(());
+                }
+                run(kiln
+                    .command(["import", "-c", cmd, "-c", PATH])
+                    .arg(tar)
+                    .arg(self.image))
+            }
+            Origin::Dockerfile => {
+                let context = workspace().join("examples/bases").join(self.name);
+                run(kiln.command(["build", "-t", self.image]).arg(context))
+            }
+        }
+    }
+
+    fn needs_debian(&self) -> bool {
+        matches!(self.origin, Origin::Dockerfile)
+    }
+}
+
+/// Where tar files are kept between runs.
+pub fn cache_dir() -> PathBuf {
+    target_dir().join("bases")
+}
+
+/// Makes the named bases, all if none is named, in the user's own store.
+pub fn run_with(kiln: &Kiln, names: &[&str]) -> Result<()> {
+    let cache = cache_dir();
+    let wanted = |base: &Base| names.is_empty() || names.contains(&base.name);
+    let debian = BASES.iter().any(|base| wanted(base) && base.needs_debian());
+    for base in &BASES {
+        if wanted(base) || (debian && base.name == "debian") {
+            base.make(kiln, &cache)
+                .with_context(|| format!("base image {}", base.image))?;
+        }
+    }
+    Ok(())
+}
+
+/// The command: with a binary of its own, then shows what is there.
+pub fn run_named(names: &[String]) -> Result<()> {
+    install(&[ID_MAPS])?;
+    let kiln = Kiln::build(Profile::Release)?;
+    run_with(&kiln, &names.iter().map(String::as_str).collect::<Vec<_>>())?;
+    run(&mut kiln.command(["images"]))
+}
+
+/// Makes all bases with `kiln` and writes them as archives below `cache`, for tests that start with an empty store.
+/// An archive is written anew when the image has changed; a base that cannot be made is told and left out.
+pub fn archives(kiln: &Kiln, cache: &Path) -> Result<()> {
+    for base in &BASES {
+        let archive = base.archive(cache);
+        if let Err(error) = base.make(kiln, cache) {
+            say(&format!(
+                "warning: no base image {}, tests that need it are skipped: {error:#}",
+                base.image
+            ));
+            let _ = fs::remove_file(archive);
+            continue;
+        }
+        let id = kiln
+            .image_id(base.image)
+            .with_context(|| format!("`kiln inspect {}` has no id", base.image))?;
+        let stamp = archive.with_extension("id");
+        if archive.is_file() && fs::read_to_string(&stamp).is_ok_and(|old| old == id) {
+            continue;
+        }
+        let part = archive.with_extension("part");
+        run(kiln.command(["save", "-o"]).arg(&part).arg(base.image))?;
+        fs::rename(&part, &archive)?;
+        fs::write(&stamp, id)?;
+    }
+    Ok(())
+}

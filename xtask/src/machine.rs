@@ -1,0 +1,157 @@
+//! The machine: who runs this, Debian packages, the plain user of the tests, and the `kiln` binary.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::process::{command, find, output, run, succeeds};
+use crate::{say, target_dir, workspace};
+
+/// The plain user that the tests build as when they run as root.
+pub const PLAIN_USER: &str = "kilntest";
+
+/// Whether this runs as root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A program and the Debian package that has it.
+pub type Tool = (&'static str, &'static str);
+
+/// What `kiln` itself needs for a plain user.
+pub const ID_MAPS: Tool = ("newuidmap", "uidmap");
+/// Makes the Debian base.
+pub const DEBOOTSTRAP: Tool = ("debootstrap", "debootstrap");
+/// The content of the busybox base.
+pub const BUSYBOX: Tool = ("busybox", "busybox-static");
+
+/// Installs the packages of the tools that are not there. Not as root: says which are missing and goes on.
+pub fn install(tools: &[Tool]) -> Result<()> {
+    let missing: Vec<&str> = tools
+        .iter()
+        .filter(|(program, _)| find(program).is_none())
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !is_root() {
+        say(&format!(
+            "missing here: {0}; what needs them is skipped. As root: apt-get install {0}",
+            missing.join(" ")
+        ));
+        return Ok(());
+    }
+    run(&mut command("apt-get", ["update", "-q"]))?;
+    run(
+        command("apt-get", ["install", "-qy", "--no-install-recommends"])
+            .args(&missing)
+            .env("DEBIAN_FRONTEND", "noninteractive"),
+    )
+}
+
+/// Makes the tests' plain user, with subordinate ids, if it is missing.
+pub fn ensure_plain_user() -> Result<()> {
+    if !succeeds(&mut command("id", ["-u", PLAIN_USER])) {
+        run(&mut command(
+            "useradd",
+            ["--create-home", "--shell", "/bin/sh", PLAIN_USER],
+        ))?;
+    }
+    for file in ["/etc/subuid", "/etc/subgid"] {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        if !text
+            .lines()
+            .any(|line| line.starts_with(&format!("{PLAIN_USER}:")))
+        {
+            bail!(
+                "{file} gives {PLAIN_USER} no ids; as root: usermod --add-subuids 200000-265535 --add-subgids 200000-265535 {PLAIN_USER}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// How to build the binary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// Quick to compile, with assertions: the tests.
+    Dev,
+    /// What users run.
+    Release,
+}
+
+/// The `kiln` binary and the store to use it with.
+#[derive(Debug, Clone)]
+pub struct Kiln {
+    binary: PathBuf,
+    store: Option<PathBuf>,
+}
+
+impl Kiln {
+    /// Builds the binary, or takes the one that `KILN_BIN` names.
+    pub fn build(profile: Profile) -> Result<Self> {
+        if let Some(binary) = std::env::var_os("KILN_BIN") {
+            return Ok(Self {
+                binary: binary.into(),
+                store: None,
+            });
+        }
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut build = command(cargo, ["build", "--package", "kiln"]);
+        if profile == Profile::Release {
+            build.arg("--release");
+        }
+        run(build.current_dir(workspace()))?;
+        let folder = if profile == Profile::Release {
+            "release"
+        } else {
+            "debug"
+        };
+        Ok(Self {
+            binary: target_dir().join(folder).join("kiln"),
+            store: None,
+        })
+    }
+
+    /// The same binary with another store than the user's own.
+    #[must_use]
+    pub fn with_store(&self, store: &Path) -> Self {
+        Self {
+            binary: self.binary.clone(),
+            store: Some(store.to_owned()),
+        }
+    }
+
+    /// Where the binary is.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// `kiln` with `args`.
+    pub fn command<I, S>(&self, args: I) -> Command
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<std::ffi::OsStr>,
+    {
+        let mut kiln = command(&self.binary, args);
+        if let Some(store) = &self.store {
+            kiln.env("KILN_ROOT", store);
+        }
+        kiln
+    }
+
+    /// The id of a local image, if the store has it.
+    pub fn image_id(&self, name: &str) -> Option<String> {
+        let text = output(&mut self.command(["inspect", name])).ok()?;
+        let parsed: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        Some(parsed.get(0)?.get("Id")?.as_str()?.to_owned())
+    }
+}
+
+/// Reads a file of the machine, with its name in the error.
+pub(crate) fn read(path: impl AsRef<Path>) -> Result<String> {
+    let path = path.as_ref();
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
