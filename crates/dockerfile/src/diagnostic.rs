@@ -65,7 +65,7 @@ impl fmt::Display for Diagnostic {
 }
 
 impl Diagnostic {
-    /// The lines it is about in BuildKit's form, or `None` when it points nowhere.
+    /// The lines it is about in `BuildKit`'s form, or `None` when it points nowhere.
     pub fn excerpt(&self, source: &SourceText) -> Option<String> {
         excerpt(source, self.lines?)
     }
@@ -106,7 +106,7 @@ pub fn excerpt(source: &SourceText, lines: Lines) -> Option<String> {
             "   "
         };
         // Writing into a string cannot fail.
-        let _ = writeln!(text, "{:>4} | {mark} {line}", number);
+        let _ = writeln!(text, "{number:>4} | {mark} {line}");
     }
     text.push_str(RULE);
     text.push('\n');

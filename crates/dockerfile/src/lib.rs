@@ -1,7 +1,27 @@
 //! The Dockerfile language: lexer, parser, variable expansion, checks, diagnostics. Knows nothing of images or builds.
 
+mod ast;
 mod diagnostic;
+mod duration;
+mod expand;
+mod flags;
+mod glob;
+mod heredoc;
+mod lexer;
 mod lint;
+mod mount;
+mod parse;
+mod suggest;
+mod words;
 
+pub use ast::{
+    Command, Dockerfile, Healthcheck, Instruction, Kind, Pair, Run, RunNetwork, Stage, Transfer,
+};
 pub use diagnostic::{Diagnostic, Lines, SourceText, excerpt};
+pub use expand::{ExpandError, ExpandErrorKind, Expanded, Expander, Variables};
+pub use glob::PatternError;
+pub use heredoc::Heredoc;
 pub use lint::{CheckSettings, Rule, Warning};
+pub use mount::{Mount, MountSharing, MountType};
+pub use parse::{parse, parse_trigger};
+pub use suggest::{did_you_mean, nearest};

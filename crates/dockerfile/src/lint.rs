@@ -95,11 +95,20 @@ impl CheckSettings {
     /// With a sentence, when a part is none of these.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut settings = Self::default();
-        for part in text.split(';').map(str::trim).filter(|part| !part.is_empty()) {
+        for part in text
+            .split(';')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+        {
             let Some((key, value)) = part.split_once('=') else {
                 return Err(format!("invalid check option {part:?}"));
             };
-            let names = || value.split(',').map(|name| name.trim().to_owned()).collect::<Vec<_>>();
+            let names = || {
+                value
+                    .split(',')
+                    .map(|name| name.trim().to_owned())
+                    .collect::<Vec<_>>()
+            };
             match key.trim() {
                 "skip" if value.trim() == "all" => settings.skip_all = true,
                 "skip" => settings.skip = names(),
@@ -109,7 +118,11 @@ impl CheckSettings {
                     settings.error = match value.trim() {
                         "true" | "1" | "t" | "T" | "TRUE" | "True" => true,
                         "false" | "0" | "f" | "F" | "FALSE" | "False" => false,
-                        other => return Err(format!("failed to parse check option \"error\": invalid boolean {other:?}")),
+                        other => {
+                            return Err(format!(
+                                "failed to parse check option \"error\": invalid boolean {other:?}"
+                            ));
+                        }
                     }
                 }
                 other => return Err(format!("invalid check option {other:?}")),
@@ -120,7 +133,11 @@ impl CheckSettings {
 
     /// Whether `rule` is checked.
     pub fn wants(&self, rule: Rule) -> bool {
-        let named = |names: &[String]| names.iter().any(|name| name.eq_ignore_ascii_case(rule.name()));
+        let named = |names: &[String]| {
+            names
+                .iter()
+                .any(|name| name.eq_ignore_ascii_case(rule.name()))
+        };
         if rule.experimental() && !self.experimental_all && !named(&self.experimental) {
             return false;
         }
