@@ -1,5 +1,6 @@
 //! The events.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// A thing that takes time and has a row in the displays: a step, or internal work. Numbered by first appearance.
@@ -44,7 +45,8 @@ pub enum Event {
         /// `src/main.rs changed`.
         text: String,
     },
-    /// It waits for something that is not the build's own work: a lock, another process.
+    /// It waits for something that is not the build's own work: a lock, another process, a registry. Any later event
+    /// of the vertex, except a reason, ends the waiting. May come before `Started`.
     Waiting {
         /// Which.
         id: VertexId,
@@ -68,9 +70,9 @@ pub enum Event {
         id: VertexId,
         /// The row's name; the same name again updates the row.
         name: String,
-        /// Done so far, bytes or items.
+        /// Done so far, in bytes; 0 when there is nothing to count. Other counts belong in the name.
         current: u64,
-        /// Of how many; 0 when not known.
+        /// Of how many bytes; 0 when not known.
         total: u64,
         /// The row is done.
         done: bool,
@@ -126,4 +128,18 @@ pub struct NoSink;
 
 impl Sink for NoSink {
     fn emit(&self, _: Event) {}
+}
+
+/// Gives every event to several sinks, in order: a screen and a log file.
+pub struct Tee(pub Vec<Arc<dyn Sink>>);
+
+impl Sink for Tee {
+    fn emit(&self, event: Event) {
+        if let Some((last, others)) = self.0.split_last() {
+            for sink in others {
+                sink.emit(event.clone());
+            }
+            last.emit(event);
+        }
+    }
 }
