@@ -210,7 +210,7 @@ fn is_zero(number: &i64) -> bool {
 
 /// Sets as Go has them: `{"80/tcp":{}}`.
 mod keys {
-    use super::{BTreeMap, BTreeSet, Deserialize, Deserializer, Serializer};
+    use super::{BTreeMap, BTreeSet, Deserialize, Deserializer, Serializer, Value};
 
     #[derive(serde::Serialize)]
     struct Empty {}
@@ -220,7 +220,7 @@ mod keys {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeSet<String>, D::Error> {
-        let map = Option::<BTreeMap<String, serde::de::IgnoredAny>>::deserialize(from)?;
+        let map = Option::<BTreeMap<String, Value>>::deserialize(from)?;
         Ok(map.unwrap_or_default().into_keys().collect())
     }
 }

@@ -8,6 +8,7 @@ pub mod manifest;
 pub mod path;
 pub mod platform;
 pub mod reference;
+pub mod view;
 
 pub use config::ImageConfig;
 pub use id::{ContentId, DiffId, Digest, FileDigest, Key, KeyHasher, LayerId};
@@ -16,3 +17,4 @@ pub use manifest::{Descriptor, Document, Index, Manifest, media_type, parse_mani
 pub use path::LayerPath;
 pub use platform::Platform;
 pub use reference::Reference;
+pub use view::{MergedView, Node, ResolveError};

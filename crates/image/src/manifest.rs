@@ -208,6 +208,7 @@ impl Index {
 
 /// A document that names an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, taken apart at once")]
 pub enum Document {
     /// Of one platform.
     Manifest(Manifest),

@@ -112,8 +112,11 @@ impl LayerPath {
 impl Ord for LayerPath {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         // A slash sorts below every other byte: component order without splitting.
-        let rank = |&byte: &u8| if byte == b'/' { 0 } else { u16::from(byte) + 1 };
-        self.0.iter().map(rank).cmp(other.0.iter().map(rank))
+        let rank = |byte: u8| if byte == b'/' { 0 } else { u16::from(byte) + 1 };
+        match self.0.iter().zip(&other.0).find(|(a, b)| a != b) {
+            Some((&a, &b)) => rank(a).cmp(&rank(b)),
+            None => self.0.len().cmp(&other.0.len()),
+        }
     }
 }
 
@@ -139,5 +142,48 @@ impl fmt::Display for LayerPath {
 impl fmt::Debug for LayerPath {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{:?}", self.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn cleaned() {
+        for (from, to) in [
+            ("", ""),
+            ("/", ""),
+            ("./a", "a"),
+            ("//a//b/", "a/b"),
+            ("a/../b", "b"),
+            ("../../a", "a"),
+            ("a/./b/..", "a"),
+            ("...", "..."),
+        ] {
+            assert_eq!(LayerPath::clean(from).as_bytes(), to.as_bytes(), "{from}");
+        }
+        let path = LayerPath::clean("a/b/c");
+        assert_eq!((path.name(), path.parent()), (&b"c"[..], Some(LayerPath::clean("a/b"))));
+        assert_eq!(LayerPath::clean("a").parent(), Some(LayerPath::root()));
+        assert_eq!(path.below(&LayerPath::clean("a")), Some(&b"b/c"[..]));
+        assert_eq!(LayerPath::clean("a-b").below(&LayerPath::clean("a")), None);
+        assert_eq!(path.join("../../x"), LayerPath::clean("a/x"));
+    }
+
+    proptest! {
+        #[test]
+        fn ordered_by_component(a in "[-/.a\u{1}é]{0,10}", b in "[-/.a\u{1}é]{0,10}") {
+            let (a, b) = (LayerPath::clean(a), LayerPath::clean(b));
+            let by_component = a.components().cmp(b.components());
+            prop_assert_eq!(a.cmp(&b), by_component);
+            prop_assert_eq!(a == b, by_component.is_eq());
+            if let Some(parent) = a.parent() {
+                prop_assert_eq!(parent.join(a.name()), a.clone());
+                prop_assert!(parent < a);
+            }
+        }
     }
 }
