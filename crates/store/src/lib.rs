@@ -1,1 +1,27 @@
-//! store
+//! What is on disk: layers with their indexes, blobs, images, tags, cache records, containers, leases and claims.
+//!
+//! [`Store`] is the front's side: a SQLite database and JSON files, shared by any number of processes. [`layer_fs`],
+//! [`unpack_tar`] and [`write_tar`] are the worker's side: file work inside one layer's folder, without the database.
+//! The format, the locks and what is durable when are described in `docs/store.md`.
+
+mod collect;
+mod containers;
+mod db;
+mod error;
+mod header;
+mod images;
+pub mod layer_fs;
+mod layers;
+mod lock;
+mod records;
+mod store;
+
+pub use containers::{Container, NewContainer};
+pub use error::StoreError;
+pub use header::{Header, IdKind, IdRange};
+pub use images::{Image, ImageInfo, Tag};
+pub use layer_fs::{Content, Ids, LayerFs, delete_layer};
+pub use layers::{BlobInfo, LayerInfo, LayerSummary};
+pub use lock::{Claim, ClaimAttempt, Lease, Waiter};
+pub use records::{NewRecord, Record, RecordId, RecordUse};
+pub use store::{OpenOptions, OpenReport, Store, TagFallback, boot_id};

@@ -1,0 +1,417 @@
+//! What goes: sweeping, settling, and what a restart of the machine takes away.
+//!
+//! Written by processes that may be killed at any time, on a machine that may lose power. Three rules make that safe:
+//! a row is committed before its folder is made; a layer is durable only after `syncfs` and then a synced commit; a row
+//! is durably doomed before its folder is deleted.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use kiln_image::{Digest, LayerId};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+
+use crate::containers::DOOMED as CONTAINER_DOOMED;
+use crate::db::{self, DOOMED, Db, PENDING, SEALED};
+use crate::images::parse_name;
+use crate::{OpenReport, Store, StoreError, TagFallback, lock};
+
+/// Documents and blobs that nothing refers to are left alone for this long: a pull may be about to refer to them.
+const GRACE: i64 = 24 * 3600 * 1_000_000_000;
+
+/// Where a layer is kept by something else than a lease.
+const KEPT: &str = "EXISTS (SELECT 1 FROM image_layers WHERE layer = layers.id)
+    OR EXISTS (SELECT 1 FROM record_layers WHERE layer = layers.id)
+    OR EXISTS (SELECT 1 FROM container_layers WHERE layer = layers.id)
+    OR EXISTS (SELECT 1 FROM protected WHERE layer = layers.id)";
+
+impl Store {
+    /// Finds the layers that nothing keeps: pending ones whose lease is free, and sealed ones that no image, record,
+    /// container or live lease refers to. They are doomed durably and given, with those doomed earlier. The worker
+    /// deletes their folders; then call [`Store::forget_layers`]. Documents and blobs that nothing refers to are removed.
+    ///
+    /// # Errors
+    /// When the database or a folder cannot be read or written.
+    pub fn sweep(&self) -> Result<Vec<LayerId>, StoreError> {
+        // Before the transaction: a folder seen now has had its row since before.
+        let folders = list(&self.root.join("layers"))?;
+        let leases = list(&self.leases())?;
+        let (doomed, blobs) = self.db.write_durably(|on| {
+            release_leases(self, on, &leases)?;
+            on.execute("DELETE FROM records WHERE NOT EXISTS (SELECT 1 FROM record_keys WHERE record = records.id)", [])?;
+            on.execute("UPDATE layers SET state = ?1 WHERE state = ?2 AND lease IS NULL", [DOOMED, PENDING])?;
+            on.execute(
+                &format!("UPDATE layers SET state = ?1 WHERE state = ?2 AND lease IS NULL AND NOT ({KEPT})"),
+                [DOOMED, SEALED],
+            )?;
+            adopt_strays(on, &folders)?;
+            on.execute("DELETE FROM diffs WHERE layer IN (SELECT id FROM layers WHERE state = ?1)", [DOOMED])?;
+            collect_json(on)?;
+            let mut query = on.prepare("SELECT id FROM layers WHERE state = ?1")?;
+            let doomed = query.query_map([DOOMED], layer_id)?.collect::<Result<Vec<_>, _>>()?;
+            Ok((doomed, collect_blobs(on)?))
+        })?;
+        for digest in blobs {
+            remove_if_there(&self.blob_path(digest))?;
+        }
+        self.forget_in_memory(&doomed);
+        Ok(doomed)
+    }
+
+    /// Ends the rows of doomed layers, after their folders are gone.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn forget_layers(&self, layers: &[LayerId]) -> Result<(), StoreError> {
+        self.forget_in_memory(layers);
+        self.db.write(|on| {
+            let mut delete =
+                on.prepare_cached("DELETE FROM layers WHERE id = ?1 AND state = ?2")?;
+            for id in layers {
+                delete.execute(params![id.as_bytes(), DOOMED])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Finds the containers that were removed and those that should go with their lease and whose lease is free; gives
+    /// their ids. The worker deletes their folders; then call [`Store::forget_containers`].
+    ///
+    /// # Errors
+    /// When the database or a lease cannot be read or written.
+    pub fn sweep_containers(&self) -> Result<Vec<String>, StoreError> {
+        let leases = list(&self.leases())?;
+        self.db.write_durably(|on| {
+            release_leases(self, on, &leases)?;
+            on.execute(
+                "UPDATE containers SET state = ?1, name = '/' || id WHERE ephemeral AND lease IS NULL AND state <> ?1",
+                [CONTAINER_DOOMED],
+            )?;
+            on.execute(
+                "DELETE FROM container_layers WHERE container IN (SELECT id FROM containers WHERE state = ?1)",
+                [CONTAINER_DOOMED],
+            )?;
+            let mut query = on.prepare("SELECT id FROM containers WHERE state = ?1")?;
+            Ok(query.query_map([CONTAINER_DOOMED], |row| row.get(0))?.collect::<Result<_, _>>()?)
+        })
+    }
+
+    /// Makes everything that is sealed now outlive a crash of the machine, and lets tags fall back to nothing older than
+    /// now. Takes as long as the disk needs: call it off the path of a build. Does nothing when there is nothing new.
+    ///
+    /// # Errors
+    /// When the file system cannot be synced or the database cannot be written.
+    pub fn settle(&self) -> Result<(), StoreError> {
+        let (layers, blobs) = {
+            let db = self.db.read();
+            let mut query =
+                db.prepare_cached("SELECT id FROM layers WHERE durable = 0 AND state = ?1")?;
+            let layers = query
+                .query_map([SEALED], layer_id)?
+                .collect::<Result<Vec<_>, _>>()?;
+            let mut query = db.prepare_cached(
+                "SELECT DISTINCT digest FROM blobs WHERE durable = 0 AND present = 1",
+            )?;
+            let digest = |row: &Row<'_>| Ok(Digest::new(row.get(0)?));
+            let blobs = query
+                .query_map([], digest)?
+                .collect::<Result<Vec<_>, _>>()?;
+            let tags = "SELECT 1 FROM tags WHERE durable_target IS NOT target";
+            if layers.is_empty() && blobs.is_empty() && !db.prepare_cached(tags)?.exists([])? {
+                return Ok(());
+            }
+            (layers, blobs)
+        };
+        if !layers.is_empty() || !blobs.is_empty() {
+            let sync = || rustix::fs::syncfs(fs::File::open(&self.root)?).map_err(io::Error::from);
+            sync().map_err(StoreError::io("sync", &self.root))?;
+        }
+        self.db.write_durably(|on| {
+            let mut update =
+                on.prepare_cached("UPDATE layers SET durable = 1 WHERE id = ?1 AND state = ?2")?;
+            for id in &layers {
+                update.execute(params![id.as_bytes(), SEALED])?;
+            }
+            let mut update = on
+                .prepare_cached("UPDATE blobs SET durable = 1 WHERE digest = ?1 AND present = 1")?;
+            for digest in &blobs {
+                update.execute(params![digest.as_bytes()])?;
+            }
+            settle_tags(on)
+        })?;
+        // So that neither the next opening nor a step's commit has to.
+        self.db
+            .read()
+            .execute_batch("PRAGMA wal_checkpoint(PASSIVE)")?;
+        Ok(())
+    }
+
+    fn forget_in_memory(&self, layers: &[LayerId]) {
+        let unpoison = std::sync::PoisonError::into_inner;
+        let mut seen = self.seen.lock().unwrap_or_else(unpoison);
+        layers.iter().for_each(|id| {
+            seen.remove(id);
+        });
+        drop(seen);
+        let mut indexes = self
+            .indexes
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        layers.iter().for_each(|id| {
+            indexes.remove(id);
+        });
+    }
+}
+
+fn layer_id(row: &Row<'_>) -> rusqlite::Result<LayerId> {
+    Ok(LayerId::new(row.get(0)?))
+}
+
+/// The names in a folder.
+fn list(folder: &Path) -> Result<Vec<String>, StoreError> {
+    let read = || {
+        fs::read_dir(folder)?
+            .map(|entry| Ok(entry?.file_name().into_string().ok()))
+            .filter_map(Result::transpose)
+            .collect::<io::Result<Vec<_>>>()
+    };
+    read().map_err(StoreError::io("list", folder))
+}
+
+fn remove_if_there(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::io("remove", path)(err))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Takes from the database the leases that nobody holds, and removes their files.
+fn release_leases(store: &Store, on: &Transaction<'_>, files: &[String]) -> Result<(), StoreError> {
+    let mut query = on.prepare(
+        "SELECT lease FROM layers WHERE lease IS NOT NULL UNION SELECT lease FROM protected
+         UNION SELECT lease FROM containers WHERE lease IS NOT NULL",
+    )?;
+    let mut names: HashSet<String> = query
+        .query_map([], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    names.extend(files.iter().cloned());
+    for name in names {
+        if lock::lease_is_free(&store.leases(), &name)? {
+            on.execute("UPDATE layers SET lease = NULL WHERE lease = ?1", [&name])?;
+            on.execute("DELETE FROM protected WHERE lease = ?1", [&name])?;
+            on.execute(
+                "UPDATE containers SET lease = NULL WHERE lease = ?1",
+                [&name],
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Folders whose row was lost with the power.
+fn adopt_strays(on: &Transaction<'_>, folders: &[String]) -> Result<(), StoreError> {
+    let mut insert =
+        on.prepare("INSERT OR IGNORE INTO layers (id, state, created) VALUES (?1, ?2, ?3)")?;
+    for id in folders
+        .iter()
+        .filter_map(|name| name.parse::<LayerId>().ok())
+    {
+        insert.execute(params![id.as_bytes(), DOOMED, db::now()])?;
+    }
+    Ok(())
+}
+
+fn collect_json(on: &Transaction<'_>) -> Result<(), StoreError> {
+    on.execute(
+        "DELETE FROM json WHERE created < ?1
+             AND NOT EXISTS (SELECT 1 FROM images WHERE manifest = digest)
+             AND NOT EXISTS (SELECT 1 FROM images WHERE config = digest)
+             AND NOT EXISTS (SELECT 1 FROM tags WHERE target = digest OR durable_target = digest)",
+        [db::now() - GRACE],
+    )?;
+    Ok(())
+}
+
+/// Gives the blobs whose files may go.
+fn collect_blobs(on: &Transaction<'_>) -> Result<Vec<Digest>, StoreError> {
+    let mut query = on.prepare(
+        "DELETE FROM blobs WHERE created < ?1 AND NOT EXISTS (SELECT 1 FROM diffs WHERE diffs.diff = blobs.diff)
+         RETURNING digest",
+    )?;
+    let digest = |row: &Row<'_>| Ok(Digest::new(row.get(0)?));
+    let gone = query
+        .query_map([db::now() - GRACE], digest)?
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut still = on.prepare("SELECT 1 FROM blobs WHERE digest = ?1 AND present = 1")?;
+    let mut files = Vec::new();
+    for digest in gone {
+        if !still.exists(params![digest.as_bytes()])? {
+            files.push(digest);
+        }
+    }
+    Ok(files)
+}
+
+/// Whether all of what a tag leads to is there; with `durable`, also after a crash. An index is there if any of its
+/// images is: the others were never fetched.
+fn is_target_whole(on: &Connection, target: Digest, durable: bool) -> Result<bool, StoreError> {
+    let image_is_whole = |manifest: Digest| -> Result<bool, StoreError> {
+        if !on
+            .prepare_cached("SELECT 1 FROM images WHERE manifest = ?1")?
+            .exists(params![manifest.as_bytes()])?
+        {
+            return Ok(false);
+        }
+        let mut missing = on.prepare_cached(
+            "SELECT 1 FROM image_layers LEFT JOIN layers ON layers.id = image_layers.layer
+             WHERE manifest = ?1 AND (state IS NOT ?2 OR durable < ?3)",
+        )?;
+        Ok(!missing.exists(params![manifest.as_bytes(), SEALED, durable])?)
+    };
+    if image_is_whole(target)? {
+        return Ok(true);
+    }
+    let mut query = on.prepare_cached("SELECT bytes FROM json WHERE digest = ?1")?;
+    let Some(bytes) = query
+        .query_row(params![target.as_bytes()], |row| row.get::<_, Vec<u8>>(0))
+        .optional()?
+    else {
+        return Ok(false);
+    };
+    let Ok(kiln_image::Document::Index(index)) = kiln_image::parse_manifest(&bytes, None) else {
+        return Ok(false);
+    };
+    for manifest in &index.manifests {
+        if image_is_whole(manifest.digest)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn settle_tags(on: &Transaction<'_>) -> Result<(), StoreError> {
+    let mut query =
+        on.prepare_cached("SELECT name, target FROM tags WHERE durable_target IS NOT target")?;
+    let tag = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, Digest::new(row.get(1)?)));
+    let tags = query.query_map([], tag)?.collect::<Result<Vec<_>, _>>()?;
+    let mut update = on.prepare_cached(
+        "UPDATE tags SET durable_target = target, durable_updated = updated WHERE name = ?1",
+    )?;
+    for (name, target) in tags {
+        if is_target_whole(on, target, true)? {
+            update.execute([name])?;
+        }
+    }
+    Ok(())
+}
+
+/// Looks whether the machine was restarted since the store was last open, and gives up what may have suffered.
+pub(crate) fn recover(root: &Path, db: &Db, boot: &str) -> Result<OpenReport, StoreError> {
+    let same = |on: &Connection| -> Result<bool, StoreError> {
+        Ok(on.query_row("SELECT boot FROM state", [], |row| {
+            Ok(row.get_ref(0)?.as_str()? == boot)
+        })?)
+    };
+    if same(&db.read())? {
+        return Ok(OpenReport::default());
+    }
+    let (report, blobs) = db.write_durably(|on| {
+        // Another process may have been faster.
+        if same(on)? {
+            return Ok((OpenReport::default(), Vec::new()));
+        }
+        let mut report = OpenReport {
+            restarted: true,
+            ..OpenReport::default()
+        };
+        let blobs = give_up(on, &mut report)?;
+        on.execute("UPDATE state SET boot = ?1", [boot])?;
+        Ok((report, blobs))
+    })?;
+    for digest in blobs {
+        remove_if_there(&root.join("blobs/sha256").join(digest.hex()))?;
+    }
+    Ok(report)
+}
+
+/// Gives the blobs whose files may be damaged.
+fn give_up(on: &Transaction<'_>, report: &mut OpenReport) -> Result<Vec<Digest>, StoreError> {
+    report.lost_layers = on.execute(
+        "UPDATE layers SET state = ?1 WHERE state = ?2 AND durable = 0",
+        [DOOMED, SEALED],
+    )?;
+    on.execute(
+        "UPDATE layers SET state = ?1 WHERE state = ?2",
+        [DOOMED, PENDING],
+    )?;
+    let broken = |table: &str, column: &str| {
+        format!(
+            "SELECT {column} FROM {table} LEFT JOIN layers ON layers.id = {table}.layer WHERE state IS NOT {SEALED}"
+        )
+    };
+    report.lost_records = on.execute(
+        &format!(
+            "DELETE FROM records WHERE id IN ({})",
+            broken("record_layers", "record")
+        ),
+        [],
+    )?;
+    on.execute(
+        &format!(
+            "DELETE FROM images WHERE manifest IN ({})",
+            broken("image_layers", "manifest")
+        ),
+        [],
+    )?;
+    let mut query = on.prepare(&format!(
+        "UPDATE containers SET state = ?1, name = '/' || id WHERE id IN ({}) AND state <> ?1 RETURNING id",
+        broken("container_layers", "container")
+    ))?;
+    report.lost_containers = query
+        .query_map([CONTAINER_DOOMED], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    on.execute(
+        "DELETE FROM container_layers WHERE container IN (SELECT id FROM containers WHERE state = ?1)",
+        [CONTAINER_DOOMED],
+    )?;
+    give_up_tags(on, report)?;
+    let mut query = on.prepare(
+        "UPDATE blobs SET present = 0 WHERE present = 1 AND durable = 0 RETURNING digest",
+    )?;
+    let digest = |row: &Row<'_>| Ok(Digest::new(row.get(0)?));
+    Ok(query.query_map([], digest)?.collect::<Result<_, _>>()?)
+}
+
+fn give_up_tags(on: &Transaction<'_>, report: &mut OpenReport) -> Result<(), StoreError> {
+    let mut query =
+        on.prepare("SELECT name, target, durable_target FROM tags WHERE durable_target IS NOT target ORDER BY name")?;
+    let tag = |row: &Row<'_>| {
+        let durable = row.get::<_, Option<[u8; 32]>>(2)?.map(Digest::new);
+        Ok((row.get::<_, String>(0)?, Digest::new(row.get(1)?), durable))
+    };
+    for (name, lost, durable) in query.query_map([], tag)?.collect::<Result<Vec<_>, _>>()? {
+        if is_target_whole(on, lost, true)? {
+            continue;
+        }
+        let now = match durable {
+            Some(target) if is_target_whole(on, target, true)? => Some(target),
+            _ => None,
+        };
+        match now {
+            Some(_) => on.execute(
+                "UPDATE tags SET target = durable_target, updated = durable_updated WHERE name = ?1",
+                [&name],
+            )?,
+            None => on.execute("DELETE FROM tags WHERE name = ?1", [&name])?,
+        };
+        report.tags.push(TagFallback {
+            name: parse_name(&name)?,
+            lost,
+            now,
+        });
+    }
+    Ok(())
+}

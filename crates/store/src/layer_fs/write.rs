@@ -1,0 +1,424 @@
+//! Making files.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use kiln_image::{Entry, Kind, LayerPath};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags,
+};
+use rustix::io::Errno;
+
+use super::{Content, Ids, LayerFs, kind_at};
+
+/// Marks a folder that hides what layers below have in it (kernel documentation, overlayfs.rst, with `userxattr`).
+const OPAQUE: &str = "user.overlay.opaque";
+const CAPABILITY: &[u8] = b"security.capability";
+/// Makes every file created in the folder inherit it, so it waits for the end.
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
+impl LayerFs {
+    pub(super) fn put_any(&self, entry: &Entry, content: Content<'_>) -> io::Result<()> {
+        match &entry.kind {
+            Kind::Dir { opaque, .. } => self.put_dir(entry, *opaque),
+            Kind::File { size, .. } => {
+                let written = self.put_file(entry, content)?;
+                if written == *size {
+                    return Ok(());
+                }
+                let what = format!(
+                    "expected {size} bytes, got {written}; the file changed while it was read"
+                );
+                Err(io::Error::new(io::ErrorKind::InvalidData, what))
+            }
+            Kind::Symlink(target) => {
+                let (parent, name) = self.parent(&entry.path)?;
+                self.make(parent.as_fd(), name, || {
+                    rustix::fs::symlinkat(&target[..], &*parent, name)
+                })?;
+                self.set_by_name(parent.as_fd(), name, entry)
+            }
+            Kind::Fifo => {
+                let (parent, name) = self.parent(&entry.path)?;
+                let mode = Mode::from_raw_mode(0o600);
+                self.make(parent.as_fd(), name, || {
+                    rustix::fs::mknodat(&*parent, name, FileType::Fifo, mode, 0)
+                })?;
+                self.set_by_name(parent.as_fd(), name, entry)
+            }
+            Kind::Whiteout => {
+                let (parent, name) = self.parent(&entry.path)?;
+                let device = rustix::fs::makedev(0, 0);
+                let made = self.make(parent.as_fd(), name, || {
+                    rustix::fs::mknodat(
+                        &*parent,
+                        name,
+                        FileType::CharacterDevice,
+                        Mode::empty(),
+                        device,
+                    )
+                });
+                made.or_else(only_if_refused)
+            }
+            Kind::Char(..) | Kind::Block(..) | Kind::Socket => {
+                let (parent, name) = self.parent(&entry.path)?;
+                match kind_at(parent.as_fd(), name)? {
+                    Some(_) => self.remove_at(parent.as_fd(), name),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    pub(super) fn put_stream(&self, entry: &Entry, content: &mut dyn Read) -> io::Result<u64> {
+        self.put_file(entry, Content::Reader(content))
+    }
+
+    pub(super) fn make_link(&self, entry: &Entry, first: &LayerPath) -> io::Result<()> {
+        if entry.path == *first {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "hard link to itself",
+            ));
+        }
+        if matches!(entry.kind, Kind::Char(..) | Kind::Block(..) | Kind::Socket) {
+            return self.put_any(entry, Content::None);
+        }
+        let (from, first_name) = self.parent(first)?;
+        let (parent, name) = self.parent(&entry.path)?;
+        self.make(parent.as_fd(), name, || {
+            rustix::fs::linkat(&*from, first_name, &*parent, name, AtFlags::empty())
+        })
+    }
+
+    pub(super) fn finish_dir(&self, entry: &Entry) -> io::Result<()> {
+        let dir = self.open_dir(&entry.path)?;
+        for (name, value) in entry.xattrs.iter().filter(|(name, _)| name == DEFAULT_ACL) {
+            set_xattr(name, || {
+                rustix::fs::fsetxattr(&dir, &name[..], value, XattrFlags::empty())
+            })?;
+        }
+        if self.ids == Ids::Real {
+            rustix::fs::fchmod(&dir, Mode::from_raw_mode(u32::from(entry.mode)))?;
+        }
+        Ok(rustix::fs::futimens(&dir, &times(entry))?)
+    }
+
+    /// Creates something at a name; what is there gives way.
+    fn make<T>(
+        &self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        create: impl Fn() -> rustix::io::Result<T>,
+    ) -> io::Result<T> {
+        match create() {
+            Err(Errno::EXIST) => {
+                self.remove_at(parent, name)?;
+                Ok(create()?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    fn open_dir(&self, path: &LayerPath) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if path.is_root() {
+            return Ok(rustix::fs::openat(&*self.root, ".", flags, Mode::empty())?);
+        }
+        let (parent, name) = self.parent(path)?;
+        Ok(rustix::fs::openat(&*parent, name, flags, Mode::empty())?)
+    }
+
+    fn put_dir(&self, entry: &Entry, opaque: bool) -> io::Result<()> {
+        if !entry.path.is_root() {
+            let (parent, name) = self.parent(&entry.path)?;
+            let mkdir = || rustix::fs::mkdirat(&*parent, name, Mode::from_raw_mode(0o700));
+            match mkdir() {
+                Err(Errno::EXIST)
+                    if kind_at(parent.as_fd(), name)? == Some(FileType::Directory) => {}
+                Err(Errno::EXIST) => {
+                    self.remove_at(parent.as_fd(), name)?;
+                    mkdir()?;
+                }
+                other => other?,
+            }
+        }
+        let dir = self.open_dir(&entry.path)?;
+        if self.ids == Ids::Real {
+            let (uid, gid) = owner(entry);
+            rustix::fs::fchown(&dir, uid, gid)?;
+        }
+        // Until the end the folder must be open to the writer.
+        rustix::fs::fchmod(&dir, Mode::from_raw_mode(u32::from(entry.mode) | 0o700))?;
+        self.set_xattrs(entry, |name, value| {
+            rustix::fs::fsetxattr(&dir, name, value, XattrFlags::empty())
+        })?;
+        if opaque {
+            rustix::fs::fsetxattr(&dir, OPAQUE, b"y", XattrFlags::empty())
+                .map_err(io::Error::from)
+                .or_else(only_if_refused)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the bytes written.
+    fn put_file(&self, entry: &Entry, content: Content<'_>) -> io::Result<u64> {
+        let (parent, name) = self.parent(&entry.path)?;
+        let (file, size) = match content {
+            Content::Move(from) => match self.take(parent.as_fd(), name, from) {
+                Err(err) if err.raw_os_error() == Some(Errno::XDEV.raw_os_error()) => {
+                    let source = open_source(from)?;
+                    let file = self.new_file(parent.as_fd(), name)?;
+                    let size = self.copy(source.as_fd(), &file)?;
+                    rustix::fs::unlink(from)?;
+                    (file, size)
+                }
+                other => other?,
+            },
+            content => {
+                let mut file = self.new_file(parent.as_fd(), name)?;
+                let size = match content {
+                    Content::Bytes(bytes) => {
+                        file.write_all(bytes)?;
+                        bytes.len() as u64
+                    }
+                    Content::Copy(source) => self.copy(source, &file)?,
+                    Content::Reader(reader) => pump(reader, &mut file)?,
+                    Content::None | Content::Move(_) => 0,
+                };
+                (file, size)
+            }
+        };
+        if self.ids == Ids::Real {
+            let (uid, gid) = owner(entry);
+            rustix::fs::fchown(&file, uid, gid)?;
+        }
+        rustix::fs::fchmod(&file, self.mode(entry))?;
+        self.set_xattrs(entry, |name, value| {
+            rustix::fs::fsetxattr(&file, name, value, XattrFlags::empty())
+        })?;
+        rustix::fs::futimens(&file, &times(entry))?;
+        Ok(size)
+    }
+
+    fn new_file(&self, parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<File> {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = || rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600));
+        self.make(parent, name, open).map(File::from)
+    }
+
+    /// Moves a file here.
+    fn take(&self, parent: BorrowedFd<'_>, name: &[u8], from: &Path) -> io::Result<(File, u64)> {
+        open_source(from)?;
+        match rustix::fs::renameat(CWD, from, parent, name) {
+            Err(Errno::ISDIR) => {
+                self.remove_at(parent, name)?;
+                rustix::fs::renameat(CWD, from, parent, name)?;
+            }
+            other => other?,
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+        let size = rustix::fs::fstat(&file)?.st_size as u64;
+        Ok((File::from(file), size))
+    }
+
+    /// Copies all of a regular file the cheapest way that works.
+    fn copy(&self, from: BorrowedFd<'_>, to: &File) -> io::Result<u64> {
+        let size = rustix::fs::fstat(from)?.st_size as u64;
+        if size == 0 {
+            // Files of /proc say 0 and have content.
+            return pump(
+                &mut At {
+                    file: from,
+                    offset: 0,
+                },
+                &mut &*to,
+            );
+        }
+        if self.can_clone.load(Ordering::Relaxed) {
+            match rustix::fs::ioctl_ficlone(to, from) {
+                Ok(()) => return Ok(rustix::fs::fstat(to)?.st_size as u64),
+                Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => {
+                    self.can_clone.store(false, Ordering::Relaxed)
+                }
+                // Another file system, a file that cannot be shared.
+                Err(_) => {}
+            }
+        }
+        let mut offset = 0;
+        loop {
+            // One byte more than there should be, so that a file of the right size takes one call.
+            let wanted = usize::try_from(size.saturating_sub(offset) + 1).unwrap_or(usize::MAX);
+            match rustix::fs::copy_file_range(from, Some(&mut offset), to, None, wanted) {
+                Ok(0) if offset < size => break,
+                Ok(_) if offset == size => return Ok(offset),
+                Ok(0) => return Ok(offset),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(
+                    Errno::XDEV
+                    | Errno::NOSYS
+                    | Errno::INVAL
+                    | Errno::OPNOTSUPP
+                    | Errno::PERM
+                    | Errno::BADF,
+                ) => break,
+                Err(err) => return Err(err.into()),
+            }
+        }
+        // Not possible between these files, or the file system only says that there is nothing.
+        Ok(offset + pump(&mut At { file: from, offset }, &mut &*to)?)
+    }
+
+    /// The mode that a file gets for real.
+    fn mode(&self, entry: &Entry) -> Mode {
+        let mode = u32::from(entry.mode);
+        Mode::from_raw_mode(match self.ids {
+            Ids::Real => mode,
+            Ids::Recorded if mode & 0o111 != 0 => mode | 0o700,
+            Ids::Recorded => mode | 0o600,
+        })
+    }
+
+    /// Sets the metadata of a link or a fifo, which cannot be opened.
+    fn set_by_name(&self, parent: BorrowedFd<'_>, name: &[u8], entry: &Entry) -> io::Result<()> {
+        if self.ids == Ids::Real {
+            let (uid, gid) = owner(entry);
+            rustix::fs::chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        if entry.kind == Kind::Fifo {
+            // Made just now and not a link, so there is nothing to follow.
+            rustix::fs::chmodat(parent, name, self.mode(entry), AtFlags::empty())?;
+        }
+        if !entry.xattrs.is_empty() {
+            let mut path = format!("/proc/self/fd/{}/", parent.as_raw_fd()).into_bytes();
+            path.extend_from_slice(name);
+            self.set_xattrs(entry, |key, value| {
+                rustix::fs::lsetxattr(&path[..], key, value, XattrFlags::empty())
+            })?;
+        }
+        Ok(rustix::fs::utimensat(
+            parent,
+            name,
+            &times(entry),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?)
+    }
+
+    /// Sets extended attributes, the capabilities last.
+    fn set_xattrs(
+        &self,
+        entry: &Entry,
+        set: impl Fn(&[u8], &[u8]) -> rustix::io::Result<()>,
+    ) -> io::Result<()> {
+        let of_index = |name: &[u8]| {
+            name.starts_with(b"trusted.")
+                || name.starts_with(b"user.overlay.")
+                || name == DEFAULT_ACL
+        };
+        let (last, first): (Vec<_>, Vec<_>) = entry
+            .xattrs
+            .iter()
+            .partition(|(name, _)| name == CAPABILITY);
+        for (name, value) in first.into_iter().chain(last) {
+            if !of_index(name) {
+                set_xattr(name, || set(name, value))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An attribute that the file system or the namespace does not take is in the index only.
+fn set_xattr(name: &[u8], set: impl Fn() -> rustix::io::Result<()>) -> io::Result<()> {
+    set()
+        .map_err(io::Error::from)
+        .or_else(only_if_refused)
+        .map_err(|err| {
+            let name = String::from_utf8_lossy(name);
+            io::Error::new(err.kind(), format!("extended attribute {name}: {err}"))
+        })
+}
+
+/// Takes a refusal of the file system or the kernel as a success, and nothing else.
+fn only_if_refused(err: io::Error) -> io::Result<()> {
+    match err.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
+        _ => Err(err),
+    }
+}
+
+fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {
+    (
+        Some(Uid::from_raw(entry.uid)),
+        Some(Gid::from_raw(entry.gid)),
+    )
+}
+
+fn times(entry: &Entry) -> Timestamps {
+    let (seconds, nanoseconds) = entry.mtime;
+    Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_OMIT,
+        },
+        last_modification: Timespec {
+            tv_sec: seconds,
+            tv_nsec: nanoseconds.min(999_999_999).into(),
+        },
+    }
+}
+
+fn open_source(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "what should be moved is not a regular file",
+        ));
+    }
+    Ok(file)
+}
+
+/// Reads a file from a place of its own, so that the shared offset does not matter.
+struct At<'a> {
+    file: BorrowedFd<'a>,
+    offset: u64,
+}
+
+impl Read for At<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = rustix::io::pread(self.file, buffer, self.offset)?;
+        self.offset += count as u64;
+        Ok(count)
+    }
+}
+
+/// Copies a stream to its end. The buffer suits many small files and few large ones.
+fn pump(from: &mut dyn Read, to: &mut dyn Write) -> io::Result<u64> {
+    thread_local! {
+        static BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
+    }
+    // Taken out, not borrowed: the reader may pump too.
+    let mut buffer = BUFFER.take();
+    buffer.resize(256 * 1024, 0);
+    let mut total = 0;
+    let result = loop {
+        match from.read(&mut buffer) {
+            Ok(0) => break Ok(total),
+            Ok(count) => match to.write_all(&buffer[..count]) {
+                Ok(()) => total += count as u64,
+                Err(err) => break Err(err),
+            },
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(err) => break Err(err),
+        }
+    };
+    BUFFER.set(buffer);
+    result
+}

@@ -1,0 +1,211 @@
+//! Leases and claims: files locked with `flock`, which the kernel frees when their owner dies, however it dies.
+//!
+//! A lock file is removed by whoever holds its lock. Who has just locked a file therefore looks whether the name still
+//! leads to it, and begins anew if not.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use kiln_image::{Key, LayerId};
+
+use crate::StoreError;
+
+/// How often a waiter looks.
+const POLL: Duration = Duration::from_millis(10);
+
+/// A locked file, removed when this is dropped.
+struct LockFile {
+    path: PathBuf,
+    /// Holds the lock.
+    _file: File,
+}
+
+impl LockFile {
+    /// Makes and locks the file; `None` if somebody holds it.
+    fn acquire(path: &Path) -> io::Result<Option<Self>> {
+        loop {
+            let mut file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(err)) => return Err(err),
+            }
+            if leads_to(path, &file)? {
+                file.set_len(0)?;
+                write!(file, "{}", std::process::id())?;
+                return Ok(Some(Self {
+                    path: path.to_owned(),
+                    _file: file,
+                }));
+            }
+        }
+    }
+}
+
+impl Drop for LockFile {
+    fn drop(&mut self) {
+        // While the lock is held nobody else can have replaced the file. If it cannot be removed, it is a free lock.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Whether `path` is the name of `file`.
+fn leads_to(path: &Path, file: &File) -> io::Result<bool> {
+    let there = match fs::symlink_metadata(path) {
+        Ok(there) => there,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(err) => return Err(err),
+    };
+    let here = file.metadata()?;
+    Ok((there.dev(), there.ino()) == (here.dev(), here.ino()))
+}
+
+/// Keeps layers from being collected: those begun under it and those protected by it. It lasts as long as any clone of
+/// this value, and ends with the process.
+#[derive(Clone)]
+pub struct Lease(Arc<Held>);
+
+struct Held {
+    name: String,
+    /// What the database already knows to be protected.
+    protected: Mutex<HashSet<LayerId>>,
+    _file: LockFile,
+}
+
+impl Lease {
+    pub(crate) fn new(folder: &Path) -> Result<Self, StoreError> {
+        loop {
+            let name = crate::store::random::<16>()?
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>();
+            let path = folder.join(&name);
+            // Taken only when a sweep came between making and locking the file.
+            if let Some(file) = LockFile::acquire(&path).map_err(StoreError::io("lock", &path))? {
+                return Ok(Self(Arc::new(Held {
+                    name,
+                    protected: Mutex::default(),
+                    _file: file,
+                })));
+            }
+        }
+    }
+
+    /// The name of the lease's file in `leases/`.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Those of `layers` that are not yet known to be protected.
+    pub(crate) fn unprotected(&self, layers: &[LayerId]) -> Vec<LayerId> {
+        let known = self
+            .0
+            .protected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        layers
+            .iter()
+            .filter(|id| !known.contains(id))
+            .copied()
+            .collect()
+    }
+
+    pub(crate) fn now_protected(&self, layers: &[LayerId]) {
+        self.0
+            .protected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(layers);
+    }
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_tuple("Lease").field(&self.0.name).finish()
+    }
+}
+
+/// Whether nobody holds the lease; if so, its file is removed.
+pub(crate) fn lease_is_free(folder: &Path, name: &str) -> Result<bool, StoreError> {
+    let path = folder.join(name);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Err(err) => return Err(StoreError::io("open", &path)(err)),
+    };
+    match file.try_lock() {
+        Ok(()) => {
+            // Names of leases are never used again, so this cannot be another's.
+            let _ = fs::remove_file(&path);
+            Ok(true)
+        }
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(err)) => Err(StoreError::io("lock", &path)(err)),
+    }
+}
+
+/// The right to do the work of one key, among all processes that share the store. Ends when dropped.
+pub struct Claim(#[expect(dead_code, reason = "held, not read")] LockFile);
+
+/// What came of trying to get a claim.
+pub enum ClaimAttempt {
+    /// It is held from now on.
+    Held(Claim),
+    /// Somebody else does the work.
+    Busy(Waiter),
+}
+
+/// Waits for a claim that somebody else holds.
+pub struct Waiter {
+    path: PathBuf,
+}
+
+impl ClaimAttempt {
+    pub(crate) fn new(folder: &Path, key: Key) -> Result<Self, StoreError> {
+        let path = folder.join(key.hex());
+        Ok(
+            match LockFile::acquire(&path).map_err(StoreError::io("lock", &path))? {
+                Some(file) => Self::Held(Claim(file)),
+                None => Self::Busy(Waiter { path }),
+            },
+        )
+    }
+}
+
+impl Waiter {
+    /// Waits until the claim is free and takes it, at most for `timeout`. Then the work may be done: look for its record
+    /// before doing it again. `None`: still held. To be cancelable, wait for short times.
+    ///
+    /// # Errors
+    /// When the file cannot be locked for another reason.
+    pub fn wait(&self, timeout: Duration) -> Result<Option<Claim>, StoreError> {
+        let end = Instant::now() + timeout;
+        loop {
+            if let Some(file) =
+                LockFile::acquire(&self.path).map_err(StoreError::io("lock", &self.path))?
+            {
+                return Ok(Some(Claim(file)));
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            std::thread::sleep(POLL.min(left));
+        }
+    }
+
+    /// The process that holds the claim, if it could be read. For messages.
+    pub fn holder(&self) -> Option<u32> {
+        fs::read_to_string(&self.path).ok()?.parse().ok()
+    }
+}
