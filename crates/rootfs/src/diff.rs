@@ -1,0 +1,218 @@
+//! The comparison of what was found with what the layers below have. Pure.
+
+use std::collections::{HashMap, HashSet};
+
+use kiln_image::view::{MergedView, Node};
+use kiln_image::{Entry, Kind, LayerPath, Xattrs};
+use kiln_store::layer_fs::Ids;
+
+use crate::walk::{Found, belongs, whiteout};
+
+/// What a program changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changes {
+    /// The entries of the new layer, in no order.
+    pub(crate) entries: Vec<Entry>,
+    /// What makes the folder that was compared hold the entries and nothing else, in this order.
+    pub(crate) fixes: Vec<Fix>,
+}
+
+/// One correction of the layer's folder.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Fix {
+    /// What is there is no change.
+    Remove(LayerPath),
+    /// A whiteout has to be there, in place of anything that is.
+    Whiteout(LayerPath),
+    /// The folder must not be opaque.
+    Unmark(LayerPath),
+}
+
+/// Compares `found` (in path order, from the root) with the merged layers below it. `ignore` are paths that count only
+/// if something was made of them.
+pub(crate) fn diff(mut found: Vec<Found>, view: &MergedView, ignore: &[LayerPath], ids: Ids) -> Changes {
+    if ids == Ids::Recorded {
+        for found in &mut found {
+            recall(&mut found.entry, view);
+        }
+    }
+    let mut diff = Diff {
+        view,
+        ignore: ignore.iter().collect(),
+        groups: unchanged_groups(&found, view),
+        folders: Vec::new(),
+        changes: Changes::default(),
+    };
+    for found in &found {
+        diff.add(found);
+    }
+    while let Some(folder) = diff.folders.pop() {
+        diff.leave(folder);
+    }
+    diff.changes
+}
+
+struct Diff<'a> {
+    view: &'a MergedView,
+    ignore: HashSet<&'a LayerPath>,
+    /// Groups of hard links that are the same below.
+    groups: HashSet<u32>,
+    /// The folders that lead to where we are.
+    folders: Vec<Folder<'a>>,
+    changes: Changes,
+}
+
+struct Folder<'a> {
+    path: &'a LayerPath,
+    entry: Entry,
+    /// The folder itself is a change, not only what is in it.
+    changed: bool,
+    /// Something in it is a change.
+    leads_on: bool,
+    /// The names in it, where all those that are not among them are gone.
+    names: Option<Vec<&'a [u8]>>,
+}
+
+impl<'a> Diff<'a> {
+    fn add(&mut self, found: &'a Found) {
+        let path = &found.entry.path;
+        while self.folders.last().is_some_and(|folder| path.below(folder.path).is_none()) {
+            let folder = self.folders.pop().expect("just seen");
+            self.leave(folder);
+        }
+        if let Some(Folder { names: Some(names), .. }) = self.folders.last_mut() {
+            names.push(path.name());
+        }
+        if found.same {
+            return;
+        }
+        let entry = &found.entry;
+        let base = self.view.get(path).map(|node| node.entry);
+        let unchanged = base.is_some_and(|base| same(entry, base));
+        let stub = base.is_none() && self.ignore.contains(path);
+        match entry.kind {
+            Kind::Dir { .. } => self.enter(found, base, unchanged, stub),
+            Kind::Whiteout if base.is_some() => self.keep(entry.clone()),
+            // A socket is nothing without its program, but what it took the place of is gone.
+            Kind::Socket if base.is_some() => {
+                self.fix(Fix::Whiteout, path);
+                self.keep(whiteout(path.clone()));
+            }
+            Kind::Whiteout | Kind::Socket => self.fix(Fix::Remove, path),
+            _ if unchanged && entry.hardlink.is_none_or(|group| self.groups.contains(&group)) => {
+                self.fix(Fix::Remove, path);
+            }
+            Kind::File { size: 0, .. } if stub && entry.hardlink.is_none() => self.fix(Fix::Remove, path),
+            Kind::Char(..) | Kind::Block(..) => {
+                // Devices live in the index only; on disk nothing of what they took the place of may show.
+                self.fix(if base.is_some() { Fix::Whiteout } else { Fix::Remove }, path);
+                self.keep(entry.clone());
+            }
+            Kind::File { .. } | Kind::Symlink(_) | Kind::Fifo => self.keep(entry.clone()),
+        }
+    }
+
+    fn enter(&mut self, found: &'a Found, base: Option<&Entry>, unchanged: bool, stub: bool) {
+        let path = &found.entry.path;
+        // Either it hides nothing, or what it hides gets whiteouts when the folder is left.
+        if found.opaque {
+            self.fix(Fix::Unmark, path);
+        }
+        let mut entry = found.entry.clone();
+        let mut changed = !unchanged && !stub;
+        if path.is_root() && base.is_none() {
+            changed = !same(&entry, &unset_root());
+        }
+        if unchanged && let Some(base) = base {
+            entry = base.clone();
+            entry.kind = Kind::Dir { opaque: false, implied: true };
+        }
+        let names = (found.complete && base.is_some_and(Entry::is_dir)).then(Vec::new);
+        self.folders.push(Folder { path, entry, changed, leads_on: false, names });
+    }
+
+    fn leave(&mut self, mut folder: Folder<'a>) {
+        if let Some(names) = folder.names.take() {
+            let mut names = names.into_iter().peekable();
+            for (child, _) in self.view.children(folder.path) {
+                while names.next_if(|&name| name < child).is_some() {}
+                if names.peek() != Some(&child) {
+                    let path = folder.path.child(child);
+                    self.fix(Fix::Whiteout, &path);
+                    self.changes.entries.push(whiteout(path));
+                    folder.leads_on = true;
+                }
+            }
+        }
+        if folder.changed || (folder.leads_on && !folder.path.is_root()) {
+            self.keep(folder.entry);
+        } else if !folder.path.is_root() {
+            self.fix(Fix::Remove, folder.path);
+        }
+    }
+
+    fn keep(&mut self, entry: Entry) {
+        if let Some(folder) = self.folders.last_mut() {
+            folder.leads_on = true;
+        }
+        self.changes.entries.push(entry);
+    }
+
+    fn fix(&mut self, fix: fn(LayerPath) -> Fix, path: &LayerPath) {
+        self.changes.fixes.push(fix(path.clone()));
+    }
+}
+
+/// The root folder where no layer says anything about it.
+pub(crate) fn unset_root() -> Entry {
+    Entry::dir(LayerPath::root(), 0o755, 0, 0, (0, 0))
+}
+
+/// Whether nothing about `entry` differs from what is below. The times of folders do not count: they change with
+/// every name that comes or goes.
+fn same(entry: &Entry, base: &Entry) -> bool {
+    let times = || entry.mtime == base.mtime;
+    let modes = || entry.mode == base.mode;
+    let alike = match (&entry.kind, &base.kind) {
+        (Kind::Dir { .. }, Kind::Dir { .. }) => modes(),
+        // The mode of a link is always 0777 on disk, whatever its image says.
+        (Kind::Symlink(a), Kind::Symlink(b)) => a == b && times(),
+        (a, b) => a == b && modes() && times(),
+    };
+    let own = |xattrs: &'_ Xattrs| -> Vec<_> {
+        xattrs.iter().filter(|(name, _)| belongs(name)).cloned().collect()
+    };
+    alike && (entry.uid, entry.gid) == (base.uid, base.gid) && own(&entry.xattrs) == own(&base.xattrs)
+}
+
+/// The groups of hard links of which every name is the same below, and all are names of one file there too.
+fn unchanged_groups(found: &[Found], view: &MergedView) -> HashSet<u32> {
+    let mut groups: HashMap<u32, Option<(usize, u32)>> = HashMap::new();
+    for found in found {
+        let Some(group) = found.entry.hardlink.filter(|_| !found.same) else { continue };
+        let below = view
+            .get(&found.entry.path)
+            .filter(|node| same(&found.entry, node.entry))
+            .and_then(|Node { entry, layer, .. }| Some((layer, entry.hardlink?)));
+        let known = groups.entry(group).or_insert(below);
+        if *known != below {
+            *known = None;
+        }
+    }
+    groups.into_iter().filter_map(|(group, below)| below.map(|_| group)).collect()
+}
+
+/// Where files do not carry their owners and full modes: those of the file below.
+fn recall(entry: &mut Entry, view: &MergedView) {
+    let base = view.get(&entry.path).map(|node| node.entry);
+    let base = base.filter(|base| std::mem::discriminant(&base.kind) == std::mem::discriminant(&entry.kind));
+    (entry.uid, entry.gid) = base.map_or((0, 0), |base| (base.uid, base.gid));
+    if let Some(base) = base {
+        // As `LayerFs` widens modes for the one user.
+        let enterable = base.is_dir() || base.mode & 0o111 != 0;
+        let widened = base.mode | if enterable { 0o700 } else { 0o600 };
+        if entry.mode == widened {
+            entry.mode = base.mode;
+        }
+    }
+}
