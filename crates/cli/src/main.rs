@@ -1,1 +1,18 @@
-fn main() {}
+//! The `kiln` binary.
+
+mod args;
+mod commands;
+mod context;
+mod format;
+mod signals;
+mod worker;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Before anything else, since namespaces can only be entered while there is a single thread.
+    if let Some(code) = worker::serve_if_asked() {
+        return code;
+    }
+    commands::main()
+}

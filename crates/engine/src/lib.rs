@@ -1,1 +1,62 @@
-//! engine
+//! Runs a build request: ties frontend, solver and exporters together. The one API that the command line uses.
+//!
+//! Nothing here reads the working folder, the environment or a configuration file: everything comes in the request.
+
+mod build;
+mod error;
+mod run;
+
+pub use build::{BuildRequest, Built, Dockerfile, MainContext, Secret};
+pub use error::BuildError;
+pub use run::{RunRequest, Ran};
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kiln_store::Store;
+use kiln_worker::Worker;
+
+/// A store and the worker that serves it.
+pub struct Engine {
+    /// What is kept.
+    pub store: Store,
+    /// What touches layers.
+    pub worker: Worker,
+}
+
+/// Tells everything that the user gave up.
+#[derive(Debug, Clone, Default)]
+pub struct CancelFlag(Arc<AtomicBool>);
+
+impl CancelFlag {
+    /// Gives up.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether the user gave up.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// The flag itself, for a signal handler.
+    pub fn raw(&self) -> Arc<AtomicBool> {
+        self.0.clone()
+    }
+}
+
+impl Engine {
+    /// Removes what nobody refers to any more: leftovers of builds that died, layers of removed images.
+    ///
+    /// # Errors
+    /// When the store or the worker fails.
+    pub fn sweep(&self) -> Result<usize, BuildError> {
+        let doomed = self.store.sweep()?;
+        if doomed.is_empty() {
+            return Ok(0);
+        }
+        self.worker.delete(doomed.clone(), &[]).map_err(|error| BuildError::from_worker(&error))?;
+        self.store.swept(&doomed)?;
+        Ok(doomed.len())
+    }
+}

@@ -1,0 +1,249 @@
+//! The command line's grammar.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Container images from Dockerfiles: no daemon, no root needed.
+#[derive(Debug, Parser)]
+#[command(name = "kiln", version, disable_help_subcommand = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Folder of the store [default: /var/lib/kiln for root, else ~/.local/share/kiln]
+    #[arg(long, global = true, env = "KILN_ROOT", value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+    /// How root file systems are made: auto, overlay or plain
+    #[arg(long, global = true, env = "KILN_ROOTFS", value_name = "KIND", hide = true)]
+    pub(crate) rootfs: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Build an image from a Dockerfile
+    Build(Box<BuildArgs>),
+    /// Run a command in a new container
+    Run(RunArgs),
+    /// List images
+    Images(ImagesArgs),
+    /// Make an image from a file system archive
+    Import(ImportArgs),
+    /// Load images from an archive
+    Load(LoadArgs),
+    /// Save images to an archive
+    Save(SaveArgs),
+    /// Give an image another name
+    Tag {
+        /// Name or id of the image
+        source: String,
+        /// The new name
+        target: String,
+    },
+    /// Remove images
+    Rmi {
+        /// Names or ids
+        #[arg(required = true)]
+        images: Vec<String>,
+        /// Accepted for docker's sake: nothing holds an image back
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Show how an image was made
+    History(HistoryArgs),
+    /// Show what is known of images, as JSON
+    Inspect {
+        /// Names or ids
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Show where Kiln runs and how
+    Info,
+    /// Show the version
+    Version,
+}
+
+/// `kiln build`.
+#[derive(Debug, Args)]
+pub(crate) struct BuildArgs {
+    /// Folder of the build context, or - for a Dockerfile on standard input
+    pub(crate) context: String,
+    /// The Dockerfile [default: CONTEXT/Dockerfile], or - for standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<String>,
+    /// Name for the image; may be repeated
+    #[arg(short, long = "tag", value_name = "NAME")]
+    pub(crate) tags: Vec<String>,
+    /// The stage to build
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) target: Option<String>,
+    /// Value of an ARG; without a value it is taken from the environment
+    #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
+    pub(crate) build_args: Vec<String>,
+    /// A further context: a folder, or docker-image://NAME
+    #[arg(long = "build-context", value_name = "NAME=WHERE")]
+    pub(crate) build_contexts: Vec<String>,
+    /// Label of the image
+    #[arg(long = "label", value_name = "NAME=VALUE")]
+    pub(crate) labels: Vec<String>,
+    /// Take nothing from the cache
+    #[arg(long, conflicts_with = "no_cache_filter")]
+    pub(crate) no_cache: bool,
+    /// Take nothing from the cache in these stages
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    pub(crate) no_cache_filter: Vec<String>,
+    /// Platform to build for
+    #[arg(long, value_name = "OS/ARCH", env = "DOCKER_DEFAULT_PLATFORM")]
+    pub(crate) platform: Option<String>,
+    /// How progress is shown: auto, plain, tty, quiet or rawjson
+    #[arg(long, value_name = "KIND", env = "BUILDKIT_PROGRESS", default_value = "auto")]
+    pub(crate) progress: String,
+    /// Print the image's id only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Write the image's id to a file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) iidfile: Option<PathBuf>,
+    /// Network of RUN: default, none or host
+    #[arg(long, value_name = "KIND", default_value = "default")]
+    pub(crate) network: String,
+    /// A line of /etc/hosts in RUN
+    #[arg(long = "add-host", value_name = "NAME:ADDRESS")]
+    pub(crate) add_hosts: Vec<String>,
+    /// Size of /dev/shm in RUN
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) shm_size: Option<String>,
+    /// Limit of RUN: TYPE=SOFT[:HARD]
+    #[arg(long = "ulimit", value_name = "LIMIT")]
+    pub(crate) ulimits: Vec<String>,
+    /// A secret: id=NAME[,src=FILE|,env=VARIABLE]
+    #[arg(long = "secret", value_name = "SECRET")]
+    pub(crate) secrets: Vec<String>,
+    /// The socket of an ssh agent: default or NAME=SOCKET
+    #[arg(long = "ssh", value_name = "AGENT")]
+    pub(crate) ssh: Vec<String>,
+    /// RUN steps at once
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) jobs: usize,
+    /// Accepted for docker's sake: results always are in the local store
+    #[arg(long, hide = true)]
+    pub(crate) load: bool,
+}
+
+/// `kiln run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Remove the container when it ends
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Keep standard input open
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the container a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Variable; without a value it is taken from the environment
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// Folder or file of the machine: FROM:TO[:ro]
+    #[arg(short, long, value_name = "FROM:TO[:ro]")]
+    pub(crate) volume: Vec<String>,
+    /// Working folder
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// User
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+    /// Program instead of the image's entrypoint
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) entrypoint: Option<String>,
+    /// Network: host or none
+    #[arg(long, value_name = "KIND", default_value = "default")]
+    pub(crate) network: String,
+    /// Host name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+    /// A line of /etc/hosts
+    #[arg(long = "add-host", value_name = "NAME:ADDRESS")]
+    pub(crate) add_hosts: Vec<String>,
+    /// Name or id of the image
+    pub(crate) image: String,
+    /// Command and arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) args: Vec<String>,
+}
+
+/// `kiln images`.
+#[derive(Debug, Args)]
+pub(crate) struct ImagesArgs {
+    /// Only images of this name: NAME or NAME:TAG
+    pub(crate) name: Option<String>,
+    /// Print ids only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Print whole ids
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// Print as JSON lines
+    #[arg(long, value_name = "json", value_parser = ["json"])]
+    pub(crate) format: Option<String>,
+}
+
+/// `kiln import`.
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// The archive, or - for standard input
+    pub(crate) file: String,
+    /// Name for the image
+    pub(crate) name: Option<String>,
+    /// Instruction for the image's config: 'CMD ["sh"]', 'ENV A=b'
+    #[arg(short, long, value_name = "INSTRUCTION")]
+    pub(crate) change: Vec<String>,
+    /// Platform of the image
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
+}
+
+/// `kiln load`.
+#[derive(Debug, Args)]
+pub(crate) struct LoadArgs {
+    /// The archive [default: standard input]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) input: Option<PathBuf>,
+    /// Print names only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// `kiln save`.
+#[derive(Debug, Args)]
+pub(crate) struct SaveArgs {
+    /// The archive [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Kind of archive: docker or oci
+    #[arg(long, value_name = "KIND", default_value = "docker", value_parser = ["docker", "oci"])]
+    pub(crate) format: String,
+    /// Names or ids
+    #[arg(required = true)]
+    pub(crate) images: Vec<String>,
+}
+
+/// `kiln history`.
+#[derive(Debug, Args)]
+pub(crate) struct HistoryArgs {
+    /// Name or id of the image
+    pub(crate) image: String,
+    /// Print whole commands
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// Print layers' ids only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}

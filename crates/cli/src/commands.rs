@@ -1,0 +1,123 @@
+//! The commands, one file each.
+
+mod build;
+mod build_options;
+mod images;
+mod info;
+mod inout;
+mod run;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use kiln_engine::BuildError;
+use kiln_image::{Digest, Reference};
+use kiln_store::Store;
+
+use crate::args::{Cli, Command};
+use crate::context::Place;
+use crate::format::complain;
+
+/// docker's own code for a command line that it does not understand.
+const USAGE: u8 = 125;
+
+/// Runs what the command line asks for.
+pub(crate) fn main() -> ExitCode {
+    let args = std::env::args_os().collect::<Vec<_>>();
+    let cli = match Cli::try_parse_from(docker_names(args)) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come this way too.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let is_run = matches!(cli.command, Command::Run(_));
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            let build = error.downcast_ref::<BuildError>();
+            complain(&format!("ERROR: {error:#}"));
+            if let Some(hint) = build.and_then(|error| error.hint.as_deref()) {
+                complain(&format!("hint: {hint}"));
+            }
+            match build {
+                Some(error) if error.canceled => ExitCode::from(130),
+                _ if is_run => ExitCode::from(USAGE),
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+/// docker's longer names for the same commands: `image build`, `buildx build`, `builder build`, `image ls`.
+fn docker_names(mut args: Vec<std::ffi::OsString>) -> Vec<std::ffi::OsString> {
+    let word = |at: usize| args.get(at).and_then(|arg| arg.to_str());
+    let short = match (word(1), word(2)) {
+        (Some("image" | "buildx" | "builder"), Some("build" | "b")) => Some("build"),
+        (Some("image"), Some("ls" | "list")) => Some("images"),
+        (Some("image"), Some("rm" | "remove")) => Some("rmi"),
+        (Some("image"), Some("history")) => Some("history"),
+        (Some("image"), Some("inspect")) => Some("inspect"),
+        (Some("image"), Some("tag")) => Some("tag"),
+        (Some("image"), Some("load")) => Some("load"),
+        (Some("image"), Some("save")) => Some("save"),
+        (Some("image"), Some("import")) => Some("import"),
+        _ => None,
+    };
+    if let Some(short) = short {
+        args.splice(1..3, [short.into()]);
+    }
+    args
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode> {
+    let place = Place::find(&cli.global)?;
+    match cli.command {
+        Command::Build(args) => build::build(&place, &args),
+        Command::Run(args) => run::run(&place, &args),
+        Command::Images(args) => images::images(&place, &args),
+        Command::Tag { source, target } => images::tag(&place, &source, &target),
+        Command::Rmi { images, force: _ } => images::rmi(&place, &images),
+        Command::History(args) => images::history(&place, &args),
+        Command::Inspect { images } => images::inspect(&place, &images),
+        Command::Import(args) => inout::import(&place, &args),
+        Command::Load(args) => inout::load(&place, &args),
+        Command::Save(args) => inout::save(&place, &args),
+        Command::Info => info::info(&place),
+        Command::Version => {
+            crate::format::say(&format!("kiln {}", env!("CARGO_PKG_VERSION")));
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// An image by name or id, with its manifest.
+fn find_image(store: &Store, text: &str) -> Result<Digest> {
+    if let Ok(name) = text.parse::<Reference>() {
+        let found = match name.digest() {
+            Some(digest) => store.image(digest)?.map(|_| digest),
+            None => store.resolve(&name)?,
+        };
+        if let Some(digest) = found {
+            return Ok(digest);
+        }
+    }
+    let digits = text.strip_prefix("sha256:").unwrap_or(text);
+    let mut found = Vec::new();
+    if digits.len() >= 4 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        found = store.find_by_prefix(digits)?;
+    }
+    match found[..] {
+        [digest] => Ok(digest),
+        [] => Err(BuildError::new(format!("no such image: {text}")).with_hint("see kiln images").into()),
+        _ => Err(BuildError::new(format!("several images have an id that begins with {digits}"))
+            .with_hint("give more digits")
+            .into()),
+    }
+}
+
+fn reference(text: &str) -> Result<Reference> {
+    text.parse().map_err(|error| BuildError::new(format!("invalid reference format: {text:?}: {error}")).into())
+}

@@ -1,0 +1,202 @@
+//! `kiln images`, `tag`, `rmi`, `history`, `inspect`: what is in the store.
+
+use std::collections::HashMap;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use anyhow::Result;
+use kiln_engine::BuildError;
+use kiln_image::{Digest, ImageConfig, Reference};
+use kiln_store::{ImageInfo, Store};
+use serde_json::json;
+
+use super::{find_image, reference};
+use crate::args::{HistoryArgs, ImagesArgs};
+use crate::context::Place;
+use crate::format::{ago, say, short, size, table};
+
+struct Row {
+    repository: String,
+    tag: String,
+    id: Digest,
+    info: ImageInfo,
+}
+
+pub(super) fn images(place: &Place, args: &ImagesArgs) -> Result<ExitCode> {
+    let engine = place.engine()?;
+    let store = &engine.store;
+    let wanted = args.name.as_deref().map(reference).transpose()?;
+    // The parser gives a name without a tag the tag latest: here it means all tags.
+    let any_tag = args.name.as_deref().is_some_and(|text| !text.rsplit('/').next().unwrap_or_default().contains(':'));
+    let mut rows = Vec::new();
+    let mut named = HashMap::new();
+    for (name, manifest, _) in store.tags()? {
+        named.insert(manifest, ());
+        if let Some(wanted) = &wanted {
+            if wanted.name() != name.name() || !any_tag && wanted.tag() != name.tag() {
+                continue;
+            }
+        }
+        if let Some(info) = store.image(manifest)? {
+            let tag = name.tag().unwrap_or("<none>").to_owned();
+            rows.push(Row { repository: name.familiar_name(), tag, id: info.config, info });
+        }
+    }
+    if wanted.is_none() {
+        for (manifest, info) in store.images()? {
+            if !named.contains_key(&manifest) {
+                let none = || "<none>".to_owned();
+                rows.push(Row { repository: none(), tag: none(), id: info.config, info });
+            }
+        }
+    }
+    rows.sort_by(|a, b| b.info.created.cmp(&a.info.created).then_with(|| (&a.repository, &a.tag).cmp(&(&b.repository, &b.tag))));
+    let id = |row: &Row| if args.no_trunc { row.id.to_string() } else { short(&row.id) };
+    if args.quiet {
+        let mut seen = Vec::new();
+        for row in &rows {
+            if !seen.contains(&row.id) {
+                seen.push(row.id);
+                say(&id(row));
+            }
+        }
+    } else if args.format.is_some() {
+        for row in &rows {
+            say(&json!({
+                "Repository": row.repository,
+                "Tag": row.tag,
+                "ID": id(row),
+                "CreatedSince": ago(row.info.created),
+                "Size": size(row.info.size),
+            })
+            .to_string());
+        }
+    } else {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                let created = ago(row.info.created);
+                vec![row.repository.clone(), row.tag.clone(), id(row), created, size(row.info.size)]
+            })
+            .collect();
+        table(&["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"], &rows);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn tag(place: &Place, source: &str, target: &str) -> Result<ExitCode> {
+    let name = reference(target)?;
+    if name.digest().is_some() {
+        return Err(BuildError::new(format!("{target}: a name to be given cannot have a digest")).into());
+    }
+    let engine = place.engine()?;
+    let digest = find_image(&engine.store, source)?;
+    engine.store.tag(&name, digest)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn rmi(place: &Place, images: &[String]) -> Result<ExitCode> {
+    let engine = place.engine()?;
+    let store = &engine.store;
+    let mut failed = None;
+    for text in images {
+        let manifest = match find_image(store, text) {
+            Ok(manifest) => manifest,
+            Err(error) => {
+                failed = Some(error);
+                continue;
+            }
+        };
+        let tags: Vec<Reference> =
+            store.tags()?.into_iter().filter(|(_, target, _)| *target == manifest).map(|(name, _, _)| name).collect();
+        let by_name = text.parse::<Reference>().ok().filter(|name| tags.contains(name));
+        let removed = match &by_name {
+            Some(name) => vec![name.clone()],
+            None => tags.clone(),
+        };
+        for name in &removed {
+            store.untag(name)?;
+            say(&format!("Untagged: {}", name.familiar()));
+        }
+        if removed.len() == tags.len() {
+            let id = store.image(manifest)?.map(|info| info.config);
+            store.remove_image(manifest)?;
+            if let Some(id) = id {
+                say(&format!("Deleted: {id}"));
+            }
+        }
+    }
+    engine.sweep()?;
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn config(store: &Store, manifest: Digest) -> Result<(ImageInfo, ImageConfig)> {
+    let missing = || BuildError::new(format!("no such image: {manifest}"));
+    let info = store.image(manifest)?.ok_or_else(missing)?;
+    let (_, bytes) = store.json(info.config)?.ok_or_else(missing)?;
+    Ok((info, ImageConfig::from_bytes(&bytes)?))
+}
+
+pub(super) fn history(place: &Place, args: &HistoryArgs) -> Result<ExitCode> {
+    let engine = place.engine()?;
+    let manifest = find_image(&engine.store, &args.image)?;
+    let (info, config) = config(&engine.store, manifest)?;
+    let mut layers = info.layers.iter();
+    let mut rows = Vec::new();
+    for entry in &config.history {
+        let layer = if entry.empty_layer { None } else { layers.next() };
+        let bytes = match layer {
+            Some(layer) => engine.store.layer(*layer)?.map_or(0, |info| info.size),
+            None => 0,
+        };
+        let created = entry.created.map_or_else(|| "N/A".to_owned(), |time| ago(SystemTime::from(time)));
+        let mut by = entry.created_by.clone();
+        if !args.no_trunc && by.chars().count() > 45 {
+            by = by.chars().take(44).chain(['…']).collect();
+        }
+        rows.push(vec!["<missing>".to_owned(), created, by, size(bytes), entry.comment.clone()]);
+    }
+    rows.reverse();
+    if let Some(first) = rows.first_mut() {
+        first[0] = if args.no_trunc { info.config.to_string() } else { short(&info.config) };
+    }
+    if args.quiet {
+        rows.iter().for_each(|row| say(&row[0]));
+    } else {
+        table(&["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"], &rows);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn inspect(place: &Place, images: &[String]) -> Result<ExitCode> {
+    let engine = place.engine()?;
+    let mut list = Vec::new();
+    for text in images {
+        let manifest = find_image(&engine.store, text)?;
+        let (info, config) = config(&engine.store, manifest)?;
+        let tags: Vec<_> = engine.store.tags()?.into_iter().filter(|(_, target, _)| *target == manifest).collect();
+        let mut run = serde_json::to_value(&config.config)?;
+        if let Some(run) = run.as_object_mut() {
+            run.retain(|_, value| !value.is_null());
+        }
+        list.push(json!({
+            "Id": info.config,
+            "RepoTags": tags.iter().map(|(name, _, _)| name.familiar()).collect::<Vec<_>>(),
+            "RepoDigests": tags.iter().map(|(name, _, _)| format!("{}@{manifest}", name.familiar_name())).collect::<Vec<_>>(),
+            "Comment": config.history.last().map_or("", |entry| entry.comment.as_str()),
+            "Created": config.created,
+            "Author": config.author,
+            "Config": run,
+            "Architecture": config.architecture,
+            "Variant": config.variant,
+            "Os": config.os,
+            "Size": info.size,
+            "RootFS": { "Type": "layers", "Layers": config.rootfs.diff_ids },
+        }));
+    }
+    say(&serde_json::to_string_pretty(&list)?);
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,117 @@
+//! `kiln import`, `kiln load`, `kiln save`: images in and out as archives.
+
+use std::fs::File;
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use kiln_engine::BuildError;
+use kiln_export::Format;
+use kiln_image::{Digest, Platform, Reference};
+
+use super::{find_image, reference};
+use crate::args::{ImportArgs, LoadArgs, SaveArgs};
+use crate::context::Place;
+use crate::format::say;
+
+fn standard_input() -> Result<File> {
+    Ok(File::from(std::io::stdin().as_fd().try_clone_to_owned()?))
+}
+
+fn platform(text: Option<&str>) -> Result<Platform> {
+    match text {
+        None => Ok(Platform::host()),
+        Some(text) => text.parse().map_err(|error| BuildError::new(format!("platform {text:?}: {error}")).into()),
+    }
+}
+
+pub(super) fn import(place: &Place, args: &ImportArgs) -> Result<ExitCode> {
+    let name = args.name.as_deref().map(reference).transpose()?;
+    let platform = platform(args.platform.as_deref())?;
+    let file = if args.file == "-" { standard_input()? } else { File::open(&args.file).context(args.file.clone())? };
+    let engine = place.engine()?;
+    let lease = engine.store.lease()?;
+    let (store, worker) = (&engine.store, &engine.worker);
+    let image = kiln_export::import(store, worker, &lease, &file, &args.file, &args.change, &platform)?;
+    if let Some(name) = &name {
+        store.tag(name, image.manifest)?;
+    }
+    say(&image.config.to_string());
+    crate::worker::settle_later(&place.root);
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn load(place: &Place, args: &LoadArgs) -> Result<ExitCode> {
+    let (file, path) = match &args.input {
+        Some(path) => (File::open(path).with_context(|| path.display().to_string())?, path.display().to_string()),
+        None => {
+            if std::io::stdin().is_terminal() {
+                return Err(BuildError::new("standard input is a terminal")
+                    .with_hint("give the archive with -i FILE, or through a pipe")
+                    .into());
+            }
+            (standard_input()?, "standard input".to_owned())
+        }
+    };
+    let engine = place.engine()?;
+    let lease = engine.store.lease()?;
+    let loaded = kiln_export::load(&engine.store, &engine.worker, &lease, &file, &path, &Platform::host())?;
+    for image in loaded {
+        for name in &image.names {
+            say(&if args.quiet { name.familiar() } else { format!("Loaded image: {}", name.familiar()) });
+        }
+        if image.names.is_empty() {
+            let id = image.image.config;
+            say(&if args.quiet { id.to_string() } else { format!("Loaded image ID: {id}") });
+        }
+    }
+    crate::worker::settle_later(&place.root);
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn save(place: &Place, args: &SaveArgs) -> Result<ExitCode> {
+    let engine = place.engine()?;
+    let mut images: Vec<(Digest, Vec<Reference>)> = Vec::new();
+    for text in &args.images {
+        let digest = find_image(&engine.store, text)?;
+        let name = text.parse::<Reference>().ok().filter(|name| {
+            name.digest().is_none() && matches!(engine.store.resolve(name), Ok(Some(found)) if found == digest)
+        });
+        match images.iter_mut().find(|(known, _)| *known == digest) {
+            Some((_, names)) => names.extend(name),
+            None => images.push((digest, name.into_iter().collect())),
+        }
+    }
+    let format = if args.format == "oci" { Format::Oci } else { Format::Docker };
+    match &args.output {
+        None => {
+            let out = std::io::stdout();
+            if out.is_terminal() {
+                return Err(BuildError::new("standard output is a terminal")
+                    .with_hint("give a file with -o FILE, or redirect")
+                    .into());
+            }
+            let out = File::from(out.as_fd().try_clone_to_owned()?);
+            kiln_export::save(&engine.store, &engine.worker, &images, format, &out)?;
+        }
+        Some(path) => {
+            // Under another name until it is whole, so that nothing is lost when it fails.
+            let mut partial = path.clone().into_os_string();
+            partial.push(format!(".{}.partial", std::process::id()));
+            let partial = PathBuf::from(partial);
+            let write = || -> Result<()> {
+                let out = File::create(&partial).with_context(|| partial.display().to_string())?;
+                kiln_export::save(&engine.store, &engine.worker, &images, format, &out)?;
+                std::fs::rename(&partial, path).with_context(|| path.display().to_string())
+            };
+            if let Err(error) = write() {
+                // What is half written helps nobody.
+                let _ = std::fs::remove_file(&partial);
+                return Err(error);
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,113 @@
+//! Where the program runs: who calls, which store, which namespaces. The only place that reads the environment.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use kiln_engine::Engine;
+use kiln_rootfs::Provider;
+use kiln_sandbox::Isolation;
+use kiln_store::{IdKind, OpenOptions, Store};
+use kiln_worker::Worker;
+
+use crate::args::Global;
+
+/// What all commands start from.
+pub(crate) struct Place {
+    pub(crate) root: PathBuf,
+    pub(crate) isolation: Isolation,
+    pub(crate) reason: String,
+    pub(crate) provider: Option<Provider>,
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The store's folder: as given, else the system's for root and the user's own for everybody else.
+fn store_root(global: &Global, uid: u32) -> Result<PathBuf> {
+    if let Some(root) = &global.root {
+        return std::path::absolute(root).with_context(|| format!("{}", root.display()));
+    }
+    if uid == 0 {
+        return Ok(PathBuf::from("/var/lib/kiln"));
+    }
+    if let Some(data) = variable("XDG_DATA_HOME").filter(|path| path.starts_with('/')) {
+        return Ok(PathBuf::from(data).join("kiln"));
+    }
+    if let Some(home) = variable("HOME").filter(|path| path.starts_with('/') && path != "/") {
+        return Ok(PathBuf::from(home).join(".local/share/kiln"));
+    }
+    let root = PathBuf::from(format!("/var/tmp/kiln-{uid}"));
+    crate::format::complain(&format!("note: there is no HOME, the store is {}", root.display()));
+    Ok(root)
+}
+
+fn user_name(uid: u32) -> Option<String> {
+    let passwd = std::fs::read_to_string("/etc/passwd").ok()?;
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    })
+}
+
+fn on_path(program: &str) -> Option<PathBuf> {
+    let path = variable("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
+    path.split(':').map(|folder| PathBuf::from(folder).join(program)).find(|file| file.is_file())
+}
+
+impl Place {
+    pub(crate) fn find(global: &Global) -> Result<Self> {
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let (isolation, reason) = kiln_sandbox::choose(
+            uid,
+            gid,
+            user_name(uid).as_deref(),
+            &text("/etc/subuid"),
+            &text("/etc/subgid"),
+            on_path("newuidmap"),
+        );
+        let provider = match global.rootfs.as_deref() {
+            None | Some("auto") => None,
+            Some("overlay") => Some(Provider::Overlay),
+            Some("plain") => Some(Provider::PlainTree),
+            Some(other) => anyhow::bail!("--rootfs {other}: expected auto, overlay or plain"),
+        };
+        Ok(Self { root: store_root(global, uid)?, isolation, reason, provider })
+    }
+
+    /// Opens the store, making it when it is not there.
+    pub(crate) fn engine(&self) -> Result<Engine> {
+        let options = OpenOptions { ids: id_kind(&self.isolation), ..open_existing()? };
+        let store = Store::open(&self.root, options)?;
+        for line in store.report().lines() {
+            crate::format::complain(&format!("note: {line}"));
+        }
+        let worker = Worker::new(crate::worker::launch(&self.root, &self.isolation, self.provider));
+        Ok(Engine { store, worker })
+    }
+}
+
+fn id_kind(isolation: &Isolation) -> IdKind {
+    match isolation {
+        Isolation::Root => IdKind::Real,
+        Isolation::MappedIds { uids, gids } => IdKind::mapped(uids, gids),
+        Isolation::SingleId => IdKind::Recorded,
+    }
+}
+
+/// How a store is opened that need not be made.
+pub(crate) fn open_existing() -> Result<OpenOptions> {
+    Ok(OpenOptions::new(rustix::process::geteuid().as_raw(), kiln_store::boot_id()?))
+}
+
+/// The host's resolver as a step sees it.
+pub(crate) fn resolv_conf() -> String {
+    std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()
+}
+
+/// How many processors there are.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

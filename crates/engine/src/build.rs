@@ -1,0 +1,350 @@
+//! A build, from the request to the image.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::thread::Scope;
+use std::time::{Instant, SystemTime};
+
+use kiln_dockerfile::SourceText;
+use kiln_export::{Committed, commit, digest_layer};
+use kiln_frontend::{Facts, ImageFact, Need, Outcome, Plan};
+use kiln_image::{Digest, ImageConfig, KeyHasher, LayerId, Platform, Reference};
+use kiln_progress::{Event, Sink, VertexId};
+use kiln_solver::{Context, OpReport, Options, Providers, Snapshot, Solver};
+use kiln_source::{PatternMatcher, StatCache, Wanted};
+use kiln_store::Lease;
+
+use crate::{BuildError, CancelFlag, Engine};
+
+/// What is built.
+#[derive(Debug, Clone)]
+pub struct BuildRequest {
+    /// The Dockerfile.
+    pub dockerfile: Dockerfile,
+    /// The main context.
+    pub context: MainContext,
+    /// Choices of the frontend.
+    pub options: kiln_frontend::Options,
+    /// Named contexts that are folders.
+    pub folders: BTreeMap<String, PathBuf>,
+    /// Names for the image.
+    pub tags: Vec<Reference>,
+    /// Secrets: a file, or a value.
+    pub secrets: BTreeMap<String, Secret>,
+    /// Sockets of ssh agents.
+    pub ssh: BTreeMap<String, PathBuf>,
+    /// RUN steps at once.
+    pub jobs: usize,
+    /// Processors.
+    pub cores: usize,
+    /// The text of `/etc/resolv.conf` in RUN steps.
+    pub resolv_conf: String,
+}
+
+/// Where a secret comes from.
+#[derive(Debug, Clone)]
+pub enum Secret {
+    /// A file.
+    File(PathBuf),
+    /// A value.
+    Value(Vec<u8>),
+}
+
+/// The Dockerfile: its name in messages, its bytes.
+#[derive(Debug, Clone)]
+pub struct Dockerfile {
+    /// As messages show it.
+    pub name: String,
+    /// Its text.
+    pub bytes: Vec<u8>,
+    /// Where it lies, when it is a file: an ignore file of its own would lie beside it.
+    pub path: Option<PathBuf>,
+}
+
+/// The main context.
+#[derive(Debug, Clone)]
+pub enum MainContext {
+    /// A folder.
+    Folder(PathBuf),
+    /// None: the Dockerfile came alone.
+    Empty,
+}
+
+/// A finished build.
+#[derive(Debug)]
+pub struct Built {
+    /// The image.
+    pub image: Committed,
+    /// What was executed and why.
+    pub reports: Vec<OpReport>,
+    /// Whether anything was executed.
+    pub executed: bool,
+}
+
+/// Numbers the rows of the display.
+struct Rows<'a> {
+    sink: &'a dyn Sink,
+    next: u32,
+}
+
+impl Rows<'_> {
+    /// A row for work that this thread does now.
+    fn work<T>(&mut self, title: &str, work: impl FnOnce() -> Result<T, BuildError>) -> Result<T, BuildError> {
+        let id = VertexId(self.next);
+        self.next += 1;
+        self.sink.emit(Event::Vertex { id, title: title.to_owned() });
+        self.sink.emit(Event::Started { id, at: SystemTime::now() });
+        let outcome = work();
+        let at = SystemTime::now();
+        self.sink.emit(match &outcome {
+            Ok(_) => Event::Finished { id, at },
+            Err(error) if error.canceled => Event::Canceled { id, at },
+            Err(error) => Event::Failed { id, error: error.message.clone(), at },
+        });
+        outcome
+    }
+}
+
+impl Engine {
+    /// Builds an image and tags it.
+    ///
+    /// # Errors
+    /// When anything goes wrong; what was completed until then stays in the cache.
+    pub fn build(
+        &self,
+        request: &BuildRequest,
+        sink: &dyn Sink,
+        cancel: &CancelFlag,
+    ) -> Result<Built, BuildError> {
+        let started = Instant::now();
+        let outcome = self.build_inner(request, sink, cancel);
+        sink.emit(Event::Ended { took: started.elapsed(), ok: outcome.is_ok() });
+        outcome
+    }
+
+    fn build_inner(
+        &self,
+        request: &BuildRequest,
+        sink: &dyn Sink,
+        cancel: &CancelFlag,
+    ) -> Result<Built, BuildError> {
+        let lease = self.store.lease()?;
+        let mut rows = Rows { sink, next: 0 };
+        let title = format!("[internal] load build definition from {}", request.dockerfile.name);
+        let source = rows.work(&title, || Ok(SourceText::new(&request.dockerfile.name, &request.dockerfile.bytes)))?;
+        let plan = self.plan(request, &source, &mut rows)?;
+        for warning in &plan.warnings {
+            sink.emit(Event::Warning { text: warning.to_string() });
+        }
+        if !plan.skipped.is_empty() {
+            let (noun, verb) = if plan.skipped.len() == 1 { ("stage", "is") } else { ("stages", "are") };
+            let text = format!("{noun} not needed for {}, {verb} skipped: {}", plan.stage, plan.skipped.join(", "));
+            sink.emit(Event::Note { text });
+        }
+        let clamp = plan.source_date_epoch;
+        let (snapshot, reports) = match plan.result {
+            Some(target) => {
+                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                let bringing = Bringing { engine: self, request, cancel };
+                let digesting = Mutex::new(());
+                let solved = std::thread::scope(|scope| {
+                    let sealed = |layer| self.digest_beside(scope, &digesting, layer, clamp);
+                    let solver = Solver {
+                        store: &self.store,
+                        lease: &lease,
+                        worker: &self.worker,
+                        sink,
+                        providers: &bringing,
+                        options: Options {
+                            jobs: request.jobs,
+                            cores: request.cores,
+                            resolv_conf: request.resolv_conf.clone(),
+                            now: clamp.map_or((now.as_secs() as i64, now.subsec_nanos()), |seconds| (seconds, 0)),
+                            first_vertex: rows.next,
+                        },
+                        sealed: &sealed,
+                    };
+                    solver.solve(&plan.graph, target)
+                });
+                rows.next += plan.graph.len() as u32;
+                let solved = solved.map_err(|error| BuildError::from_solve(&error, &source))?;
+                (solved.snapshot, solved.reports)
+            }
+            None => (Snapshot::default(), Vec::new()),
+        };
+        if cancel.is_set() {
+            return Err(BuildError { canceled: true, ..BuildError::new("canceled") });
+        }
+        let image = rows.work("exporting to image", || self.export(&plan, &snapshot, &lease, request))?;
+        Ok(Built { image, executed: reports.iter().any(|report| report.executed), reports })
+    }
+
+    /// Finds a layer's diff id while the next steps run. Nothing is started for a layer whose diff id is known.
+    fn digest_beside<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        one_at_a_time: &'scope Mutex<()>,
+        layer: LayerId,
+        clamp: Option<i64>,
+    ) {
+        if matches!(self.store.diff(layer, clamp), Ok(None)) {
+            scope.spawn(move || {
+                let _turn = one_at_a_time.lock();
+                // A failure comes back, and is told, when the image is made.
+                let _ = digest_layer(&self.store, &self.worker, layer, clamp);
+            });
+        }
+    }
+
+    fn export(
+        &self,
+        plan: &Plan,
+        snapshot: &Snapshot,
+        lease: &Lease,
+        request: &BuildRequest,
+    ) -> Result<Committed, BuildError> {
+        self.store.protect(lease, &snapshot.layers)?;
+        let base = plan.config.rootfs.diff_ids.len();
+        let own = snapshot.layers.len().saturating_sub(base);
+        let image =
+            commit(&self.store, &self.worker, &snapshot.layers, own, plan.config.clone(), plan.source_date_epoch)?;
+        for name in &request.tags {
+            self.store.tag(name, image.manifest)?;
+        }
+        Ok(image)
+    }
+
+    fn plan(&self, request: &BuildRequest, source: &SourceText, rows: &mut Rows<'_>) -> Result<Plan, BuildError> {
+        let mut facts = Facts::default();
+        loop {
+            let needs = match kiln_frontend::plan(source, &request.options, &facts) {
+                Ok(Outcome::Plan(plan)) => return Ok(plan),
+                Ok(Outcome::Needs(needs)) => needs,
+                Err(diagnostic) => return Err(BuildError::diagnostic(&diagnostic, source)),
+            };
+            for need in needs {
+                match need {
+                    Need::ImageConfig { reference, platform, place } => {
+                        let title = format!("[internal] load metadata for {reference}");
+                        let fact = rows.work(&title, || {
+                            let lines = place.lines.map(|(first, last)| kiln_dockerfile::Lines { first, last });
+                            self.image_fact(&reference, &platform).map_err(|mut error| {
+                                error.excerpt = lines.and_then(|lines| kiln_dockerfile::excerpt(source, lines));
+                                error
+                            })
+                        })?;
+                        facts.images.insert((reference, platform), fact);
+                    }
+                    Need::IgnoreFile { context } => {
+                        let patterns =
+                            rows.work("[internal] load .dockerignore", || ignore_patterns(request, &context))?;
+                        facts.ignore.insert(context, patterns);
+                    }
+                }
+            }
+        }
+    }
+
+    fn image_fact(&self, reference: &str, platform: &Platform) -> Result<ImageFact, BuildError> {
+        let name: Reference =
+            reference.parse().map_err(|error| BuildError::new(format!("image name {reference:?}: {error}")))?;
+        let digest = match name.digest() {
+            Some(digest) => Some(digest),
+            None => self.store.resolve(&name)?,
+        };
+        let missing = || {
+            BuildError::new(format!("{reference}: not found in the local store"))
+                .with_hint("bring it in with kiln load or kiln import, or check its name with kiln images")
+        };
+        let digest = digest.ok_or_else(missing)?;
+        let info = self.store.image(digest)?.ok_or_else(missing)?;
+        if info.platform.os != platform.os || info.platform.architecture != platform.architecture {
+            let text = format!("{reference}: the image is for {}, wanted is {platform}", info.platform);
+            return Err(BuildError::new(text).with_hint(format!("bring in the image for {platform}")));
+        }
+        let (_, config) = self.store.json(info.config)?.ok_or_else(missing)?;
+        let config = ImageConfig::from_bytes(&config)
+            .map_err(|error| BuildError::new(format!("{reference}: its config cannot be read: {error}")))?;
+        Ok(ImageFact { digest, config })
+    }
+}
+
+fn folder<'r>(request: &'r BuildRequest, name: &str) -> Option<&'r Path> {
+    if let Some(folder) = request.folders.get(name) {
+        return Some(folder);
+    }
+    match &request.context {
+        MainContext::Folder(folder) if name == "context" => Some(folder),
+        _ => None,
+    }
+}
+
+/// The patterns of a context's ignore file; one beside the Dockerfile, with its name, wins for the main context.
+fn ignore_patterns(request: &BuildRequest, context: &str) -> Result<Vec<String>, BuildError> {
+    let Some(folder) = folder(request, context) else { return Ok(Vec::new()) };
+    let mut candidates = Vec::new();
+    if let (Some(path), true) = (&request.dockerfile.path, context == "context") {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".dockerignore");
+        candidates.push(PathBuf::from(name));
+    }
+    candidates.push(folder.join(".dockerignore"));
+    for candidate in candidates {
+        match std::fs::read(&candidate) {
+            Ok(text) => return Ok(kiln_source::ignore::parse(&text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(BuildError::new(format!("cannot read {}: {error}", candidate.display()))),
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// What a build brings to its graph.
+struct Bringing<'a> {
+    engine: &'a Engine,
+    request: &'a BuildRequest,
+    cancel: &'a CancelFlag,
+}
+
+impl Providers for Bringing<'_> {
+    fn image(&self, reference: &str) -> Result<Snapshot, String> {
+        let digest = reference.rsplit_once('@').map(|(_, digest)| digest.parse::<Digest>());
+        let Some(Ok(digest)) = digest else { return Err(format!("{reference}: no digest")) };
+        let info = self.engine.store.image(digest).map_err(|error| error.to_string())?;
+        let info = info.ok_or_else(|| format!("{reference}: not in the local store"))?;
+        kiln_solver::snapshot(&self.engine.store, &info.layers).map_err(|error| error.to_string())
+    }
+
+    fn scan(&self, name: &str, exclude: &[String]) -> Result<Context, String> {
+        let root = folder(self.request, name).ok_or_else(|| format!("context {name}: not a folder"))?;
+        let root = root.canonicalize().map_err(|error| format!("context {}: {error}", root.display()))?;
+        let matcher = PatternMatcher::new(exclude).map_err(|error| format!(".dockerignore: {error}"))?;
+        let mut hasher = KeyHasher::new("context", 1);
+        hasher.part("root", root.as_os_str().as_encoded_bytes());
+        let cache_file = self.engine.store.root().join("stat").join(hasher.finish().hex());
+        let mut cache = StatCache::load(&cache_file);
+        let scan = kiln_source::scan(&root, Some(&matcher), &mut cache, &Wanted::All)
+            .map_err(|error| error.to_string())?;
+        Ok(Context { scan, cache, cache_file })
+    }
+
+    fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, String> {
+        match self.request.secrets.get(id) {
+            None => Ok(None),
+            Some(Secret::Value(value)) => Ok(Some(value.clone())),
+            Some(Secret::File(path)) => match std::fs::read(path) {
+                Ok(value) => Ok(Some(value)),
+                Err(error) => Err(format!("secret {id}: cannot read {}: {error}", path.display())),
+            },
+        }
+    }
+
+    fn ssh(&self, id: &str) -> Option<PathBuf> {
+        self.request.ssh.get(id).cloned()
+    }
+
+    fn is_canceled(&self) -> bool {
+        self.cancel.is_set()
+    }
+}

@@ -1,0 +1,139 @@
+//! A file system archive becomes an image of one layer.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+
+use kiln_image::config::History;
+use kiln_image::{ImageConfig, LayerId, Platform};
+use kiln_store::{Lease, Store};
+use kiln_worker::{TarInput, UnpackJob, Worker};
+
+use crate::load::{keep_tar, seal};
+use crate::{Committed, ExportError, commit};
+
+/// Makes an image of the tar in `file` (compressed or not), from its current position to its end. `changes` are
+/// instructions as docker's `import -c` takes them: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME,
+/// WORKDIR.
+///
+/// # Errors
+/// When the archive or a change is wrong, or the store or the worker fails.
+pub fn import(
+    store: &Store,
+    worker: &Worker,
+    lease: &Lease,
+    file: &File,
+    path: &str,
+    changes: &[String],
+    platform: &Platform,
+) -> Result<Committed, ExportError> {
+    let mut config = ImageConfig::scratch(platform);
+    for change in changes {
+        apply(&mut config, change).map_err(|what| ExportError::Change { change: change.clone(), what })?;
+    }
+    let spool;
+    let file = if file.metadata().is_ok_and(|meta| meta.is_file()) {
+        file
+    } else {
+        // Read twice when the tar must be kept, so a pipe goes through a file.
+        spool = crate::load::spool(store, file, path)?;
+        &spool
+    };
+    let len = file.metadata().map_err(ExportError::io(path))?.len();
+    let into = store.begin_layer(lease)?;
+    let input = TarInput::Range { offset: 0, len };
+    let unpacked = worker.unpack(UnpackJob { into, input }, &[file.as_fd()])?;
+    let layer: LayerId = seal(store, &unpacked)?;
+    if !unpacked.reproducible {
+        keep_tar(store, file, 0, len, unpacked.diff_id, path)?;
+    }
+    config.history.push(History { comment: format!("Imported from {path}"), ..History::default() });
+    commit(store, worker, &[layer], 1, config, None)
+}
+
+/// One instruction on a config.
+fn apply(config: &mut ImageConfig, change: &str) -> Result<(), String> {
+    let (word, rest) = change.trim().split_once(char::is_whitespace).ok_or("expected an instruction and a value")?;
+    let rest = rest.trim();
+    let list = || -> Result<Vec<String>, String> {
+        if rest.starts_with('[') {
+            serde_json::from_str(rest).map_err(|error| format!("not a JSON list of strings: {error}"))
+        } else {
+            Ok(vec!["/bin/sh".to_owned(), "-c".to_owned(), rest.to_owned()])
+        }
+    };
+    let words = || -> Result<Vec<String>, String> {
+        if rest.starts_with('[') {
+            serde_json::from_str(rest).map_err(|error| format!("not a JSON list of strings: {error}"))
+        } else {
+            Ok(rest.split_whitespace().map(str::to_owned).collect())
+        }
+    };
+    let pair = || -> Result<(String, String), String> {
+        let (name, value) = rest
+            .split_once('=')
+            .or_else(|| rest.split_once(char::is_whitespace))
+            .ok_or("expected NAME=VALUE")?;
+        let value = value.trim();
+        let bare = value.strip_prefix('"').and_then(|inner| inner.strip_suffix('"')).unwrap_or(value);
+        Ok((name.to_owned(), bare.to_owned()))
+    };
+    let run = &mut config.config;
+    match word.to_ascii_uppercase().as_str() {
+        "CMD" => run.cmd = Some(list()?),
+        "ENTRYPOINT" => run.entrypoint = Some(list()?),
+        "ENV" => {
+            let (name, value) = pair()?;
+            run.env.retain(|known| known.split_once('=').is_none_or(|(known, _)| known != name));
+            run.env.push(format!("{name}={value}"));
+        }
+        "LABEL" => {
+            let (name, value) = pair()?;
+            run.labels.insert(name, value);
+        }
+        "EXPOSE" => run.exposed_ports.extend(words()?.into_iter().map(|port| {
+            if port.contains('/') { port } else { format!("{port}/tcp") }
+        })),
+        "VOLUME" => run.volumes.extend(words()?),
+        "WORKDIR" => rest.clone_into(&mut run.working_dir),
+        "USER" => rest.clone_into(&mut run.user),
+        "STOPSIGNAL" => rest.clone_into(&mut run.stop_signal),
+        _ => {
+            let known = "CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME or WORKDIR";
+            return Err(format!("unknown instruction {word}, expected {known}"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_made_as_docker_makes_them() {
+        let mut config = ImageConfig::default();
+        for change in [
+            r#"CMD ["sh"]"#,
+            "ENV PATH=/bin",
+            "env PATH=/usr/bin",
+            "ENV A b c",
+            "EXPOSE 80 53/udp",
+            "LABEL x=\"y z\"",
+            "WORKDIR /srv",
+            "USER app",
+            "ENTRYPOINT exec top",
+        ] {
+            apply(&mut config, change).unwrap();
+        }
+        let run = &config.config;
+        assert_eq!(run.cmd, Some(vec!["sh".to_owned()]));
+        assert_eq!(run.env, ["PATH=/usr/bin", "A=b c"]);
+        assert_eq!(run.exposed_ports.iter().collect::<Vec<_>>(), ["53/udp", "80/tcp"]);
+        assert_eq!(run.labels["x"], "y z");
+        assert_eq!((run.working_dir.as_str(), run.user.as_str()), ("/srv", "app"));
+        assert_eq!(run.entrypoint.as_ref().unwrap()[2], "exec top");
+        for wrong in ["", "CMD", "RUN x", "ENV X", "CMD [1]"] {
+            assert!(apply(&mut config, wrong).is_err(), "{wrong}");
+        }
+    }
+}

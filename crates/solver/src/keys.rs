@@ -1,0 +1,181 @@
+//! What is in the keys of each kind of operation.
+
+use kiln_fileop::FileOpError;
+use kiln_graph::{CopyAction, ExecOp, FileAction, FileActionKind, FileInput, FileOp, Mount, MountKind, Op, OpKind, SourceOp};
+use kiln_image::Key;
+
+use crate::parts::Parts;
+
+/// What a key is made from: the definition of an input, or what is read of it.
+pub(crate) trait InputKeys {
+    /// The identity of a whole input; `None` when it is not known yet.
+    fn whole(&self, input: usize) -> Option<Key>;
+
+    /// The identity of what a copy reads of an input, when that is known without its definition: for local contexts
+    /// always, for trees when keys are made from contents. `Ok(None)` when [`InputKeys::whole`] must stand in.
+    fn selected(&self, input: usize, copy: &CopyAction) -> Result<Option<Key>, FileOpError>;
+
+    /// Whether an input is a local context, which has no definition.
+    fn is_local(&self, input: usize) -> bool;
+}
+
+/// Semantics versions: raised when a fixed bug must miss what was recorded before.
+const EXEC: u32 = 1;
+const FILE: u32 = 1;
+const SOURCE: u32 = 1;
+const MERGE: u32 = 1;
+
+/// The parts of an operation's key; `None` when an input's identity is not known yet.
+pub(crate) fn parts(op: &Op, inputs: &dyn InputKeys) -> Result<Option<Parts>, FileOpError> {
+    match &op.kind {
+        OpKind::Source(source) => Ok(source_parts(source, op)),
+        OpKind::Exec(exec) => exec_parts(exec, op, inputs),
+        OpKind::File(file) => file_parts(file, inputs),
+        OpKind::Merge => {
+            let mut parts = Parts::new("merge", MERGE);
+            for input in 0..op.inputs.len() {
+                let Some(key) = inputs.whole(input) else { return Ok(None) };
+                parts.add("layers", key.as_bytes());
+            }
+            Ok(Some(parts))
+        }
+        OpKind::Diff { lower, upper } => {
+            let mut parts = Parts::new("diff", MERGE);
+            for (name, input) in [("lower", lower), ("upper", upper)] {
+                if let Some(input) = input {
+                    let Some(key) = inputs.whole(*input) else { return Ok(None) };
+                    parts.add(name, key.as_bytes());
+                }
+            }
+            Ok(Some(parts))
+        }
+    }
+}
+
+fn source_parts(source: &SourceOp, op: &Op) -> Option<Parts> {
+    let mut parts = Parts::new("source", SOURCE);
+    match source {
+        SourceOp::Image { reference } | SourceOp::OciLayout { reference, .. } => {
+            // The digest alone: the same image under another name is the same.
+            let digest = reference.rsplit_once('@').map_or(reference.as_str(), |(_, digest)| digest);
+            parts.add("image", digest);
+            if let Some(platform) = &op.platform {
+                parts.add("platform", format!("{platform:?}"));
+            }
+        }
+        SourceOp::Local { .. } => return None,
+        SourceOp::Git { url, keep_git_dir, checksum } => {
+            parts.add("git", url).add("keep .git", [u8::from(*keep_git_dir)]);
+            parts.add("checksum", checksum.as_deref().unwrap_or_default());
+        }
+        SourceOp::Http { url, checksum, filename, mode, owner } => {
+            parts.add("url", url).add("checksum", checksum.as_deref().unwrap_or_default()).add("name", filename);
+            parts.add("mode", format!("{mode:?}")).add("owner", format!("{owner:?}"));
+        }
+    }
+    Some(parts)
+}
+
+fn exec_parts(exec: &ExecOp, op: &Op, inputs: &dyn InputKeys) -> Result<Option<Parts>, FileOpError> {
+    let mut parts = Parts::new("exec", EXEC);
+    for (at, arg) in exec.args.iter().enumerate() {
+        parts.add(format!("command {at}"), arg);
+    }
+    for variable in &exec.env {
+        let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
+        parts.add(format!("environment {name}"), value);
+    }
+    parts.add("working folder", &exec.cwd).add("user", &exec.user).add("host name", &exec.hostname);
+    for (name, _) in &exec.extra_hosts {
+        // The address is where the name is found today, not what the step does.
+        parts.add("extra host", name);
+    }
+    parts.add("network", format!("{:?}", exec.network)).add("security", format!("{:?}", exec.security));
+    for (name, soft, hard) in &exec.ulimits {
+        parts.add(format!("limit {name}"), format!("{soft}:{hard}"));
+    }
+    if let Some(platform) = &op.platform {
+        parts.add("platform", format!("{platform:?}"));
+    }
+    for mount in &exec.mounts {
+        parts.add(format!("mount {}", mount.dest), mount_identity(mount));
+        let Some(input) = mount.input else { continue };
+        let what = if mount.dest == "/" { "base".to_owned() } else { format!("files mounted at {}", mount.dest) };
+        let of_selection = if mount.dest == "/" { None } else { inputs.selected(input, &mount_selection(mount))? };
+        let key = match of_selection {
+            Some(key) => key,
+            None => match inputs.whole(input) {
+                Some(key) => key,
+                None => return Ok(None),
+            },
+        };
+        parts.add(what, key.as_bytes());
+    }
+    Ok(Some(parts))
+}
+
+/// What counts of a mount besides its input. The names of secrets count, their values do not; of a cache mount only that
+/// it is there, for what it holds is not the step's to depend on.
+fn mount_identity(mount: &Mount) -> String {
+    let kind = match &mount.kind {
+        MountKind::Bind => format!("bind {}", mount.selector),
+        MountKind::Cache { .. } => "cache".to_owned(),
+        MountKind::Tmpfs { .. } => "tmpfs".to_owned(),
+        MountKind::Secret { id, env, file, mode, uid, gid, optional } => {
+            format!("secret {id} {env:?} {file} {mode:?} {uid:?} {gid:?} {optional}")
+        }
+        MountKind::Ssh { id, mode, uid, gid, optional } => format!("ssh {id} {mode:?} {uid:?} {gid:?} {optional}"),
+    };
+    format!("{kind} readonly={} output={:?}", mount.readonly, mount.output)
+}
+
+/// The copy that reads just what a bind mount shows.
+pub(crate) fn mount_selection(mount: &Mount) -> CopyAction {
+    let src = if mount.selector.is_empty() { "/".to_owned() } else { mount.selector.clone() };
+    CopyAction { src, dest: "/".to_owned(), follow_symlinks: true, ..CopyAction::default() }
+}
+
+fn file_parts(file: &FileOp, inputs: &dyn InputKeys) -> Result<Option<Parts>, FileOpError> {
+    let mut parts = Parts::new("file", FILE);
+    for FileAction { on, output, kind } in &file.actions {
+        match on {
+            FileInput::Input(input) => {
+                let Some(key) = inputs.whole(*input) else { return Ok(None) };
+                parts.add("base", key.as_bytes());
+            }
+            FileInput::Scratch => {
+                parts.add("base", "empty");
+            }
+            FileInput::Action(action) => {
+                parts.add("action", action.to_le_bytes());
+            }
+        }
+        parts.add("output", format!("{output:?}"));
+        let FileActionKind::Copy(copy) = kind else {
+            parts.add("action", serde_json::to_vec(kind).expect("an action always serialises"));
+            continue;
+        };
+        let selected = match copy.from {
+            Some(FileInput::Input(input)) => inputs.selected(input, copy)?.map(|key| (input, key)),
+            _ => None,
+        };
+        if let Some((_, key)) = selected {
+            // Where the files lie in their tree does not count, only what they are and what they are called.
+            let mut here = copy.as_ref().clone();
+            here.src = last_component(&copy.src).to_owned();
+            parts.add("copy", serde_json::to_vec(&here).expect("an action always serialises"));
+            parts.add(format!("files of {}", copy.src), key.as_bytes());
+            continue;
+        }
+        parts.add("copy", serde_json::to_vec(copy).expect("an action always serialises"));
+        if let Some(FileInput::Input(input)) = copy.from {
+            let Some(key) = inputs.whole(input) else { return Ok(None) };
+            parts.add("source", key.as_bytes());
+        }
+    }
+    Ok(Some(parts))
+}
+
+fn last_component(path: &str) -> &str {
+    path.trim_end_matches('/').rsplit('/').next().unwrap_or_default()
+}

@@ -1,0 +1,93 @@
+//! What flows along the edges of a graph while it is solved.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kiln_fileop::FileOpError;
+use kiln_graph::CopyAction;
+use kiln_image::view::MergedView;
+use kiln_image::{ContentId, Key, KeyHasher, LayerId, LayerIndex, LayerPath};
+use kiln_source::{Scan, StatCache};
+
+/// A stack of sealed layers, lowest first: the result of a step.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Snapshot {
+    /// The layers.
+    pub layers: Vec<LayerId>,
+    /// The outcome of each layer, in the same order.
+    pub contents: Vec<ContentId>,
+}
+
+impl Snapshot {
+    /// The identity of the whole stack's outcome, whatever steps it came from.
+    pub fn content_key(&self) -> Key {
+        let mut hasher = KeyHasher::new("snapshot", 1);
+        for content in &self.contents {
+            hasher.part("layer", content.as_bytes());
+        }
+        hasher.finish()
+    }
+
+    /// This stack with others on top.
+    #[must_use]
+    pub fn stacked(&self, above: &Self) -> Self {
+        let mut stack = self.clone();
+        stack.layers.extend(&above.layers);
+        stack.contents.extend(&above.contents);
+        stack
+    }
+}
+
+/// A local context as it was found, with what is remembered of its files.
+pub struct Context {
+    /// What was found.
+    pub scan: Scan,
+    /// The digests known from earlier builds, and those learnt in this one.
+    pub cache: StatCache,
+    /// Where they are kept.
+    pub cache_file: PathBuf,
+}
+
+/// A local context. Files get their digests when a copy selects them.
+#[derive(Clone)]
+pub(crate) struct LocalTree(Arc<Mutex<Context>>);
+
+impl LocalTree {
+    pub(crate) fn new(context: Context) -> Self {
+        Self(Arc::new(Mutex::new(context)))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Context> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The context in which everything that `copy` selects has its digest.
+    pub(crate) fn index_for(&self, copy: &CopyAction) -> Result<Arc<LayerIndex>, FileOpError> {
+        let Context { scan, cache, .. } = &mut *self.lock();
+        let unread = |error: &dyn std::error::Error| FileOpError::context(error);
+        let listing = MergedView::new([scan.index(|_| false, cache).map_err(|error| unread(&error))?]);
+        let selected: HashSet<LayerPath> =
+            kiln_fileop::selection(copy, &listing)?.into_iter().map(|selected| selected.path).collect();
+        scan.index(|path| selected.contains(path), cache).map_err(|error| unread(&error))
+    }
+}
+
+/// The result of an operation.
+#[derive(Clone)]
+pub(crate) enum Value {
+    /// One snapshot per output.
+    Trees(Vec<Snapshot>),
+    /// A local context.
+    Local(LocalTree),
+}
+
+impl Value {
+    /// The snapshot of an output; the empty one for a context, which has none.
+    pub(crate) fn tree(&self, output: u32) -> Option<&Snapshot> {
+        match self {
+            Self::Trees(trees) => trees.get(output as usize),
+            Self::Local(_) => None,
+        }
+    }
+}

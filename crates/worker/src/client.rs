@@ -1,0 +1,241 @@
+//! The front's side: starts the worker when it is first needed, and hands it jobs.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Child;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kiln_sandbox::{Isolation, SandboxError};
+
+use crate::protocol::{Failure, FailureKind, Request, Response, WorkerFacts};
+use crate::wire;
+
+/// How long a worker that was told to end may take before it is killed.
+const END_WITHIN: Duration = Duration::from_secs(10);
+
+/// How the worker is started.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// The program: this one.
+    pub exe: PathBuf,
+    /// Arguments that make it call [`crate::serve`].
+    pub args: Vec<OsString>,
+    /// The namespaces.
+    pub isolation: Isolation,
+}
+
+/// Why a job gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The worker could not be started.
+    #[error("cannot start the worker process: {0}")]
+    Start(#[from] SandboxError),
+    /// The connection broke.
+    #[error("the worker process ended unexpectedly: {0}")]
+    Lost(#[source] io::Error),
+    /// The job was cancelled.
+    #[error("canceled")]
+    Canceled,
+    /// The job failed.
+    #[error("{}", .0.message)]
+    Failed(Failure),
+}
+
+impl WorkerError {
+    /// Whether the job was given up and did not fail.
+    pub fn is_canceled(&self) -> bool {
+        matches!(self, Self::Canceled | Self::Failed(Failure { kind: FailureKind::Canceled, .. }))
+    }
+
+    /// A way out, where there is one.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Failed(failure) => failure.hint.as_deref(),
+            Self::Start(error) => error.hint(),
+            _ => None,
+        }
+    }
+}
+
+struct Running {
+    child: Child,
+    control: UnixStream,
+}
+
+/// The worker process of this front, started with the first job.
+pub struct Worker {
+    launch: Launch,
+    running: Mutex<Option<Running>>,
+    jobs: Mutex<HashMap<u64, UnixStream>>,
+    next: AtomicU64,
+    canceled: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Worker {
+    /// Nothing is started yet.
+    pub fn new(launch: Launch) -> Self {
+        Self {
+            launch,
+            running: Mutex::default(),
+            jobs: Mutex::default(),
+            next: AtomicU64::new(0),
+            canceled: AtomicBool::new(false),
+        }
+    }
+
+    /// Runs one job and waits for its answer. [`Response::Failed`] comes as an error.
+    ///
+    /// # Errors
+    /// When the worker cannot be started, dies, or says that the job failed, and after [`Worker::cancel`].
+    pub fn call(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Response, WorkerError> {
+        let (ours, theirs) = UnixStream::pair().map_err(WorkerError::Lost)?;
+        self.connect(theirs)?;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        lock(&self.jobs).insert(number, ours.try_clone().map_err(WorkerError::Lost)?);
+        let answer = self.exchange(&ours, request, fds);
+        lock(&self.jobs).remove(&number);
+        match answer {
+            Ok(Response::Failed(failure)) if failure.kind == FailureKind::Canceled => Err(WorkerError::Canceled),
+            Ok(Response::Failed(failure)) => Err(WorkerError::Failed(failure)),
+            Ok(response) => Ok(response),
+            Err(_) if self.canceled.load(Ordering::Acquire) => Err(WorkerError::Canceled),
+            Err(error) => Err(WorkerError::Lost(error)),
+        }
+    }
+
+    fn exchange(&self, ours: &UnixStream, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<Response> {
+        // Asked after the job is in the table: a cancel from now on finds it there.
+        if self.canceled.load(Ordering::Acquire) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        wire::send(ours, request, fds)?;
+        let (response, _) =
+            wire::receive(ours)?.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "no answer"))?;
+        Ok(response)
+    }
+
+    /// What the worker found out about where it runs.
+    ///
+    /// # Errors
+    /// As [`Worker::call`].
+    pub fn facts(&self) -> Result<WorkerFacts, WorkerError> {
+        match self.call(&Request::Facts, &[])? {
+            Response::Facts(facts) => Ok(facts),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Gives up all jobs, those under way and those to come. Each ends with [`WorkerError::Canceled`].
+    pub fn cancel(&self) {
+        self.canceled.store(true, Ordering::Release);
+        for job in lock(&self.jobs).values() {
+            // The other side may have closed already.
+            let _ = job.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    /// Whether [`Worker::cancel`] was called.
+    pub fn is_canceled(&self) -> bool {
+        self.canceled.load(Ordering::Acquire)
+    }
+
+    /// Whether a worker process was started.
+    pub fn is_running(&self) -> bool {
+        lock(&self.running).is_some()
+    }
+
+    fn connect(&self, theirs: UnixStream) -> Result<(), WorkerError> {
+        let mut running = lock(&self.running);
+        if running.is_none() {
+            let (ours, control) = UnixStream::pair().map_err(WorkerError::Lost)?;
+            let Launch { exe, args, isolation } = &self.launch;
+            let child = kiln_sandbox::spawn_worker(isolation, exe, args, OwnedFd::from(control))?;
+            *running = Some(Running { child, control: ours });
+        }
+        let control = &running.as_ref().expect("started above").control;
+        wire::send_with_fds(control.as_fd(), b"j", &[theirs.as_fd()]).map_err(WorkerError::Lost)
+    }
+
+    /// Ends the worker process and waits until it is gone, with everything that ran in it.
+    pub fn end(&self) {
+        let Some(Running { mut child, control }) = lock(&self.running).take() else { return };
+        drop(control);
+        let deadline = Instant::now() + END_WITHIN;
+        let mut pause = Duration::from_micros(200);
+        loop {
+            match child.try_wait() {
+                Ok(None) if Instant::now() < deadline => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(20));
+                }
+                Ok(None) => {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    return;
+                }
+                _ => return,
+            }
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The error for an answer that does not fit its question.
+pub(crate) fn unexpected() -> WorkerError {
+    WorkerError::Lost(io::Error::other("the answer does not fit the job"))
+}
+
+macro_rules! typed {
+    ($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) -> $out:ty, $request:expr, $response:pat => $value:expr) => {
+        $(#[$doc])*
+        ///
+        /// # Errors
+        /// As [`Worker::call`].
+        pub fn $name(&self, $($arg: $type,)* fds: &[BorrowedFd<'_>]) -> Result<$out, WorkerError> {
+            match self.call(&$request, fds)? {
+                $response => Ok($value),
+                _ => Err(unexpected()),
+            }
+        }
+    };
+}
+
+impl Worker {
+    typed!(
+        /// Runs file actions.
+        file(job: crate::FileJob) -> Vec<crate::Made>, Request::File(Box::new(job)), Response::Made(made) => made
+    );
+    typed!(
+        /// Makes a layer of a tar.
+        unpack(job: crate::UnpackJob) -> crate::UnpackedLayer, Request::Unpack(job), Response::Unpacked(it) => it
+    );
+    typed!(
+        /// Removes the folders of layers.
+        delete(layers: Vec<kiln_image::LayerId>) -> (), Request::Delete(layers), Response::Done => ()
+    );
+    typed!(
+        /// The diff id of a layer and the size of its tar.
+        digest(layer: kiln_image::LayerId, clamp: Option<i64>) -> (kiln_image::DiffId, u64),
+        Request::Digest { layer, clamp }, Response::Tar { diff_id, size } => (diff_id, size)
+    );
+    typed!(
+        /// Writes a layer's tar into the descriptor; gives its diff id and size.
+        write_tar(layer: kiln_image::LayerId, clamp: Option<i64>) -> (kiln_image::DiffId, u64),
+        Request::WriteTar { layer, clamp }, Response::Tar { diff_id, size } => (diff_id, size)
+    );
+}

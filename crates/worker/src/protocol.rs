@@ -1,0 +1,288 @@
+//! What the front and the worker say to each other.
+
+use std::sync::Arc;
+
+use kiln_graph::{FileOp, Network};
+use kiln_image::{ContentId, DiffId, LayerId, LayerIndex};
+use serde::{Deserialize, Serialize};
+
+/// A job.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// What the worker found out about where it runs.
+    Facts,
+    /// Runs a process on a root file system and keeps what it changed. Descriptors: standard output, standard error.
+    Exec(Box<ExecJob>),
+    /// Runs a chain of file actions.
+    File(Box<FileJob>),
+    /// Makes a layer of a tar. Descriptor: the tar (a seekable file, or a pipe when no range is given).
+    Unpack(UnpackJob),
+    /// The diff id of a layer.
+    Digest {
+        /// The layer.
+        layer: LayerId,
+        /// Latest modification time, seconds since 1970.
+        clamp: Option<i64>,
+    },
+    /// Writes a layer's tar. Descriptor: where to.
+    WriteTar {
+        /// The layer.
+        layer: LayerId,
+        /// Latest modification time, seconds since 1970.
+        clamp: Option<i64>,
+    },
+    /// Removes the folders of layers.
+    Delete(Vec<LayerId>),
+    /// Runs a container. Descriptors: standard input, output, error.
+    Run(Box<ExecJob>),
+}
+
+/// A process, as the image and the Dockerfile say it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ProcessSpec {
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// `NAME=value`.
+    pub env: Vec<String>,
+    /// Working folder, made when missing.
+    pub cwd: String,
+    /// `user[:group]`, names or numbers; empty for root.
+    pub user: String,
+    /// Host name.
+    pub hostname: String,
+    /// The text of `/etc/hosts`.
+    pub hosts: String,
+    /// The text of `/etc/resolv.conf`.
+    pub resolv_conf: String,
+    /// Network.
+    pub network: Network,
+    /// All capabilities and no system call filter.
+    pub insecure: bool,
+    /// Limits: name, soft, hard.
+    pub ulimits: Vec<(String, u64, u64)>,
+    /// Bytes of `/dev/shm`; 0 for the default.
+    pub shm_size: u64,
+    /// The descriptors are one terminal that becomes the process's controlling terminal.
+    pub terminal: bool,
+}
+
+/// A stack of layers, lowest first.
+pub type Stacked = Vec<LayerId>;
+
+/// A process and the trees it works on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExecJob {
+    /// The process.
+    pub process: ProcessSpec,
+    /// The layers of the root.
+    pub root: Stacked,
+    /// The layer that the changes of the root go to; a container's folder name for [`Request::Run`].
+    pub into: LayerId,
+    /// Further mounts, in order.
+    pub mounts: Vec<ExecMount>,
+}
+
+/// A mount.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExecMount {
+    /// Where, absolute.
+    pub dest: String,
+    /// Cannot be written.
+    pub readonly: bool,
+    /// What.
+    pub source: MountSource,
+}
+
+/// What is mounted.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum MountSource {
+    /// A path within a stack of layers.
+    Tree {
+        /// The layers.
+        layers: Stacked,
+        /// The path; empty or `/` for all.
+        selector: String,
+        /// The layer that changes go to.
+        into: LayerId,
+        /// Whether that layer is kept as a result.
+        keep: bool,
+    },
+    /// A folder or file of the machine.
+    Host(String),
+    /// A folder that outlives builds, by its path below the store's root.
+    Cache {
+        /// Path below the store's root.
+        dir: String,
+        /// Mode of a new folder.
+        mode: u16,
+        /// Owner of a new folder; `None` is the process's user.
+        uid: Option<u32>,
+        /// Group of a new folder.
+        gid: Option<u32>,
+    },
+    /// Memory.
+    Tmpfs {
+        /// Bytes, 0 for no limit.
+        size: u64,
+    },
+    /// A file that is in memory only.
+    File {
+        /// Content.
+        content: Vec<u8>,
+        /// Mode.
+        mode: u16,
+        /// Owner; `None` is root.
+        uid: Option<u32>,
+        /// Group.
+        gid: Option<u32>,
+    },
+}
+
+/// File actions with their trees.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct FileJob {
+    /// The actions.
+    pub op: FileOp,
+    /// The inputs of the operation.
+    pub inputs: Vec<FileTree>,
+    /// The new layer of each output.
+    pub into: Vec<LayerId>,
+    /// The time of what has none of its own.
+    pub now: (i64, u32),
+}
+
+/// A tree that file actions read.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FileTree {
+    /// A stack of layers.
+    Layers(Stacked),
+    /// A folder of the machine with what was found in it.
+    Local {
+        /// Absolute path.
+        root: String,
+        /// What a build sees of it.
+        index: Arc<LayerIndex>,
+    },
+}
+
+/// A tar to make a layer of.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct UnpackJob {
+    /// The new layer.
+    pub into: LayerId,
+    /// Where in the descriptor.
+    pub input: TarInput,
+}
+
+/// Where a tar stands in a descriptor.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub enum TarInput {
+    /// From here to the end.
+    Stream,
+    /// A range of a seekable file.
+    Range {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+}
+
+/// A layer that a job made, on disk with its index.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Made {
+    /// The layer.
+    pub layer: LayerId,
+    /// Its outcome.
+    pub content_id: ContentId,
+    /// Bytes of its files.
+    pub size: u64,
+    /// Entries of its index.
+    pub entries: u64,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Exit {
+    /// By itself.
+    Code(i32),
+    /// By a signal.
+    Signal(i32),
+}
+
+/// What unpacking gave.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UnpackedLayer {
+    /// The layer.
+    pub made: Made,
+    /// The sha256 of the uncompressed tar as it came.
+    pub diff_id: DiffId,
+    /// Its size in bytes.
+    pub tar_size: u64,
+    /// Kiln's own tar of the layer has the same bytes.
+    pub reproducible: bool,
+}
+
+/// Where the worker runs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WorkerFacts {
+    /// `overlay` or `plain tree`.
+    pub provider: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// The answer to a job.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Response {
+    /// Done, nothing to say.
+    Done,
+    /// To [`Request::Facts`].
+    Facts(WorkerFacts),
+    /// To [`Request::Exec`] and [`Request::Run`]. The layers are empty unless the process ended with code 0.
+    Exited {
+        /// How.
+        exit: Exit,
+        /// The kernel killed it for want of memory.
+        out_of_memory: bool,
+        /// The root's layer first, then those of mounts that are kept.
+        made: Vec<Made>,
+    },
+    /// To [`Request::File`].
+    Made(Vec<Made>),
+    /// To [`Request::Unpack`].
+    Unpacked(UnpackedLayer),
+    /// To [`Request::Digest`] and [`Request::WriteTar`].
+    Tar {
+        /// The sha256 of the tar.
+        diff_id: DiffId,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// The job failed.
+    Failed(Failure),
+}
+
+/// Why a job failed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Failure {
+    /// What kind of failure.
+    pub kind: FailureKind,
+    /// In words, for the user.
+    pub message: String,
+    /// A way out, where there is one.
+    pub hint: Option<String>,
+}
+
+/// The kinds of failures that callers treat differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// Something the user named is not there.
+    NotFound,
+    /// The disk is full.
+    NoSpace,
+    /// The job was cancelled.
+    Canceled,
+    /// Anything else.
+    Other,
+}

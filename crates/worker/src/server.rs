@@ -1,0 +1,193 @@
+//! The worker's side: takes jobs, one thread each, and gives up a job when its connection closes.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kiln_image::{LayerId, LayerIndex};
+use kiln_rootfs::Provider;
+use kiln_sandbox::Cancel;
+use kiln_store::layer_fs::Ids;
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::protocol::{Failure, FailureKind, Request, Response};
+use crate::wire;
+
+mod exec;
+mod files;
+
+/// What all jobs share.
+pub(crate) struct Shared {
+    store_root: PathBuf,
+    ids: Ids,
+    provider: std::sync::OnceLock<(Provider, String)>,
+    forced: Option<Provider>,
+    indexes: Mutex<HashMap<LayerId, Arc<LayerIndex>>>,
+}
+
+impl Shared {
+    pub(crate) fn layer_dir(&self, layer: LayerId) -> PathBuf {
+        self.store_root.join("layers").join(layer.hex())
+    }
+
+    /// The way root file systems are made here; found out once, by trying.
+    pub(crate) fn provider(&self) -> &(Provider, String) {
+        self.provider.get_or_init(|| match self.forced {
+            Some(provider) => (provider, "forced".to_owned()),
+            None => kiln_rootfs::probe(&self.store_root),
+        })
+    }
+
+    /// A layer's index. Layers never change, so that each is read once.
+    pub(crate) fn index(&self, layer: LayerId) -> Result<Arc<LayerIndex>, Failure> {
+        let indexes = || self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = indexes().get(&layer) {
+            return Ok(index.clone());
+        }
+        let path = self.layer_dir(layer).join("index");
+        let bytes = std::fs::read(&path).map_err(|error| failure(&format!("cannot read {}", path.display()), &error))?;
+        let index = LayerIndex::from_bytes(&bytes)
+            .map_err(|error| Failure::other(format!("layer {layer}: {error}")))?;
+        Ok(indexes().entry(layer).or_insert(Arc::new(index)).clone())
+    }
+}
+
+impl Failure {
+    /// A failure that nobody treats differently.
+    pub(crate) fn other(message: impl Into<String>) -> Self {
+        Self { kind: FailureKind::Other, message: message.into(), hint: None }
+    }
+}
+
+/// An error of the operating system as a failure, with its kind found in the chain of causes.
+pub(crate) fn failure(doing: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
+    let mut message = if doing.is_empty() { error.to_string() } else { format!("{doing}: {error}") };
+    let mut kind = FailureKind::Other;
+    let mut cause = Some(error);
+    while let Some(at) = cause {
+        if let Some(io) = at.downcast_ref::<io::Error>() {
+            kind = match io.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FailureKind::NoSpace,
+                io::ErrorKind::Interrupted => FailureKind::Canceled,
+                _ => kind,
+            };
+        }
+        let text = at.to_string();
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        cause = at.source();
+    }
+    let hint = (kind == FailureKind::NoSpace)
+        .then(|| "free some space, or put the store elsewhere with --root or KILN_ROOT".to_owned());
+    Failure { kind, message, hint }
+}
+
+/// Serves jobs until the control socket closes. Called in the process that [`kiln_sandbox::spawn_worker`] started,
+/// after [`kiln_sandbox::enter_worker`]. `forced` overrides the way root file systems are made.
+///
+/// # Errors
+/// When the control socket breaks.
+pub fn serve(control: OwnedFd, store_root: PathBuf, ids: Ids, forced: Option<Provider>) -> io::Result<()> {
+    let shared = Arc::new(Shared {
+        store_root,
+        ids,
+        provider: std::sync::OnceLock::new(),
+        forced,
+        indexes: Mutex::default(),
+    });
+    let control = UnixStream::from(control);
+    let mut jobs: Vec<(UnixStream, Cancel)> = Vec::new();
+    let mut threads = Vec::new();
+    let outcome = loop {
+        let ready = {
+            let mut fds = vec![PollFd::new(&control, PollFlags::IN)];
+            // No data is ever due on a job's connection once its request is read: readiness means it closed. Its
+            // own end asks for hang-ups only, which are always reported.
+            fds.extend(jobs.iter().map(|(socket, _)| PollFd::new(socket, PollFlags::RDHUP)));
+            match poll(&mut fds, None) {
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => break Err(error.into()),
+            }
+            fds.iter().map(|fd| !fd.revents().is_empty()).collect::<Vec<_>>()
+        };
+        let mut at = 0;
+        jobs.retain(|(_, cancel)| {
+            at += 1;
+            if ready[at] {
+                cancel.cancel();
+            }
+            !ready[at]
+        });
+        if !ready[0] {
+            continue;
+        }
+        let mut byte = [0];
+        match wire::receive_with_fds(control.as_fd(), &mut byte) {
+            Ok((0, _)) => break Ok(()),
+            Ok((_, fds)) => {
+                let Some(socket) = fds.into_iter().next().map(UnixStream::from) else { continue };
+                let cancel = Cancel::new()?;
+                jobs.push((socket.try_clone()?, cancel.clone()));
+                let shared = shared.clone();
+                threads.retain(|thread: &std::thread::JoinHandle<()>| !thread.is_finished());
+                threads.push(std::thread::Builder::new().name("job".to_owned()).spawn(move || {
+                    serve_job(&shared, &socket, &cancel);
+                })?);
+            }
+            Err(error) => break Err(error),
+        }
+    };
+    for (_, cancel) in &jobs {
+        cancel.cancel();
+    }
+    for thread in threads {
+        // A job that panicked has told its front by closing the connection.
+        let _ = thread.join();
+    }
+    outcome
+}
+
+fn serve_job(shared: &Shared, socket: &UnixStream, cancel: &Cancel) {
+    let Ok(Some((request, fds))) = wire::receive::<Request>(socket) else { return };
+    let response = answer(shared, request, &fds, cancel).unwrap_or_else(Response::Failed);
+    // The front may be gone; then nobody wants the answer.
+    let _ = wire::send(socket, &response, &[]);
+}
+
+fn answer(shared: &Shared, request: Request, fds: &[OwnedFd], cancel: &Cancel) -> Result<Response, Failure> {
+    match request {
+        Request::Facts => {
+            let (provider, reason) = shared.provider();
+            let provider = match provider {
+                Provider::Overlay => "overlay",
+                Provider::PlainTree => "plain tree",
+            };
+            Ok(Response::Facts(crate::WorkerFacts { provider: provider.to_owned(), reason: reason.clone() }))
+        }
+        Request::Exec(job) => exec::exec(shared, &job, fds, cancel),
+        Request::Run(job) => exec::run(shared, &job, fds, cancel),
+        Request::File(job) => files::file(shared, *job),
+        Request::Unpack(job) => files::unpack(shared, &job, fds),
+        Request::Digest { layer, clamp } => files::write_tar(shared, layer, clamp, &mut io::sink()),
+        Request::WriteTar { layer, clamp } => {
+            let out = fds.first().ok_or_else(|| Failure::other("no descriptor to write to"))?;
+            let out = std::fs::File::from(out.try_clone().map_err(|error| failure("descriptor", &error))?);
+            let mut out = io::BufWriter::with_capacity(1 << 18, out);
+            let response = files::write_tar(shared, layer, clamp, &mut out)?;
+            io::Write::flush(&mut out).map_err(|error| failure("cannot write the layer", &error))?;
+            Ok(response)
+        }
+        Request::Delete(layers) => {
+            for layer in layers {
+                kiln_store::delete_layer(&shared.layer_dir(layer))
+                    .map_err(|error| failure(&format!("cannot remove layer {layer}"), &error))?;
+            }
+            Ok(Response::Done)
+        }
+    }
+}

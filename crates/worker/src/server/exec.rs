@@ -1,0 +1,287 @@
+//! Jobs that run a process.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use kiln_graph::Network;
+use kiln_image::LayerPath;
+use kiln_image::view::MergedView;
+use kiln_rootfs::{Lower, Rootfs};
+use kiln_sandbox::{
+    Cancel, Confinement, MountSource as Mounted, Process, RootSource, SandboxError, SandboxMount, Stdio, Ulimit,
+    UlimitKind, UserSpec, lookup_user, read_in_root,
+};
+
+use super::files::made;
+use super::{Shared, failure};
+use crate::protocol::{
+    ExecJob, ExecMount, Exit, Failure, FailureKind, Made, MountSource, ProcessSpec, Response, Stacked,
+};
+
+mod terminal;
+
+/// Larger user databases are not read.
+const MOST_PASSWD: u64 = 16 << 20;
+
+/// A root file system with the view of what lies below it.
+struct Tree {
+    rootfs: Rootfs,
+    view: MergedView,
+    layer: kiln_image::LayerId,
+}
+
+impl Tree {
+    fn prepare(shared: &Shared, layers: &Stacked, into: kiln_image::LayerId) -> Result<Self, Failure> {
+        let lowers = layers
+            .iter()
+            .map(|layer| Ok(Lower { dir: shared.layer_dir(*layer), index: shared.index(*layer)? }))
+            .collect::<Result<Vec<_>, Failure>>()?;
+        let view = MergedView::new(lowers.iter().map(|lower| lower.index.clone()));
+        let rootfs = Rootfs::prepare(shared.provider().0, &lowers, &shared.layer_dir(into), shared.ids)
+            .map_err(|error| failure("cannot make the root file system", &error))?;
+        Ok(Self { rootfs, view, layer: into })
+    }
+
+    fn source(&self) -> RootSource<'_> {
+        match self.rootfs.root() {
+            kiln_rootfs::RootSource::Mount(fd) => RootSource::Mount(fd),
+            kiln_rootfs::RootSource::Folder(path) => RootSource::Folder(path),
+        }
+    }
+
+    fn keep(self, stubs: &[LayerPath]) -> Result<Made, Failure> {
+        let index = self
+            .rootfs
+            .changes(&self.view, stubs)
+            .map_err(|error| failure("cannot keep what the step changed", &error))?;
+        Ok(made(self.layer, &index))
+    }
+}
+
+/// Removes the folders of layers unless they became results.
+struct Cleanup<'a> {
+    shared: &'a Shared,
+    layers: HashSet<kiln_image::LayerId>,
+}
+
+impl Drop for Cleanup<'_> {
+    fn drop(&mut self) {
+        for layer in &self.layers {
+            // What stays behind is found by the next sweep.
+            let _ = kiln_store::delete_layer(&self.shared.layer_dir(*layer));
+        }
+    }
+}
+
+pub(super) fn exec(shared: &Shared, job: &ExecJob, fds: &[OwnedFd], cancel: &Cancel) -> Result<Response, Failure> {
+    let [stdout, stderr] = fds else { return Err(Failure::other("a step takes two descriptors")) };
+    let stdio = Stdio::Files { stdin: None, stdout: Some(stdout.as_fd()), stderr: Some(stderr.as_fd()) };
+    process(shared, job, stdio, None, cancel, true)
+}
+
+pub(super) fn run(shared: &Shared, job: &ExecJob, fds: &[OwnedFd], cancel: &Cancel) -> Result<Response, Failure> {
+    let [stdin, stdout, stderr] = fds else { return Err(Failure::other("a container takes three descriptors")) };
+    if job.process.terminal {
+        let size = rustix::termios::tcgetwinsize(stdin).or_else(|_| rustix::termios::tcgetwinsize(stdout));
+        let (rows, cols) = size.map_or((24, 80), |size| (size.ws_row, size.ws_col));
+        let relay = terminal::Relay { stdin: stdin.as_fd(), stdout: stdout.as_fd() };
+        return process(shared, job, Stdio::Terminal { rows, cols }, Some(relay), cancel, false);
+    }
+    let stdio =
+        Stdio::Files { stdin: Some(stdin.as_fd()), stdout: Some(stdout.as_fd()), stderr: Some(stderr.as_fd()) };
+    process(shared, job, stdio, None, cancel, false)
+}
+
+fn process(
+    shared: &Shared,
+    job: &ExecJob,
+    stdio: Stdio<'_>,
+    relay: Option<terminal::Relay<'_>>,
+    cancel: &Cancel,
+    keep: bool,
+) -> Result<Response, Failure> {
+    let mut cleanup = Cleanup { shared, layers: HashSet::from([job.into]) };
+    let root = Tree::prepare(shared, &job.root, job.into)?;
+    let user = user(&root, &job.process.user)?;
+    let mut trees = Vec::new();
+    for mount in &job.mounts {
+        if let MountSource::Tree { layers, into, .. } = &mount.source {
+            cleanup.layers.insert(*into);
+            trees.push(Some(Tree::prepare(shared, layers, *into)?));
+        } else {
+            trees.push(None);
+        }
+    }
+    let mut mounts = standard_files(&job.process);
+    for (mount, tree) in job.mounts.iter().zip(&trees) {
+        mounts.push(sandbox_mount(shared, mount, tree.as_ref(), &user)?);
+    }
+    let spec = spec(&job.process, root.source(), user, mounts, stdio)?;
+    let running = match kiln_sandbox::spawn(&spec) {
+        Ok(running) => running,
+        Err(SandboxError::Exec { message, code }) => {
+            say(stdio, &relay, &message);
+            return Ok(Response::Exited { exit: Exit::Code(i32::from(code)), out_of_memory: false, made: Vec::new() });
+        }
+        Err(error) => return Err(failure("", &error)),
+    };
+    let exit = match relay {
+        Some(relay) => relay.until_exit(&running, cancel),
+        None => running.wait(cancel),
+    };
+    let exit = exit.map_err(|error| failure("cannot wait for the process", &error))?;
+    if cancel.is_cancelled() {
+        return Err(Failure { kind: FailureKind::Canceled, message: "canceled".to_owned(), hint: None });
+    }
+    let out_of_memory = exit.out_of_memory();
+    let exit = match exit.signal() {
+        Some(signal) => Exit::Signal(signal),
+        None => Exit::Code(exit.code()),
+    };
+    let stubs = running.stubs().to_vec();
+    drop(running);
+    if !keep || exit != Exit::Code(0) {
+        return Ok(Response::Exited { exit, out_of_memory, made: Vec::new() });
+    }
+    let mut results = vec![root.keep(&stubs)?];
+    for (mount, tree) in job.mounts.iter().zip(trees) {
+        if let (MountSource::Tree { keep: true, .. }, Some(tree)) = (&mount.source, tree) {
+            results.push(tree.keep(&[])?);
+        }
+    }
+    for result in &results {
+        cleanup.layers.remove(&result.layer);
+    }
+    Ok(Response::Exited { exit, out_of_memory, made: results })
+}
+
+/// Tells the step's own output why its program could not be started, as a shell would.
+fn say(stdio: Stdio<'_>, relay: &Option<terminal::Relay<'_>>, message: &str) {
+    let to = match (stdio, relay) {
+        (Stdio::Files { stderr, .. }, _) => stderr,
+        (_, Some(relay)) => Some(relay.stdout),
+        _ => None,
+    };
+    if let Some(to) = to {
+        // The reader may be gone.
+        let _ = rustix::io::write(to, format!("{message}\n").as_bytes());
+    }
+}
+
+fn user(root: &Tree, spec: &str) -> Result<UserSpec, Failure> {
+    let read = |path: &str| {
+        read_in_root(root.source(), Path::new(path), MOST_PASSWD)
+            .map_err(|error| failure(&format!("cannot read the image's {path}"), &error))
+    };
+    let (passwd, group) = (read("etc/passwd")?, read("etc/group")?);
+    lookup_user(spec, passwd.as_deref(), group.as_deref()).map_err(|error| failure("", &error))
+}
+
+fn standard_files(process: &ProcessSpec) -> Vec<SandboxMount<'static>> {
+    let mut files = vec![
+        SandboxMount::file("/etc/hosts", process.hosts.as_bytes()),
+        SandboxMount::file("/etc/resolv.conf", process.resolv_conf.as_bytes()),
+    ];
+    if process.terminal {
+        files.push(SandboxMount::file("/etc/hostname", format!("{}\n", process.hostname)));
+    }
+    files
+}
+
+fn spec<'a>(
+    process: &ProcessSpec,
+    root: RootSource<'a>,
+    user: UserSpec,
+    mounts: Vec<SandboxMount<'a>>,
+    stdio: Stdio<'a>,
+) -> Result<Process<'a>, Failure> {
+    let mut spec = Process::new(root, process.args.iter());
+    spec.env = process.env.iter().map(Into::into).collect();
+    let set = |name: &str| process.env.iter().any(|known| known.split('=').next() == Some(name));
+    if !set("HOME") {
+        spec.env.push(format!("HOME={}", user.home).into());
+    }
+    if process.terminal && !set("TERM") {
+        spec.env.push("TERM=xterm".into());
+    }
+    spec.cwd = PathBuf::from(if process.cwd.is_empty() { "/" } else { &process.cwd });
+    spec.user = user;
+    spec.hostname.clone_from(&process.hostname);
+    spec.network = match process.network {
+        Network::None => kiln_sandbox::Network::None,
+        Network::Default | Network::Host => kiln_sandbox::Network::Host,
+    };
+    spec.mounts = mounts;
+    if process.insecure {
+        spec.confinement = Confinement::Insecure;
+    }
+    for (name, soft, hard) in &process.ulimits {
+        let kind = UlimitKind::from_name(name).ok_or_else(|| Failure::other(format!("unknown limit {name}")))?;
+        spec.ulimits.push(Ulimit { kind, soft: *soft, hard: *hard });
+    }
+    if process.shm_size > 0 {
+        spec.shm_size = process.shm_size;
+    }
+    spec.stdio = stdio;
+    Ok(spec)
+}
+
+fn sandbox_mount<'a>(
+    shared: &'a Shared,
+    mount: &'a ExecMount,
+    tree: Option<&'a Tree>,
+    user: &UserSpec,
+) -> Result<SandboxMount<'a>, Failure> {
+    let source = match &mount.source {
+        MountSource::Tree { selector, .. } => {
+            let tree = tree.ok_or_else(|| Failure::other("a tree mount without its tree"))?;
+            let path = PathBuf::from(selector.trim_matches('/'));
+            if tree.view.resolve(selector.as_bytes(), true).ok().and_then(|path| tree.view.get(&path)).is_none()
+                && !path.as_os_str().is_empty()
+            {
+                return Err(Failure {
+                    kind: FailureKind::NotFound,
+                    message: format!("mount {}: {selector:?}: not found in its source", mount.dest),
+                    hint: None,
+                });
+            }
+            Mounted::Bind { root: tree.source(), path }
+        }
+        MountSource::Host(path) => {
+            Mounted::Bind { root: RootSource::Folder(Path::new(path)), path: PathBuf::new() }
+        }
+        MountSource::Cache { dir, mode, uid, gid } => {
+            let path = cache_folder(shared, dir, *mode, uid.unwrap_or(user.uid), gid.unwrap_or(user.gid))?;
+            Mounted::Bind { root: RootSource::Folder(&shared.store_root), path }
+        }
+        MountSource::Tmpfs { size } => {
+            Mounted::Tmpfs { size: (*size > 0).then_some(*size), mode: 0o1777 }
+        }
+        MountSource::File { content, mode, uid, gid } => Mounted::File {
+            content: content.clone(),
+            mode: u32::from(*mode),
+            uid: uid.unwrap_or(0),
+            gid: gid.unwrap_or(0),
+        },
+    };
+    Ok(SandboxMount { dest: PathBuf::from(&mount.dest), source, read_only: mount.readonly })
+}
+
+/// The folder of a cache mount below the store's root; made, with the given owner, when it is not there.
+fn cache_folder(shared: &Shared, dir: &str, mode: u16, uid: u32, gid: u32) -> Result<PathBuf, Failure> {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let folder = shared.store_root.join(dir);
+    let make = || -> std::io::Result<()> {
+        match std::fs::create_dir(&folder) {
+            Ok(()) => {
+                chown(&folder, Some(uid), Some(gid))?;
+                std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(u32::from(mode)))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(error),
+        }
+    };
+    make().map_err(|error| failure(&format!("cannot make the cache mount's folder {}", folder.display()), &error))?;
+    Ok(PathBuf::from(dir))
+}
