@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::PoisonError;
 
 use kiln_image::{Digest, LayerId};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
@@ -119,7 +120,8 @@ impl Store {
                 .collect::<Result<Vec<_>, _>>()?;
             let tags = "SELECT 1 FROM tags WHERE durable_target IS NOT target";
             if layers.is_empty() && blobs.is_empty() && !db.prepare_cached(tags)?.exists([])? {
-                return Ok(());
+                drop(db);
+                return self.db.checkpoint(&self.root);
             }
             (layers, blobs)
         };
@@ -140,27 +142,19 @@ impl Store {
             }
             settle_tags(on)
         })?;
-        // So that neither the next opening nor a step's commit has to.
-        self.db
-            .read()
-            .execute_batch("PRAGMA wal_checkpoint(PASSIVE)")?;
-        Ok(())
+        self.db.checkpoint(&self.root)
     }
 
     fn forget_in_memory(&self, layers: &[LayerId]) {
-        let unpoison = std::sync::PoisonError::into_inner;
-        let mut seen = self.seen.lock().unwrap_or_else(unpoison);
-        layers.iter().for_each(|id| {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        for id in layers {
             seen.remove(id);
-        });
+        }
         drop(seen);
-        let mut indexes = self
-            .indexes
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        layers.iter().for_each(|id| {
+        let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+        for id in layers {
             indexes.remove(id);
-        });
+        }
     }
 }
 

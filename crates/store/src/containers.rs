@@ -63,11 +63,7 @@ impl Store {
         lease: &Lease,
         new: &NewContainer,
     ) -> Result<Option<String>, StoreError> {
-        use std::fmt::Write;
-        let mut id = String::with_capacity(64);
-        for byte in crate::store::random::<32>()? {
-            write!(id, "{byte:02x}").expect("a string takes all");
-        }
+        let id = crate::store::random_name::<32>()?;
         self.db.write(|on| {
             require_sealed(on, &new.layers)?;
             let inserted = on

@@ -1,4 +1,4 @@
-//! The database: one SQLite file in WAL mode, used by any number of processes.
+//! The database: one `SQLite` file in WAL mode, used by any number of processes.
 //!
 //! Writers begin with `BEGIN IMMEDIATE`, so that they wait at the start and never fail in the middle. Commits are not
 //! synced (`synchronous=NORMAL`) but for those made with [`Db::write_durably`].
@@ -14,7 +14,7 @@ use crate::StoreError;
 use crate::header::FORMAT;
 
 /// How long a writer waits for other processes' writes.
-pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_mins(1);
 
 const FILE: &str = "kiln.db";
 
@@ -202,6 +202,21 @@ impl Db {
         let result = transaction(&mut connection, work);
         connection.execute_batch("PRAGMA synchronous = NORMAL")?;
         result
+    }
+
+    /// Moves the log into the database file if it is long: the next opening has to read all of it.
+    pub(crate) fn checkpoint(&self, root: &Path) -> Result<(), StoreError> {
+        const LONG: u64 = 256 * 1024;
+        let log = std::fs::metadata(root.join(format!("{FILE}-wal")));
+        if log.map_or(0, |log| log.len()) < LONG {
+            return Ok(());
+        }
+        let connection = self.read();
+        // Readers of other processes are in the way: then another time.
+        connection.busy_timeout(Duration::from_millis(50))?;
+        let result = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        Ok(result?)
     }
 }
 

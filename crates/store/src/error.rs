@@ -109,7 +109,7 @@ impl StoreError {
         }
     }
 
-    pub(crate) fn damaged(what: &'static str, reason: impl ToString) -> Self {
+    pub(crate) fn damaged(what: &'static str, reason: &dyn std::fmt::Display) -> Self {
         Self::Damaged {
             what,
             reason: reason.to_string(),

@@ -25,6 +25,11 @@ pub struct Header {
     pub ids: IdKind,
 }
 
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
 /// To whom the files of layers belong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "kind")]
@@ -85,15 +90,11 @@ impl Header {
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(err) => return Err(StoreError::io("read", &path)(err)),
         };
-        // First only the format: a newer header may have a shape that this Kiln cannot read.
-        #[derive(Deserialize)]
-        struct Format {
-            format: u32,
-        }
         let wrong = |err: serde_json::Error| StoreError::Header {
             path: path.clone(),
             reason: err.to_string(),
         };
+        // First only the format: a newer header may have a shape that this Kiln cannot read.
         let Format { format } = serde_json::from_slice(&bytes).map_err(wrong)?;
         if format > FORMAT {
             return Err(StoreError::Newer {

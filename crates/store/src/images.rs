@@ -278,7 +278,7 @@ impl Store {
 
 /// Reads a name that the database holds.
 pub(crate) fn parse_name(text: &str) -> Result<Reference, StoreError> {
-    text.parse().map_err(|err| StoreError::damaged("tag", err))
+    text.parse().map_err(|err| StoreError::damaged("tag", &err))
 }
 
 fn tags_of(db: &Connection, target: Digest) -> Result<Vec<Reference>, StoreError> {

@@ -1,6 +1,6 @@
 //! What is on disk: layers with their indexes, blobs, images, tags, cache records, containers, leases and claims.
 //!
-//! [`Store`] is the front's side: a SQLite database and JSON files, shared by any number of processes. [`layer_fs`],
+//! [`Store`] is the front's side: an `SQLite` database and JSON files, shared by any number of processes. [`layer_fs`],
 //! [`unpack_tar`] and [`write_tar`] are the worker's side: file work inside one layer's folder, without the database.
 //! The format, the locks and what is durable when are described in `docs/store.md`.
 

@@ -41,8 +41,10 @@ impl LockFile {
                 Err(TryLockError::Error(err)) => return Err(err),
             }
             if leads_to(path, &file)? {
-                file.set_len(0)?;
-                write!(file, "{}", std::process::id())?;
+                // For messages only, so a full disk does not matter.
+                let _ = file
+                    .set_len(0)
+                    .and_then(|()| write!(file, "{}", std::process::id()));
                 return Ok(Some(Self {
                     path: path.to_owned(),
                     _file: file,
@@ -85,10 +87,7 @@ struct Held {
 impl Lease {
     pub(crate) fn new(folder: &Path) -> Result<Self, StoreError> {
         loop {
-            let name = crate::store::random::<16>()?
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect::<String>();
+            let name = crate::store::random_name::<16>()?;
             let path = folder.join(&name);
             // Taken only when a sweep came between making and locking the file.
             if let Some(file) = LockFile::acquire(&path).map_err(StoreError::io("lock", &path))? {

@@ -103,7 +103,7 @@ impl Store {
             .optional()?
             .ok_or(StoreError::NoRecord(id))?;
         postcard::from_bytes(&bytes)
-            .map_err(|err| StoreError::damaged("parts of a cache record", err))
+            .map_err(|err| StoreError::damaged("parts of a cache record", &err))
     }
 
     /// Puts a record under all of `keys`; what was under them before is found no more.
@@ -113,7 +113,7 @@ impl Store {
     pub fn put_record(&self, keys: &[Key], record: &NewRecord) -> Result<RecordId, StoreError> {
         let layers: BTreeSet<LayerId> = record.outputs.iter().flatten().copied().collect();
         let layers: Vec<LayerId> = layers.into_iter().collect();
-        let encode = |err: postcard::Error| StoreError::damaged("cache record", err);
+        let encode = |err: postcard::Error| StoreError::damaged("cache record", &err);
         let outputs = postcard::to_stdvec(&record.outputs).map_err(encode)?;
         let parts = postcard::to_stdvec(&record.parts).map_err(encode)?;
         self.db.write(|on| {
@@ -158,7 +158,7 @@ impl Store {
         const MINUTE: i64 = 60_000_000_000;
         let ids: Vec<i64> = records.iter().map(|id| id.0).collect();
         let ids =
-            serde_json::to_string(&ids).map_err(|err| StoreError::damaged("record ids", err))?;
+            serde_json::to_string(&ids).map_err(|err| StoreError::damaged("record ids", &err))?;
         let now = db::now();
         let stale = params![ids, now - MINUTE];
         let such = "id IN (SELECT value FROM json_each(?1)) AND used < ?2";
@@ -243,7 +243,7 @@ fn row(row: &Row<'_>) -> rusqlite::Result<Result<Record, StoreError>> {
     let outputs = row.get_ref(1)?.as_blob()?;
     let outputs = match postcard::from_bytes(outputs) {
         Ok(outputs) => outputs,
-        Err(err) => return Ok(Err(StoreError::damaged("outputs of a cache record", err))),
+        Err(err) => return Ok(Err(StoreError::damaged("outputs of a cache record", &err))),
     };
     Ok(Ok(Record {
         id: RecordId(row.get(0)?),

@@ -1,6 +1,7 @@
 //! Opening a store.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Write;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ pub struct OpenOptions {
 /// What was found on opening.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OpenReport {
-    /// The machine was restarted since the store was last open, without settling everything before.
+    /// The machine was restarted since the store was last open.
     pub restarted: bool,
     /// How many layers were given up because they may not be whole.
     pub lost_layers: usize,
@@ -166,4 +167,13 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], StoreError> {
                 .map_err(|err| StoreError::io("read", "random numbers")(err.into()))?;
     }
     Ok(bytes)
+}
+
+/// A random name of `2 * N` hexadecimal digits.
+pub(crate) fn random_name<const N: usize>() -> Result<String, StoreError> {
+    let mut name = String::with_capacity(2 * N);
+    for byte in random::<N>()? {
+        write!(name, "{byte:02x}").expect("a string takes all");
+    }
+    Ok(name)
 }

@@ -53,6 +53,9 @@ pub enum Content<'a> {
     Reader(&'a mut dyn Read),
 }
 
+/// A folder by its path.
+type Folder = (Box<[u8]>, Arc<OwnedFd>);
+
 /// The files of one layer: `layers/<id>/fs`. Fastest when entries come in index order, since the last folder stays open.
 pub struct LayerFs {
     /// `layers/<id>`.
@@ -60,7 +63,7 @@ pub struct LayerFs {
     root: Arc<OwnedFd>,
     ids: Ids,
     /// The folder last used.
-    last: Mutex<Option<(Box<[u8]>, Arc<OwnedFd>)>>,
+    last: Mutex<Option<Folder>>,
     /// Whether reflinks are worth trying.
     can_clone: AtomicBool,
 }

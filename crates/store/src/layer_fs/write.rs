@@ -153,7 +153,7 @@ impl LayerFs {
         }
         // Until the end the folder must be open to the writer.
         rustix::fs::fchmod(&dir, Mode::from_raw_mode(u32::from(entry.mode) | 0o700))?;
-        self.set_xattrs(entry, |name, value| {
+        set_xattrs(entry, |name, value| {
             rustix::fs::fsetxattr(&dir, name, value, XattrFlags::empty())
         })?;
         if opaque {
@@ -197,7 +197,7 @@ impl LayerFs {
             rustix::fs::fchown(&file, uid, gid)?;
         }
         rustix::fs::fchmod(&file, self.mode(entry))?;
-        self.set_xattrs(entry, |name, value| {
+        set_xattrs(entry, |name, value| {
             rustix::fs::fsetxattr(&file, name, value, XattrFlags::empty())
         })?;
         rustix::fs::futimens(&file, &times(entry))?;
@@ -244,7 +244,7 @@ impl LayerFs {
             match rustix::fs::ioctl_ficlone(to, from) {
                 Ok(()) => return Ok(rustix::fs::fstat(to)?.st_size as u64),
                 Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => {
-                    self.can_clone.store(false, Ordering::Relaxed)
+                    self.can_clone.store(false, Ordering::Relaxed);
                 }
                 // Another file system, a file that cannot be shared.
                 Err(_) => {}
@@ -297,7 +297,7 @@ impl LayerFs {
         if !entry.xattrs.is_empty() {
             let mut path = format!("/proc/self/fd/{}/", parent.as_raw_fd()).into_bytes();
             path.extend_from_slice(name);
-            self.set_xattrs(entry, |key, value| {
+            set_xattrs(entry, |key, value| {
                 rustix::fs::lsetxattr(&path[..], key, value, XattrFlags::empty())
             })?;
         }
@@ -308,29 +308,26 @@ impl LayerFs {
             AtFlags::SYMLINK_NOFOLLOW,
         )?)
     }
+}
 
-    /// Sets extended attributes, the capabilities last.
-    fn set_xattrs(
-        &self,
-        entry: &Entry,
-        set: impl Fn(&[u8], &[u8]) -> rustix::io::Result<()>,
-    ) -> io::Result<()> {
-        let of_index = |name: &[u8]| {
-            name.starts_with(b"trusted.")
-                || name.starts_with(b"user.overlay.")
-                || name == DEFAULT_ACL
-        };
-        let (last, first): (Vec<_>, Vec<_>) = entry
-            .xattrs
-            .iter()
-            .partition(|(name, _)| name == CAPABILITY);
-        for (name, value) in first.into_iter().chain(last) {
-            if !of_index(name) {
-                set_xattr(name, || set(name, value))?;
-            }
+/// Sets extended attributes, the capabilities last.
+fn set_xattrs(
+    entry: &Entry,
+    set: impl Fn(&[u8], &[u8]) -> rustix::io::Result<()>,
+) -> io::Result<()> {
+    let of_index = |name: &[u8]| {
+        name.starts_with(b"trusted.") || name.starts_with(b"user.overlay.") || name == DEFAULT_ACL
+    };
+    let (last, first): (Vec<_>, Vec<_>) = entry
+        .xattrs
+        .iter()
+        .partition(|(name, _)| name == CAPABILITY);
+    for (name, value) in first.into_iter().chain(last) {
+        if !of_index(name) {
+            set_xattr(name, || set(name, value))?;
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// An attribute that the file system or the namespace does not take is in the index only.
