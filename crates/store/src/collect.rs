@@ -104,30 +104,12 @@ impl Store {
     /// # Errors
     /// When the file system cannot be synced or the database cannot be written.
     pub fn settle(&self) -> Result<(), StoreError> {
-        let (layers, blobs) = {
-            let db = self.db.read();
-            let mut query =
-                db.prepare_cached("SELECT id FROM layers WHERE durable = 0 AND state = ?1")?;
-            let layers = query
-                .query_map([SEALED], layer_id)?
-                .collect::<Result<Vec<_>, _>>()?;
-            let mut query = db.prepare_cached(
-                "SELECT DISTINCT digest FROM blobs WHERE durable = 0 AND present = 1",
-            )?;
-            let digest = |row: &Row<'_>| Ok(Digest::new(row.get(0)?));
-            let blobs = query
-                .query_map([], digest)?
-                .collect::<Result<Vec<_>, _>>()?;
-            let tags = "SELECT 1 FROM tags WHERE durable_target IS NOT target";
-            if layers.is_empty() && blobs.is_empty() && !db.prepare_cached(tags)?.exists([])? {
-                drop(db);
-                return self.db.checkpoint(&self.root);
-            }
-            (layers, blobs)
-        };
+        let (layers, blobs, tags) = unsettled(&self.db.read())?;
         if !layers.is_empty() || !blobs.is_empty() {
             let sync = || rustix::fs::syncfs(fs::File::open(&self.root)?).map_err(io::Error::from);
             sync().map_err(StoreError::io("sync", &self.root))?;
+        } else if !tags {
+            return self.db.checkpoint(&self.root);
         }
         self.db.write_durably(|on| {
             let mut update =
@@ -160,6 +142,10 @@ impl Store {
 
 fn layer_id(row: &Row<'_>) -> rusqlite::Result<LayerId> {
     Ok(LayerId::new(row.get(0)?))
+}
+
+fn digest(row: &Row<'_>) -> rusqlite::Result<Digest> {
+    Ok(Digest::new(row.get(0)?))
 }
 
 /// The names in a folder.
@@ -235,7 +221,6 @@ fn collect_blobs(on: &Transaction<'_>) -> Result<Vec<Digest>, StoreError> {
         "DELETE FROM blobs WHERE created < ?1 AND NOT EXISTS (SELECT 1 FROM diffs WHERE diffs.diff = blobs.diff)
          RETURNING digest",
     )?;
-    let digest = |row: &Row<'_>| Ok(Digest::new(row.get(0)?));
     let gone = query
         .query_map([db::now() - GRACE], digest)?
         .collect::<Result<Vec<_>, _>>()?;
@@ -284,6 +269,19 @@ fn is_target_whole(on: &Connection, target: Digest, durable: bool) -> Result<boo
         }
     }
     Ok(false)
+}
+
+/// What is not durable: sealed layers, files of blobs, whether there are targets of tags.
+fn unsettled(on: &Connection) -> Result<(Vec<LayerId>, Vec<Digest>, bool), StoreError> {
+    let mut query = on.prepare_cached("SELECT id FROM layers WHERE durable = 0 AND state = ?1")?;
+    let layers = query
+        .query_map([SEALED], layer_id)?
+        .collect::<Result<_, _>>()?;
+    let mut query =
+        on.prepare_cached("SELECT DISTINCT digest FROM blobs WHERE durable = 0 AND present = 1")?;
+    let blobs = query.query_map([], digest)?.collect::<Result<_, _>>()?;
+    let mut query = on.prepare_cached("SELECT 1 FROM tags WHERE durable_target IS NOT target")?;
+    Ok((layers, blobs, query.exists([])?))
 }
 
 fn settle_tags(on: &Transaction<'_>) -> Result<(), StoreError> {
@@ -375,7 +373,6 @@ fn give_up(on: &Transaction<'_>, report: &mut OpenReport) -> Result<Vec<Digest>,
     let mut query = on.prepare(
         "UPDATE blobs SET present = 0 WHERE present = 1 AND durable = 0 RETURNING digest",
     )?;
-    let digest = |row: &Row<'_>| Ok(Digest::new(row.get(0)?));
     Ok(query.query_map([], digest)?.collect::<Result<_, _>>()?)
 }
 
