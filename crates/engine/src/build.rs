@@ -90,17 +90,31 @@ struct Rows<'a> {
 
 impl Rows<'_> {
     /// A row for work that this thread does now.
-    fn work<T>(&mut self, title: &str, work: impl FnOnce() -> Result<T, BuildError>) -> Result<T, BuildError> {
+    fn work<T>(
+        &mut self,
+        title: &str,
+        work: impl FnOnce() -> Result<T, BuildError>,
+    ) -> Result<T, BuildError> {
         let id = VertexId(self.next);
         self.next += 1;
-        self.sink.emit(Event::Vertex { id, title: title.to_owned() });
-        self.sink.emit(Event::Started { id, at: SystemTime::now() });
+        self.sink.emit(Event::Vertex {
+            id,
+            title: title.to_owned(),
+        });
+        self.sink.emit(Event::Started {
+            id,
+            at: SystemTime::now(),
+        });
         let outcome = work();
         let at = SystemTime::now();
         self.sink.emit(match &outcome {
             Ok(_) => Event::Finished { id, at },
             Err(error) if error.canceled => Event::Canceled { id, at },
-            Err(error) => Event::Failed { id, error: error.message.clone(), at },
+            Err(error) => Event::Failed {
+                id,
+                error: error.message.clone(),
+                at,
+            },
         });
         outcome
     }
@@ -119,7 +133,10 @@ impl Engine {
     ) -> Result<Built, BuildError> {
         let started = Instant::now();
         let outcome = self.build_inner(request, sink, cancel);
-        sink.emit(Event::Ended { took: started.elapsed(), ok: outcome.is_ok() });
+        sink.emit(Event::Ended {
+            took: started.elapsed(),
+            ok: outcome.is_ok(),
+        });
         outcome
     }
 
@@ -131,22 +148,46 @@ impl Engine {
     ) -> Result<Built, BuildError> {
         let lease = self.store.lease()?;
         let mut rows = Rows { sink, next: 0 };
-        let title = format!("[internal] load build definition from {}", request.dockerfile.name);
-        let source = rows.work(&title, || Ok(SourceText::new(&request.dockerfile.name, &request.dockerfile.bytes)))?;
+        let title = format!(
+            "[internal] load build definition from {}",
+            request.dockerfile.name
+        );
+        let source = rows.work(&title, || {
+            Ok(SourceText::new(
+                &request.dockerfile.name,
+                &request.dockerfile.bytes,
+            ))
+        })?;
         let plan = self.plan(request, &source, &mut rows)?;
         for warning in &plan.warnings {
-            sink.emit(Event::Warning { text: warning.to_string() });
+            sink.emit(Event::Warning {
+                text: warning.to_string(),
+            });
         }
         if !plan.skipped.is_empty() {
-            let (noun, verb) = if plan.skipped.len() == 1 { ("stage", "is") } else { ("stages", "are") };
-            let text = format!("{noun} not needed for {}, {verb} skipped: {}", plan.stage, plan.skipped.join(", "));
+            let (noun, verb) = if plan.skipped.len() == 1 {
+                ("stage", "is")
+            } else {
+                ("stages", "are")
+            };
+            let text = format!(
+                "{noun} not needed for {}, {verb} skipped: {}",
+                plan.stage,
+                plan.skipped.join(", ")
+            );
             sink.emit(Event::Note { text });
         }
         let clamp = plan.source_date_epoch;
         let (snapshot, reports) = match plan.result {
             Some(target) => {
-                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-                let bringing = Bringing { engine: self, request, cancel };
+                let now = SystemTime::now()
+                    .duration_since(SystemTime::UNIX_EPOCH)
+                    .unwrap_or_default();
+                let bringing = Bringing {
+                    engine: self,
+                    request,
+                    cancel,
+                };
                 let digesting = Mutex::new(());
                 let solved = std::thread::scope(|scope| {
                     let sealed = |layer| self.digest_beside(scope, &digesting, layer, clamp);
@@ -160,7 +201,10 @@ impl Engine {
                             jobs: request.jobs,
                             cores: request.cores,
                             resolv_conf: request.resolv_conf.clone(),
-                            now: clamp.map_or((now.as_secs() as i64, now.subsec_nanos()), |seconds| (seconds, 0)),
+                            now: clamp
+                                .map_or((now.as_secs() as i64, now.subsec_nanos()), |seconds| {
+                                    (seconds, 0)
+                                }),
                             first_vertex: rows.next,
                         },
                         sealed: &sealed,
@@ -174,10 +218,19 @@ impl Engine {
             None => (Snapshot::default(), Vec::new()),
         };
         if cancel.is_set() {
-            return Err(BuildError { canceled: true, ..BuildError::new("canceled") });
+            return Err(BuildError {
+                canceled: true,
+                ..BuildError::new("canceled")
+            });
         }
-        let image = rows.work("exporting to image", || self.export(&plan, &snapshot, &lease, request))?;
-        Ok(Built { image, executed: reports.iter().any(|report| report.executed), reports })
+        let image = rows.work("exporting to image", || {
+            self.export(&plan, &snapshot, &lease, request)
+        })?;
+        Ok(Built {
+            image,
+            executed: reports.iter().any(|report| report.executed),
+            reports,
+        })
     }
 
     /// Finds a layer's diff id while the next steps run. Nothing is started for a layer whose diff id is known.
@@ -207,15 +260,26 @@ impl Engine {
         self.store.protect(lease, &snapshot.layers)?;
         let base = plan.config.rootfs.diff_ids.len();
         let own = snapshot.layers.len().saturating_sub(base);
-        let image =
-            commit(&self.store, &self.worker, &snapshot.layers, own, plan.config.clone(), plan.source_date_epoch)?;
+        let image = commit(
+            &self.store,
+            &self.worker,
+            &snapshot.layers,
+            own,
+            plan.config.clone(),
+            plan.source_date_epoch,
+        )?;
         for name in &request.tags {
             self.store.tag(name, image.manifest)?;
         }
         Ok(image)
     }
 
-    fn plan(&self, request: &BuildRequest, source: &SourceText, rows: &mut Rows<'_>) -> Result<Plan, BuildError> {
+    fn plan(
+        &self,
+        request: &BuildRequest,
+        source: &SourceText,
+        rows: &mut Rows<'_>,
+    ) -> Result<Plan, BuildError> {
         let mut facts = Facts::default();
         loop {
             let needs = match kiln_frontend::plan(source, &request.options, &facts) {
@@ -225,20 +289,28 @@ impl Engine {
             };
             for need in needs {
                 match need {
-                    Need::ImageConfig { reference, platform, place } => {
+                    Need::ImageConfig {
+                        reference,
+                        platform,
+                        place,
+                    } => {
                         let title = format!("[internal] load metadata for {reference}");
                         let fact = rows.work(&title, || {
-                            let lines = place.lines.map(|(first, last)| kiln_dockerfile::Lines { first, last });
+                            let lines = place
+                                .lines
+                                .map(|(first, last)| kiln_dockerfile::Lines { first, last });
                             self.image_fact(&reference, &platform).map_err(|mut error| {
-                                error.excerpt = lines.and_then(|lines| kiln_dockerfile::excerpt(source, lines));
+                                error.excerpt =
+                                    lines.and_then(|lines| kiln_dockerfile::excerpt(source, lines));
                                 error
                             })
                         })?;
                         facts.images.insert((reference, platform), fact);
                     }
                     Need::IgnoreFile { context } => {
-                        let patterns =
-                            rows.work("[internal] load .dockerignore", || ignore_patterns(request, &context))?;
+                        let patterns = rows.work("[internal] load .dockerignore", || {
+                            ignore_patterns(request, &context)
+                        })?;
                         facts.ignore.insert(context, patterns);
                     }
                 }
@@ -247,25 +319,33 @@ impl Engine {
     }
 
     fn image_fact(&self, reference: &str, platform: &Platform) -> Result<ImageFact, BuildError> {
-        let name: Reference =
-            reference.parse().map_err(|error| BuildError::new(format!("image name {reference:?}: {error}")))?;
+        let name: Reference = reference
+            .parse()
+            .map_err(|error| BuildError::new(format!("image name {reference:?}: {error}")))?;
         let digest = match name.digest() {
             Some(digest) => Some(digest),
             None => self.store.resolve(&name)?,
         };
         let missing = || {
-            BuildError::new(format!("{reference}: not found in the local store"))
-                .with_hint("bring it in with kiln load or kiln import, or check its name with kiln images")
+            BuildError::new(format!("{reference}: not found in the local store")).with_hint(
+                "bring it in with kiln load or kiln import, or check its name with kiln images",
+            )
         };
         let digest = digest.ok_or_else(missing)?;
         let info = self.store.image(digest)?.ok_or_else(missing)?;
         if info.platform.os != platform.os || info.platform.architecture != platform.architecture {
-            let text = format!("{reference}: the image is for {}, wanted is {platform}", info.platform);
-            return Err(BuildError::new(text).with_hint(format!("bring in the image for {platform}")));
+            let text = format!(
+                "{reference}: the image is for {}, wanted is {platform}",
+                info.platform
+            );
+            return Err(
+                BuildError::new(text).with_hint(format!("bring in the image for {platform}"))
+            );
         }
         let (_, config) = self.store.json(info.config)?.ok_or_else(missing)?;
-        let config = ImageConfig::from_bytes(&config)
-            .map_err(|error| BuildError::new(format!("{reference}: its config cannot be read: {error}")))?;
+        let config = ImageConfig::from_bytes(&config).map_err(|error| {
+            BuildError::new(format!("{reference}: its config cannot be read: {error}"))
+        })?;
         Ok(ImageFact { digest, config })
     }
 }
@@ -282,7 +362,9 @@ fn folder<'r>(request: &'r BuildRequest, name: &str) -> Option<&'r Path> {
 
 /// The patterns of a context's ignore file; one beside the Dockerfile, with its name, wins for the main context.
 fn ignore_patterns(request: &BuildRequest, context: &str) -> Result<Vec<String>, BuildError> {
-    let Some(folder) = folder(request, context) else { return Ok(Vec::new()) };
+    let Some(folder) = folder(request, context) else {
+        return Ok(Vec::new());
+    };
     let mut candidates = Vec::new();
     if let (Some(path), true) = (&request.dockerfile.path, context == "context") {
         let mut name = path.as_os_str().to_owned();
@@ -294,7 +376,12 @@ fn ignore_patterns(request: &BuildRequest, context: &str) -> Result<Vec<String>,
         match std::fs::read(&candidate) {
             Ok(text) => return Ok(kiln_source::ignore::parse(&text)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(BuildError::new(format!("cannot read {}: {error}", candidate.display()))),
+            Err(error) => {
+                return Err(BuildError::new(format!(
+                    "cannot read {}: {error}",
+                    candidate.display()
+                )));
+            }
         }
     }
     Ok(Vec::new())
@@ -309,24 +396,45 @@ struct Bringing<'a> {
 
 impl Providers for Bringing<'_> {
     fn image(&self, reference: &str) -> Result<Snapshot, String> {
-        let digest = reference.rsplit_once('@').map(|(_, digest)| digest.parse::<Digest>());
-        let Some(Ok(digest)) = digest else { return Err(format!("{reference}: no digest")) };
-        let info = self.engine.store.image(digest).map_err(|error| error.to_string())?;
+        let digest = reference
+            .rsplit_once('@')
+            .map(|(_, digest)| digest.parse::<Digest>());
+        let Some(Ok(digest)) = digest else {
+            return Err(format!("{reference}: no digest"));
+        };
+        let info = self
+            .engine
+            .store
+            .image(digest)
+            .map_err(|error| error.to_string())?;
         let info = info.ok_or_else(|| format!("{reference}: not in the local store"))?;
         kiln_solver::snapshot(&self.engine.store, &info.layers).map_err(|error| error.to_string())
     }
 
     fn scan(&self, name: &str, exclude: &[String]) -> Result<Context, String> {
-        let root = folder(self.request, name).ok_or_else(|| format!("context {name}: not a folder"))?;
-        let root = root.canonicalize().map_err(|error| format!("context {}: {error}", root.display()))?;
-        let matcher = PatternMatcher::new(exclude).map_err(|error| format!(".dockerignore: {error}"))?;
+        let root =
+            folder(self.request, name).ok_or_else(|| format!("context {name}: not a folder"))?;
+        let root = root
+            .canonicalize()
+            .map_err(|error| format!("context {}: {error}", root.display()))?;
+        let matcher =
+            PatternMatcher::new(exclude).map_err(|error| format!(".dockerignore: {error}"))?;
         let mut hasher = KeyHasher::new("context", 1);
         hasher.part("root", root.as_os_str().as_encoded_bytes());
-        let cache_file = self.engine.store.root().join("stat").join(hasher.finish().hex());
+        let cache_file = self
+            .engine
+            .store
+            .root()
+            .join("stat")
+            .join(hasher.finish().hex());
         let mut cache = StatCache::load(&cache_file);
         let scan = kiln_source::scan(&root, Some(&matcher), &mut cache, &Wanted::All)
             .map_err(|error| error.to_string())?;
-        Ok(Context { scan, cache, cache_file })
+        Ok(Context {
+            scan,
+            cache,
+            cache_file,
+        })
     }
 
     fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, String> {
@@ -335,7 +443,10 @@ impl Providers for Bringing<'_> {
             Some(Secret::Value(value)) => Ok(Some(value.clone())),
             Some(Secret::File(path)) => match std::fs::read(path) {
                 Ok(value) => Ok(Some(value)),
-                Err(error) => Err(format!("secret {id}: cannot read {}: {error}", path.display())),
+                Err(error) => Err(format!(
+                    "secret {id}: cannot read {}: {error}",
+                    path.display()
+                )),
             },
         }
     }

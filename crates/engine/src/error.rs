@@ -25,7 +25,13 @@ pub struct BuildError {
 impl BuildError {
     /// An error of plain words.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), excerpt: None, hint: None, canceled: false, exit: None }
+        Self {
+            message: message.into(),
+            excerpt: None,
+            hint: None,
+            canceled: false,
+            exit: None,
+        }
     }
 
     /// The same with a way out.
@@ -43,7 +49,10 @@ impl BuildError {
     }
 
     pub(crate) fn from_solve(error: &SolveError, source: &SourceText) -> Self {
-        let lines = error.place().and_then(|place| place.lines).map(|(first, last)| Lines { first, last });
+        let lines = error
+            .place()
+            .and_then(|place| place.lines)
+            .map(|(first, last)| Lines { first, last });
         Self {
             message: error.to_string(),
             excerpt: lines.and_then(|lines| excerpt(source, lines)),
@@ -67,7 +76,10 @@ impl BuildError {
 impl From<StoreError> for BuildError {
     fn from(error: StoreError) -> Self {
         let hint = error.hint();
-        Self { hint, ..Self::new(error.to_string()) }
+        Self {
+            hint,
+            ..Self::new(error.to_string())
+        }
     }
 }
 

@@ -8,7 +8,7 @@ mod run;
 
 pub use build::{BuildRequest, Built, Dockerfile, MainContext, Secret};
 pub use error::BuildError;
-pub use run::{RunRequest, Ran};
+pub use run::{Ran, RunRequest};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,7 +55,9 @@ impl Engine {
         if doomed.is_empty() {
             return Ok(0);
         }
-        self.worker.delete(doomed.clone(), &[]).map_err(|error| BuildError::from_worker(&error))?;
+        self.worker
+            .delete(doomed.clone(), &[])
+            .map_err(|error| BuildError::from_worker(&error))?;
         self.store.swept(&doomed)?;
         Ok(doomed.len())
     }

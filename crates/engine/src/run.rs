@@ -60,12 +60,16 @@ impl Engine {
     /// # Errors
     /// When the image is not there or the process cannot be started.
     pub fn run(&self, request: &RunRequest, stdio: [BorrowedFd<'_>; 3]) -> Result<Ran, BuildError> {
-        let manifest = request.image.ok_or_else(|| BuildError::new("no image given"))?;
+        let manifest = request
+            .image
+            .ok_or_else(|| BuildError::new("no image given"))?;
         let missing = || BuildError::new(format!("no such image: {manifest}"));
         let info = self.store.image(manifest)?.ok_or_else(missing)?;
         let (_, config) = self.store.json(info.config)?.ok_or_else(missing)?;
         let config = ImageConfig::from_bytes(&config)
-            .map_err(|error| BuildError::new(format!("the image's config cannot be read: {error}")))?
+            .map_err(|error| {
+                BuildError::new(format!("the image's config cannot be read: {error}"))
+            })?
             .config;
         let lease = self.store.lease()?;
         self.store.protect(&lease, &info.layers)?;
@@ -82,8 +86,9 @@ impl Engine {
             args.extend(config.cmd.unwrap_or_default());
         }
         if args.is_empty() {
-            return Err(BuildError::new("no command specified")
-                .with_hint("the image has neither ENTRYPOINT nor CMD: give a command after its name"));
+            return Err(BuildError::new("no command specified").with_hint(
+                "the image has neither ENTRYPOINT nor CMD: give a command after its name",
+            ));
         }
         let mut env = config.env;
         for variable in &request.env {
@@ -93,7 +98,10 @@ impl Engine {
         }
         let or_image = |given: &Option<String>, image: String| given.clone().unwrap_or(image);
         let cwd = or_image(&request.workdir, config.working_dir);
-        let mut hosts = format!("127.0.0.1\tlocalhost {0}\n::1\tlocalhost ip6-localhost ip6-loopback\n", request.hostname);
+        let mut hosts = format!(
+            "127.0.0.1\tlocalhost {0}\n::1\tlocalhost ip6-localhost ip6-loopback\n",
+            request.hostname
+        );
         for (name, address) in &request.extra_hosts {
             hosts.push_str(&format!("{address}\t{name}\n"));
         }
@@ -118,7 +126,12 @@ impl Engine {
                 source: MountSource::Host(from.clone()),
             })
             .collect();
-        let job = ExecJob { process, root: info.layers, into, mounts };
+        let job = ExecJob {
+            process,
+            root: info.layers,
+            into,
+            mounts,
+        };
         match self.worker.call(&Request::Run(Box::new(job)), &stdio) {
             Ok(Response::Exited { exit, .. }) => Ok(Ran { exit }),
             Ok(_) => Err(BuildError::new("the worker's answer does not fit the job")),

@@ -107,6 +107,11 @@ pub enum Event {
         /// `UndefinedVar: usage of undefined variable '$x' (line 3)`.
         text: String,
     },
+    /// Something worth knowing that is nobody's fault; shown at the end.
+    Note {
+        /// `stage test is not needed for the target, skipped`.
+        text: String,
+    },
     /// The build ended: the last event.
     Ended {
         /// How long it took.

@@ -145,6 +145,7 @@ pub(crate) struct Model {
     /// In the order of their first appearance.
     pub(crate) vertices: Vec<Vertex>,
     pub(crate) warnings: Vec<String>,
+    pub(crate) notes: Vec<String>,
     /// How long the build took, once it is over.
     pub(crate) took: Option<Duration>,
     by_id: HashMap<VertexId, usize>,
@@ -158,6 +159,7 @@ impl Model {
         Self {
             vertices: Vec::new(),
             warnings: Vec::new(),
+            notes: Vec::new(),
             took: None,
             by_id: HashMap::new(),
             active: Vec::new(),
@@ -181,6 +183,10 @@ impl Model {
             }
             Event::Warning { text } => {
                 self.warnings.push(text::one_line(text));
+                return None;
+            }
+            Event::Note { text } => {
+                self.notes.push(text::one_line(text));
                 return None;
             }
             Event::Ended { took, .. } => {
@@ -259,7 +265,10 @@ impl Model {
                     .extend(vertex.end(State::Failed(text::lines(error)), *at));
             }
             Event::Canceled { at, .. } => change.lines.extend(vertex.end(State::Canceled, *at)),
-            Event::Vertex { .. } | Event::Warning { .. } | Event::Ended { .. } => {}
+            Event::Vertex { .. }
+            | Event::Warning { .. }
+            | Event::Note { .. }
+            | Event::Ended { .. } => {}
         }
         let known = self.active.iter().position(|active| *active == at);
         match (known, vertex.is_active()) {
@@ -334,8 +343,11 @@ impl Model {
         }
     }
 
-    /// Writes the list of warnings.
+    /// Writes the notes and the list of warnings.
     pub(crate) fn write_warnings(&self, colors: &Colors, out: &mut Vec<u8>) {
+        for note in &self.notes {
+            out.extend_from_slice(format!("note: {note}\n").as_bytes());
+        }
         let count = self.warnings.len();
         if count == 0 {
             return;

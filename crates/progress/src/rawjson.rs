@@ -125,7 +125,8 @@ impl Renderer for RawJson {
             Event::Warning { text } => {
                 json!({ "warnings": [{ "level": 1, "short": BASE64_STANDARD.encode(text) }] })
             }
-            Event::Ended { .. } => return,
+            // The stream has no place for notes.
+            Event::Note { .. } | Event::Ended { .. } => return,
         };
         out.extend_from_slice(line.to_string().as_bytes());
         out.push(b'\n');
