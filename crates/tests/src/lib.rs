@@ -1,0 +1,44 @@
+//! What the integration tests share: the real `kiln` binary with a store of its own, in each of the settings that Kiln
+//! works in; and eyes for what a build leaves behind, what it does to the system, and what it serves from.
+//!
+//! `cargo xtask test` prepares what is needed here and tells where it is: `KILN_BIN` (the binary), `KILN_TEST_BASES` (a
+//! folder of base images as archives), `KILN_TEST_DIR` (where stores go). Without them the tests are skipped, aloud.
+
+#![expect(clippy::return_self_not_must_use, reason = "assertions can be chained, and can be statements")]
+
+pub mod kiln;
+pub mod leftovers;
+pub mod namespace;
+pub mod outcome;
+pub mod server;
+pub mod trace;
+
+pub use kiln::{Kiln, Setting};
+pub use outcome::Outcome;
+
+/// Tells that a test, or part of it, did not run; past the test runner's capturing.
+pub fn skipped(why: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
+}
+
+/// Makes a test for each setting out of each function `fn name(setting: Setting)`.
+#[macro_export]
+macro_rules! in_each_setting {
+    ($($name:ident)*) => {$(
+        mod $name {
+            #[test]
+            fn as_root() {
+                super::$name($crate::Setting::Root);
+            }
+            #[test]
+            fn as_plain_user() {
+                super::$name($crate::Setting::User);
+            }
+            #[test]
+            fn on_an_overlay() {
+                super::$name($crate::Setting::Overlay);
+            }
+        }
+    )*};
+}

@@ -1,0 +1,10 @@
+//! Kiln as its users meet it: the real binary, real images, real files.
+
+mod bad_input;
+mod cached;
+mod docker;
+mod examples;
+mod images;
+mod interrupted;
+mod overlapping;
+mod settings_agree;
