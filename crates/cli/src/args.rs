@@ -6,7 +6,12 @@ use clap::{Args, Parser, Subcommand};
 
 /// Container images from Dockerfiles: no daemon, no root needed.
 #[derive(Debug, Parser)]
-#[command(name = "kiln", version, disable_help_subcommand = true, max_term_width = 100)]
+#[command(
+    name = "kiln",
+    version,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -21,7 +26,13 @@ pub(crate) struct Global {
     #[arg(long, global = true, env = "KILN_ROOT", value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
     /// How root file systems are made: auto, overlay or plain
-    #[arg(long, global = true, env = "KILN_ROOTFS", value_name = "KIND", hide = true)]
+    #[arg(
+        long,
+        global = true,
+        env = "KILN_ROOTFS",
+        value_name = "KIND",
+        hide = true
+    )]
     pub(crate) rootfs: Option<String>,
 }
 
@@ -102,7 +113,12 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "OS/ARCH", env = "DOCKER_DEFAULT_PLATFORM")]
     pub(crate) platform: Option<String>,
     /// How progress is shown: auto, plain, tty, quiet or rawjson
-    #[arg(long, value_name = "KIND", env = "BUILDKIT_PROGRESS", default_value = "auto")]
+    #[arg(
+        long,
+        value_name = "KIND",
+        env = "BUILDKIT_PROGRESS",
+        default_value = "auto"
+    )]
     pub(crate) progress: String,
     /// Print the image's id only
     #[arg(short, long)]

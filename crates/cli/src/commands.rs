@@ -30,7 +30,11 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => {
             // Help and version come this way too.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+            return if error.use_stderr() {
+                ExitCode::from(USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
         }
     };
     let is_run = matches!(cli.command, Command::Run(_));
@@ -106,18 +110,28 @@ fn find_image(store: &Store, text: &str) -> Result<Digest> {
     }
     let digits = text.strip_prefix("sha256:").unwrap_or(text);
     let mut found = Vec::new();
-    if digits.len() >= 4 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+    if digits.len() >= 4
+        && digits
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    {
         found = store.find_by_prefix(digits)?;
     }
     match found[..] {
         [digest] => Ok(digest),
-        [] => Err(BuildError::new(format!("no such image: {text}")).with_hint("see kiln images").into()),
-        _ => Err(BuildError::new(format!("several images have an id that begins with {digits}"))
-            .with_hint("give more digits")
+        [] => Err(BuildError::new(format!("no such image: {text}"))
+            .with_hint("see kiln images")
             .into()),
+        _ => Err(BuildError::new(format!(
+            "several images have an id that begins with {digits}"
+        ))
+        .with_hint("give more digits")
+        .into()),
     }
 }
 
 fn reference(text: &str) -> Result<Reference> {
-    text.parse().map_err(|error| BuildError::new(format!("invalid reference format: {text:?}: {error}")).into())
+    text.parse().map_err(|error| {
+        BuildError::new(format!("invalid reference format: {text:?}: {error}")).into()
+    })
 }

@@ -38,7 +38,10 @@ fn store_root(global: &Global, uid: u32) -> Result<PathBuf> {
         return Ok(PathBuf::from(home).join(".local/share/kiln"));
     }
     let root = PathBuf::from(format!("/var/tmp/kiln-{uid}"));
-    crate::format::complain(&format!("note: there is no HOME, the store is {}", root.display()));
+    crate::format::complain(&format!(
+        "note: there is no HOME, the store is {}",
+        root.display()
+    ));
     Ok(root)
 }
 
@@ -53,12 +56,17 @@ fn user_name(uid: u32) -> Option<String> {
 
 fn on_path(program: &str) -> Option<PathBuf> {
     let path = variable("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
-    path.split(':').map(|folder| PathBuf::from(folder).join(program)).find(|file| file.is_file())
+    path.split(':')
+        .map(|folder| PathBuf::from(folder).join(program))
+        .find(|file| file.is_file())
 }
 
 impl Place {
     pub(crate) fn find(global: &Global) -> Result<Self> {
-        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let (uid, gid) = (
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        );
         let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let (isolation, reason) = kiln_sandbox::choose(
             uid,
@@ -74,17 +82,29 @@ impl Place {
             Some("plain") => Some(Provider::PlainTree),
             Some(other) => anyhow::bail!("--rootfs {other}: expected auto, overlay or plain"),
         };
-        Ok(Self { root: store_root(global, uid)?, isolation, reason, provider })
+        Ok(Self {
+            root: store_root(global, uid)?,
+            isolation,
+            reason,
+            provider,
+        })
     }
 
     /// Opens the store, making it when it is not there.
     pub(crate) fn engine(&self) -> Result<Engine> {
-        let options = OpenOptions { ids: id_kind(&self.isolation), ..open_existing()? };
+        let options = OpenOptions {
+            ids: id_kind(&self.isolation),
+            ..open_existing()?
+        };
         let store = Store::open(&self.root, options)?;
         for line in store.report().lines() {
             crate::format::complain(&format!("note: {line}"));
         }
-        let worker = Worker::new(crate::worker::launch(&self.root, &self.isolation, self.provider));
+        let worker = Worker::new(crate::worker::launch(
+            &self.root,
+            &self.isolation,
+            self.provider,
+        ));
         Ok(Engine { store, worker })
     }
 }
@@ -99,7 +119,10 @@ fn id_kind(isolation: &Isolation) -> IdKind {
 
 /// How a store is opened that need not be made.
 pub(crate) fn open_existing() -> Result<OpenOptions> {
-    Ok(OpenOptions::new(rustix::process::geteuid().as_raw(), kiln_store::boot_id()?))
+    Ok(OpenOptions::new(
+        rustix::process::geteuid().as_raw(),
+        kiln_store::boot_id()?,
+    ))
 }
 
 /// The host's resolver as a step sees it.

@@ -40,7 +40,10 @@ pub(crate) fn size(bytes: u64) -> String {
 
 /// How long ago, in docker's words.
 pub(crate) fn ago(then: SystemTime) -> String {
-    let past = SystemTime::now().duration_since(then).unwrap_or(Duration::ZERO).as_secs();
+    let past = SystemTime::now()
+        .duration_since(then)
+        .unwrap_or(Duration::ZERO)
+        .as_secs();
     let (minutes, hours) = (past / 60, (past + 1800) / 3600);
     let text = match past {
         0 => "Less than a second".to_owned(),

@@ -19,7 +19,11 @@ const CONTROL_FD: i32 = 3;
 
 /// How the worker of a store is started.
 pub(crate) fn launch(root: &Path, isolation: &Isolation, provider: Option<Provider>) -> Launch {
-    let ids = if matches!(isolation, Isolation::SingleId) { "recorded" } else { "real" };
+    let ids = if matches!(isolation, Isolation::SingleId) {
+        "recorded"
+    } else {
+        "real"
+    };
     let provider = match provider {
         None => "auto",
         Some(Provider::Overlay) => "overlay",
@@ -27,7 +31,13 @@ pub(crate) fn launch(root: &Path, isolation: &Isolation, provider: Option<Provid
     };
     Launch {
         exe: PathBuf::from("/proc/self/exe"),
-        args: [WORKER.into(), root.as_os_str().to_owned(), ids.into(), provider.into()].into(),
+        args: [
+            WORKER.into(),
+            root.as_os_str().to_owned(),
+            ids.into(),
+            provider.into(),
+        ]
+        .into(),
         isolation: isolation.clone(),
     }
 }
@@ -36,8 +46,15 @@ pub(crate) fn launch(root: &Path, isolation: &Isolation, provider: Option<Provid
 pub(crate) fn settle_later(root: &Path) {
     use std::os::unix::process::CommandExt;
     let mut command = std::process::Command::new("/proc/self/exe");
-    command.arg(SETTLE).arg(root).current_dir("/").process_group(0);
-    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    command
+        .arg(SETTLE)
+        .arg(root)
+        .current_dir("/")
+        .process_group(0);
+    command
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null());
     // Without it the next build's process does the same.
     let _ = command.spawn();
 }
@@ -64,15 +81,24 @@ pub(crate) fn serve_if_asked() -> Option<ExitCode> {
 }
 
 fn serve(args: &[OsString]) -> anyhow::Result<()> {
-    let [root, ids, provider] = args else { anyhow::bail!("not to be called by hand") };
+    let [root, ids, provider] = args else {
+        anyhow::bail!("not to be called by hand")
+    };
     kiln_sandbox::enter_worker()?;
-    let ids = if ids == "recorded" { Ids::Recorded } else { Ids::Real };
+    let ids = if ids == "recorded" {
+        Ids::Recorded
+    } else {
+        Ids::Real
+    };
     let provider = match provider.to_str() {
         Some("overlay") => Some(Provider::Overlay),
         Some("plain") => Some(Provider::PlainTree),
         _ => None,
     };
-    #[expect(unsafe_code, reason = "the descriptor that the parent left open for this process")]
+    #[expect(
+        unsafe_code,
+        reason = "the descriptor that the parent left open for this process"
+    )]
     // SAFETY: nothing else in this process owns it; spawn_worker made it for us.
     let control = unsafe { OwnedFd::from_raw_fd(CONTROL_FD) };
     kiln_worker::serve(control, PathBuf::from(root), ids, provider)?;
@@ -80,7 +106,9 @@ fn serve(args: &[OsString]) -> anyhow::Result<()> {
 }
 
 fn settle(args: &[OsString]) -> anyhow::Result<()> {
-    let [root] = args else { anyhow::bail!("not to be called by hand") };
+    let [root] = args else {
+        anyhow::bail!("not to be called by hand")
+    };
     let store = kiln_store::Store::open(Path::new(root), crate::context::open_existing()?)?;
     store.settle()?;
     Ok(())

@@ -35,14 +35,24 @@ pub fn save(
     format: Format,
     out: &File,
 ) -> Result<(), ExportError> {
-    let mut archive = Archive { out, written: Vec::new() };
+    let mut archive = Archive {
+        out,
+        written: Vec::new(),
+    };
     let mut index = Vec::new();
     let mut docker = Vec::new();
     for (image, names) in images {
-        let info = store.image(*image)?.ok_or_else(|| ExportError::NoImage(image.to_string()))?;
-        let (_, config) = store.json(info.config)?.ok_or_else(|| ExportError::NoImage(info.config.to_string()))?;
+        let info = store
+            .image(*image)?
+            .ok_or_else(|| ExportError::NoImage(image.to_string()))?;
+        let (_, config) = store
+            .json(info.config)?
+            .ok_or_else(|| ExportError::NoImage(info.config.to_string()))?;
         let diffs = ImageConfig::from_bytes(&config)
-            .map_err(|error| ExportError::Invalid { path: format!("config {}", info.config), what: error.to_string() })?
+            .map_err(|error| ExportError::Invalid {
+                path: format!("config {}", info.config),
+                what: error.to_string(),
+            })?
             .rootfs
             .diff_ids;
         archive.blob(info.config, &config)?;
@@ -53,7 +63,10 @@ pub fn save(
             let (found, size) = digest_layer(store, worker, *layer, clamp)?;
             if found != diff {
                 let what = format!("layer {layer} has the diff id {found}, the image says {diff}");
-                return Err(ExportError::Invalid { path: format!("image {image}"), what });
+                return Err(ExportError::Invalid {
+                    path: format!("image {image}"),
+                    what,
+                });
             }
             layers.push(Descriptor::new(media_type::OCI_LAYER, blob, size));
             if !archive.start_blob(blob, size)? {
@@ -67,14 +80,23 @@ pub fn save(
             } else {
                 let (wrote, _) = worker.write_tar(*layer, clamp, &[out.as_fd()])?;
                 if wrote != diff {
-                    let what = format!("layer {layer} is damaged: its tar has the digest {wrote}, expected {diff}");
-                    return Err(ExportError::Invalid { path: format!("image {image}"), what });
+                    let what = format!(
+                        "layer {layer} is damaged: its tar has the digest {wrote}, expected {diff}"
+                    );
+                    return Err(ExportError::Invalid {
+                        path: format!("image {image}"),
+                        what,
+                    });
                 }
             }
             archive.pad(size)?;
         }
         let paths: Vec<_> = layers.iter().map(|layer| blob_path(layer.digest)).collect();
-        let tags: Vec<_> = names.iter().filter(|name| name.tag().is_some()).map(Reference::familiar).collect();
+        let tags: Vec<_> = names
+            .iter()
+            .filter(|name| name.tag().is_some())
+            .map(Reference::familiar)
+            .collect();
         docker.push(json!({
             "Config": blob_path(info.config),
             "RepoTags": if tags.is_empty() { json!(null) } else { json!(tags) },
@@ -84,7 +106,8 @@ pub fn save(
         let manifest = Manifest::new(media_type::OCI_MANIFEST, config, layers).to_bytes();
         let digest = sha256(&manifest);
         archive.blob(digest, &manifest)?;
-        let mut descriptor = Descriptor::new(media_type::OCI_MANIFEST, digest, manifest.len() as u64);
+        let mut descriptor =
+            Descriptor::new(media_type::OCI_MANIFEST, digest, manifest.len() as u64);
         descriptor.platform = Some(info.platform.clone());
         if names.is_empty() {
             index.push(descriptor.clone());
@@ -94,15 +117,24 @@ pub fn save(
             let tag = name.tag().unwrap_or("latest");
             descriptor.annotations = Some(BTreeMap::from([
                 ("io.containerd.image.name".to_owned(), name.to_string()),
-                ("org.opencontainers.image.ref.name".to_owned(), tag.to_owned()),
+                (
+                    "org.opencontainers.image.ref.name".to_owned(),
+                    tag.to_owned(),
+                ),
             ]));
             index.push(descriptor.clone());
         }
     }
-    archive.file("index.json", &Index::new(media_type::OCI_INDEX, index).to_bytes())?;
+    archive.file(
+        "index.json",
+        &Index::new(media_type::OCI_INDEX, index).to_bytes(),
+    )?;
     archive.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     if format == Format::Docker {
-        archive.file("manifest.json", &serde_json::to_vec(&docker).expect("JSON values serialise"))?;
+        archive.file(
+            "manifest.json",
+            &serde_json::to_vec(&docker).expect("JSON values serialise"),
+        )?;
     }
     archive.end()
 }
@@ -119,7 +151,9 @@ struct Archive<'a> {
 
 impl Archive<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), ExportError> {
-        self.out.write_all(bytes).map_err(ExportError::io("archive"))
+        self.out
+            .write_all(bytes)
+            .map_err(ExportError::io("archive"))
     }
 
     fn header(&mut self, name: &str, size: u64) -> Result<(), ExportError> {

@@ -44,26 +44,46 @@ pub fn commit(
         let clamp = clamp.filter(|_| at + own >= layers.len());
         let (diff, tar_size) = digest_layer(store, worker, *layer, clamp)?;
         config.rootfs.diff_ids.push(diff);
-        descriptors.push(Descriptor::new(media_type::OCI_LAYER, Digest::new(*diff.as_bytes()), tar_size));
+        descriptors.push(Descriptor::new(
+            media_type::OCI_LAYER,
+            Digest::new(*diff.as_bytes()),
+            tar_size,
+        ));
         let info = store.layer(*layer)?;
-        created.push(info.as_ref().and_then(|info| Timestamp::try_from(info.created).ok()));
+        created.push(
+            info.as_ref()
+                .and_then(|info| Timestamp::try_from(info.created).ok()),
+        );
         size += info.map_or(0, |info| info.size);
     }
-    date(&mut config, &created, clamp.and_then(|seconds| Timestamp::from_second(seconds).ok()));
+    date(
+        &mut config,
+        &created,
+        clamp.and_then(|seconds| Timestamp::from_second(seconds).ok()),
+    );
     let config_bytes = config.to_bytes();
     let config_digest = store.put_json(media_type::OCI_CONFIG, &config_bytes)?;
-    let descriptor = Descriptor::new(media_type::OCI_CONFIG, config_digest, config_bytes.len() as u64);
+    let descriptor = Descriptor::new(
+        media_type::OCI_CONFIG,
+        config_digest,
+        config_bytes.len() as u64,
+    );
     let manifest = Manifest::new(media_type::OCI_MANIFEST, descriptor, descriptors);
     let manifest = store.put_json(media_type::OCI_MANIFEST, &manifest.to_bytes())?;
     let info = ImageInfo {
         config: config_digest,
         layers: layers.to_vec(),
         size,
-        created: config.created.map_or(SystemTime::UNIX_EPOCH, SystemTime::from),
+        created: config
+            .created
+            .map_or(SystemTime::UNIX_EPOCH, SystemTime::from),
         platform: config.platform(),
     };
     store.set_image(manifest, &info)?;
-    Ok(Committed { manifest, config: config_digest })
+    Ok(Committed {
+        manifest,
+        config: config_digest,
+    })
 }
 
 /// Fills in the times: an entry with a layer has its layer's, one without has that of the entry before it.
@@ -71,7 +91,11 @@ fn date(config: &mut ImageConfig, layers: &[Option<Timestamp>], clamp: Option<Ti
     let mut layers = layers.iter();
     let mut last = None;
     for entry in &mut config.history {
-        let layer = if entry.empty_layer { None } else { layers.next().copied().flatten() };
+        let layer = if entry.empty_layer {
+            None
+        } else {
+            layers.next().copied().flatten()
+        };
         if entry.created.is_none() {
             entry.created = clamp.or(layer).or(last);
         }
@@ -98,25 +122,50 @@ mod tests {
 
     fn entry(empty_layer: bool, created: Option<i64>) -> History {
         let created = created.map(|seconds| Timestamp::from_second(seconds).unwrap());
-        History { created, empty_layer, ..History::default() }
+        History {
+            created,
+            empty_layer,
+            ..History::default()
+        }
     }
 
     fn seconds(config: &ImageConfig) -> Vec<i64> {
         let times = config.history.iter().map(|entry| entry.created);
-        times.chain([config.created]).map(|time| time.unwrap().as_second()).collect()
+        times
+            .chain([config.created])
+            .map(|time| time.unwrap().as_second())
+            .collect()
     }
 
     #[test]
     fn times_come_from_the_layers() {
         let at = |seconds| Some(Timestamp::from_second(seconds).unwrap());
-        let history = vec![entry(false, Some(5)), entry(true, None), entry(false, None), entry(true, None)];
-        let mut config = ImageConfig { history: history.clone(), ..ImageConfig::default() };
+        let history = vec![
+            entry(false, Some(5)),
+            entry(true, None),
+            entry(false, None),
+            entry(true, None),
+        ];
+        let mut config = ImageConfig {
+            history: history.clone(),
+            ..ImageConfig::default()
+        };
         date(&mut config, &[at(9), at(20)], None);
-        assert_eq!(seconds(&config), [5, 5, 20, 20, 20], "the base keeps its own, whatever its layer's record says");
-        let mut config = ImageConfig { history, ..ImageConfig::default() };
+        assert_eq!(
+            seconds(&config),
+            [5, 5, 20, 20, 20],
+            "the base keeps its own, whatever its layer's record says"
+        );
+        let mut config = ImageConfig {
+            history,
+            ..ImageConfig::default()
+        };
         date(&mut config, &[at(9), at(20)], at(7));
         assert_eq!(seconds(&config), [5, 7, 7, 7, 7]);
-        let mut config = ImageConfig { history: vec![entry(true, None)], ..ImageConfig::default() };
+        let mut config = ImageConfig {
+            history: vec![entry(true, None)],
+            ..ImageConfig::default()
+        };
         date(&mut config, &[], None);
         assert_eq!(seconds(&config), [0, 0]);
     }

@@ -28,7 +28,10 @@ pub fn import(
 ) -> Result<Committed, ExportError> {
     let mut config = ImageConfig::scratch(platform);
     for change in changes {
-        apply(&mut config, change).map_err(|what| ExportError::Change { change: change.clone(), what })?;
+        apply(&mut config, change).map_err(|what| ExportError::Change {
+            change: change.clone(),
+            what,
+        })?;
     }
     let spool;
     let file = if file.metadata().is_ok_and(|meta| meta.is_file()) {
@@ -46,24 +49,32 @@ pub fn import(
     if !unpacked.reproducible {
         keep_tar(store, file, 0, len, unpacked.diff_id, path)?;
     }
-    config.history.push(History { comment: format!("Imported from {path}"), ..History::default() });
+    config.history.push(History {
+        comment: format!("Imported from {path}"),
+        ..History::default()
+    });
     commit(store, worker, &[layer], 1, config, None)
 }
 
 /// One instruction on a config.
 fn apply(config: &mut ImageConfig, change: &str) -> Result<(), String> {
-    let (word, rest) = change.trim().split_once(char::is_whitespace).ok_or("expected an instruction and a value")?;
+    let (word, rest) = change
+        .trim()
+        .split_once(char::is_whitespace)
+        .ok_or("expected an instruction and a value")?;
     let rest = rest.trim();
     let list = || -> Result<Vec<String>, String> {
         if rest.starts_with('[') {
-            serde_json::from_str(rest).map_err(|error| format!("not a JSON list of strings: {error}"))
+            serde_json::from_str(rest)
+                .map_err(|error| format!("not a JSON list of strings: {error}"))
         } else {
             Ok(vec!["/bin/sh".to_owned(), "-c".to_owned(), rest.to_owned()])
         }
     };
     let words = || -> Result<Vec<String>, String> {
         if rest.starts_with('[') {
-            serde_json::from_str(rest).map_err(|error| format!("not a JSON list of strings: {error}"))
+            serde_json::from_str(rest)
+                .map_err(|error| format!("not a JSON list of strings: {error}"))
         } else {
             Ok(rest.split_whitespace().map(str::to_owned).collect())
         }
@@ -74,7 +85,10 @@ fn apply(config: &mut ImageConfig, change: &str) -> Result<(), String> {
             .or_else(|| rest.split_once(char::is_whitespace))
             .ok_or("expected NAME=VALUE")?;
         let value = value.trim();
-        let bare = value.strip_prefix('"').and_then(|inner| inner.strip_suffix('"')).unwrap_or(value);
+        let bare = value
+            .strip_prefix('"')
+            .and_then(|inner| inner.strip_suffix('"'))
+            .unwrap_or(value);
         Ok((name.to_owned(), bare.to_owned()))
     };
     let run = &mut config.config;
@@ -83,7 +97,8 @@ fn apply(config: &mut ImageConfig, change: &str) -> Result<(), String> {
         "ENTRYPOINT" => run.entrypoint = Some(list()?),
         "ENV" => {
             let (name, value) = pair()?;
-            run.env.retain(|known| known.split_once('=').is_none_or(|(known, _)| known != name));
+            run.env
+                .retain(|known| known.split_once('=').is_none_or(|(known, _)| known != name));
             run.env.push(format!("{name}={value}"));
         }
         "LABEL" => {
@@ -91,7 +106,11 @@ fn apply(config: &mut ImageConfig, change: &str) -> Result<(), String> {
             run.labels.insert(name, value);
         }
         "EXPOSE" => run.exposed_ports.extend(words()?.into_iter().map(|port| {
-            if port.contains('/') { port } else { format!("{port}/tcp") }
+            if port.contains('/') {
+                port
+            } else {
+                format!("{port}/tcp")
+            }
         })),
         "VOLUME" => run.volumes.extend(words()?),
         "WORKDIR" => rest.clone_into(&mut run.working_dir),
@@ -128,9 +147,15 @@ mod tests {
         let run = &config.config;
         assert_eq!(run.cmd, Some(vec!["sh".to_owned()]));
         assert_eq!(run.env, ["PATH=/usr/bin", "A=b c"]);
-        assert_eq!(run.exposed_ports.iter().collect::<Vec<_>>(), ["53/udp", "80/tcp"]);
+        assert_eq!(
+            run.exposed_ports.iter().collect::<Vec<_>>(),
+            ["53/udp", "80/tcp"]
+        );
         assert_eq!(run.labels["x"], "y z");
-        assert_eq!((run.working_dir.as_str(), run.user.as_str()), ("/srv", "app"));
+        assert_eq!(
+            (run.working_dir.as_str(), run.user.as_str()),
+            ("/srv", "app")
+        );
         assert_eq!(run.entrypoint.as_ref().unwrap()[2], "exec top");
         for wrong in ["", "CMD", "RUN x", "ENV X", "CMD [1]"] {
             assert!(apply(&mut config, wrong).is_err(), "{wrong}");

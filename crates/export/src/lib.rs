@@ -72,7 +72,10 @@ impl ExportError {
 
 /// Where the bytes of a layer's tar are kept when Kiln's own tar of the layer would be another one.
 pub(crate) fn kept_tar(store: &Store, diff: DiffId) -> PathBuf {
-    store.root().join("blobs/sha256").join(format!("{}.tar.zst", diff.hex()))
+    store
+        .root()
+        .join("blobs/sha256")
+        .join(format!("{}.tar.zst", diff.hex()))
 }
 
 /// The diff id of a layer and the size of its tar; found out, and kept, when nobody has asked before.

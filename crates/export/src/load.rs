@@ -41,7 +41,10 @@ pub fn load(
     path: &str,
     platform: &Platform,
 ) -> Result<Vec<Loaded>, ExportError> {
-    let invalid = |what: String| ExportError::Invalid { path: path.to_owned(), what };
+    let invalid = |what: String| ExportError::Invalid {
+        path: path.to_owned(),
+        what,
+    };
     let spooled;
     let mut magic = [0; 6];
     let plain = file.metadata().is_ok_and(|meta| meta.is_file())
@@ -53,20 +56,31 @@ pub fn load(
         spooled = spool(store, file, path)?;
         &spooled
     };
-    let archive = Archive { file, path, members: members(file, path)? };
+    let archive = Archive {
+        file,
+        path,
+        members: members(file, path)?,
+    };
     let images = if archive.members.contains_key("manifest.json") {
         archive.docker()?
     } else if archive.members.contains_key("index.json") {
         archive.oci(platform)?
     } else {
-        return Err(invalid("neither manifest.json nor index.json in it: not an image archive".to_owned()));
+        return Err(invalid(
+            "neither manifest.json nor index.json in it: not an image archive".to_owned(),
+        ));
     };
     let mut loaded = Vec::new();
     for image in images {
-        let config = ImageConfig::from_bytes(&image.config).map_err(|error| invalid(format!("config: {error}")))?;
+        let config = ImageConfig::from_bytes(&image.config)
+            .map_err(|error| invalid(format!("config: {error}")))?;
         let diffs = config.rootfs.diff_ids.clone();
         if diffs.len() != image.layers.len() {
-            return Err(invalid(format!("{} layers, but {} diff ids", image.layers.len(), diffs.len())));
+            return Err(invalid(format!(
+                "{} layers, but {} diff ids",
+                image.layers.len(),
+                diffs.len()
+            )));
         }
         let mut layers = Vec::new();
         for (member, diff) in image.layers.iter().zip(diffs) {
@@ -76,7 +90,10 @@ pub fn load(
         for name in &image.names {
             store.tag(name, committed.manifest)?;
         }
-        loaded.push(Loaded { image: committed, names: image.names });
+        loaded.push(Loaded {
+            image: committed,
+            names: image.names,
+        });
     }
     Ok(loaded)
 }
@@ -90,7 +107,10 @@ fn keep_config(
     bytes: &[u8],
 ) -> Result<Committed, ExportError> {
     use kiln_image::manifest::{Descriptor, Manifest};
-    if config.to_bytes() == bytes && config.created.is_some() && config.history.iter().all(|it| it.created.is_some()) {
+    if config.to_bytes() == bytes
+        && config.created.is_some()
+        && config.history.iter().all(|it| it.created.is_some())
+    {
         return commit(store, worker, layers, 0, config, None);
     }
     let digest = store.put_json(media_type::OCI_CONFIG, bytes)?;
@@ -98,17 +118,33 @@ fn keep_config(
     let mut size = 0;
     for (layer, diff) in layers.iter().zip(&config.rootfs.diff_ids) {
         let (_, tar_size) = crate::digest_layer(store, worker, *layer, None)?;
-        descriptors.push(Descriptor::new(media_type::OCI_LAYER, Digest::new(*diff.as_bytes()), tar_size));
+        descriptors.push(Descriptor::new(
+            media_type::OCI_LAYER,
+            Digest::new(*diff.as_bytes()),
+            tar_size,
+        ));
         size += store.layer(*layer)?.map_or(0, |info| info.size);
     }
     let descriptor = Descriptor::new(media_type::OCI_CONFIG, digest, bytes.len() as u64);
     let manifest = Manifest::new(media_type::OCI_MANIFEST, descriptor, descriptors);
     let manifest = store.put_json(media_type::OCI_MANIFEST, &manifest.to_bytes())?;
-    let created = config.created.map_or(std::time::SystemTime::UNIX_EPOCH, std::time::SystemTime::from);
+    let created = config.created.map_or(
+        std::time::SystemTime::UNIX_EPOCH,
+        std::time::SystemTime::from,
+    );
     let platform = config.platform();
-    let info = kiln_store::ImageInfo { config: digest, layers: layers.to_vec(), size, created, platform };
+    let info = kiln_store::ImageInfo {
+        config: digest,
+        layers: layers.to_vec(),
+        size,
+        created,
+        platform,
+    };
     store.set_image(manifest, &info)?;
-    Ok(Committed { manifest, config: digest })
+    Ok(Committed {
+        manifest,
+        config: digest,
+    })
 }
 
 struct Image {
@@ -135,21 +171,30 @@ struct DockerImage {
 
 impl Archive<'_> {
     fn invalid(&self, what: impl Into<String>) -> ExportError {
-        ExportError::Invalid { path: self.path.to_owned(), what: what.into() }
+        ExportError::Invalid {
+            path: self.path.to_owned(),
+            what: what.into(),
+        }
     }
 
     fn read(&self, member: &str) -> Result<Vec<u8>, ExportError> {
-        let (offset, len) = *self.members.get(member).ok_or_else(|| self.invalid(format!("{member} is missing")))?;
+        let (offset, len) = *self
+            .members
+            .get(member)
+            .ok_or_else(|| self.invalid(format!("{member} is missing")))?;
         if len > MOST_JSON {
             return Err(self.invalid(format!("{member} is larger than {MOST_JSON} bytes")));
         }
         let mut bytes = vec![0; len as usize];
-        self.file.read_exact_at(&mut bytes, offset).map_err(ExportError::io(self.path))?;
+        self.file
+            .read_exact_at(&mut bytes, offset)
+            .map_err(ExportError::io(self.path))?;
         Ok(bytes)
     }
 
     fn name(&self, text: &str) -> Result<Reference, ExportError> {
-        text.parse().map_err(|error| self.invalid(format!("image name {text:?}: {error}")))
+        text.parse()
+            .map_err(|error| self.invalid(format!("image name {text:?}: {error}")))
     }
 
     fn docker(&self) -> Result<Vec<Image>, ExportError> {
@@ -161,7 +206,10 @@ impl Archive<'_> {
                 Ok(Image {
                     config: self.read(&image.config)?,
                     layers: image.layers,
-                    names: names.iter().map(|name| self.name(name)).collect::<Result<_, _>>()?,
+                    names: names
+                        .iter()
+                        .map(|name| self.name(name))
+                        .collect::<Result<_, _>>()?,
                 })
             })
             .collect()
@@ -170,17 +218,32 @@ impl Archive<'_> {
     fn oci(&self, platform: &Platform) -> Result<Vec<Image>, ExportError> {
         let index = match parse_manifest(&self.read("index.json")?, Some(media_type::OCI_INDEX)) {
             Ok(Document::Index(index)) => index,
-            Ok(Document::Manifest(_)) => return Err(self.invalid("index.json: a manifest, expected an index")),
+            Ok(Document::Manifest(_)) => {
+                return Err(self.invalid("index.json: a manifest, expected an index"));
+            }
             Err(error) => return Err(self.invalid(format!("index.json: {error}"))),
         };
         let mut images: Vec<(Digest, Image)> = Vec::new();
         for descriptor in &index.manifests {
-            let annotation =
-                |key: &str| descriptor.annotations.as_ref().and_then(|annotations| annotations.get(key)).cloned();
-            let name = annotation("io.containerd.image.name")
-                .or_else(|| annotation("org.opencontainers.image.ref.name").filter(|name| name.contains(['/', ':'])));
-            let names = name.iter().map(|name| self.name(name)).collect::<Result<Vec<_>, _>>()?;
-            if let Some((_, known)) = images.iter_mut().find(|(digest, _)| *digest == descriptor.digest) {
+            let annotation = |key: &str| {
+                descriptor
+                    .annotations
+                    .as_ref()
+                    .and_then(|annotations| annotations.get(key))
+                    .cloned()
+            };
+            let name = annotation("io.containerd.image.name").or_else(|| {
+                annotation("org.opencontainers.image.ref.name")
+                    .filter(|name| name.contains(['/', ':']))
+            });
+            let names = name
+                .iter()
+                .map(|name| self.name(name))
+                .collect::<Result<Vec<_>, _>>()?;
+            if let Some((_, known)) = images
+                .iter_mut()
+                .find(|(digest, _)| *digest == descriptor.digest)
+            {
                 known.names.extend(names);
                 continue;
             }
@@ -191,7 +254,9 @@ impl Archive<'_> {
                     Ok(Document::Index(inner)) => {
                         let chosen = inner.select(platform);
                         digest = chosen
-                            .ok_or_else(|| self.invalid(format!("index {digest} has nothing for {platform}")))?
+                            .ok_or_else(|| {
+                                self.invalid(format!("index {digest} has nothing for {platform}"))
+                            })?
                             .digest;
                     }
                     Err(error) => return Err(self.invalid(format!("manifest {digest}: {error}"))),
@@ -199,7 +264,11 @@ impl Archive<'_> {
             };
             let image = Image {
                 config: self.blob(manifest.config.digest)?,
-                layers: manifest.layers.iter().map(|layer| blob_name(layer.digest)).collect(),
+                layers: manifest
+                    .layers
+                    .iter()
+                    .map(|layer| blob_name(layer.digest))
+                    .collect(),
                 names,
             };
             images.push((descriptor.digest, image));
@@ -210,7 +279,10 @@ impl Archive<'_> {
     fn blob(&self, digest: Digest) -> Result<Vec<u8>, ExportError> {
         let bytes = self.read(&blob_name(digest))?;
         if sha256(&bytes) != digest {
-            return Err(self.invalid(format!("blob {digest} is damaged: its bytes have the digest {}", sha256(&bytes))));
+            return Err(self.invalid(format!(
+                "blob {digest} is damaged: its bytes have the digest {}",
+                sha256(&bytes)
+            )));
         }
         Ok(bytes)
     }
@@ -227,12 +299,18 @@ impl Archive<'_> {
             store.protect(lease, &[known])?;
             return Ok(known);
         }
-        let (offset, len) = *self.members.get(member).ok_or_else(|| self.invalid(format!("{member} is missing")))?;
+        let (offset, len) = *self
+            .members
+            .get(member)
+            .ok_or_else(|| self.invalid(format!("{member} is missing")))?;
         let into = store.begin_layer(lease)?;
         let input = TarInput::Range { offset, len };
         let unpacked = worker.unpack(UnpackJob { into, input }, &[self.file.as_fd()])?;
         if unpacked.diff_id != diff {
-            let what = format!("{member} is damaged: its tar has the digest {}, expected {diff}", unpacked.diff_id);
+            let what = format!(
+                "{member} is damaged: its tar has the digest {}, expected {diff}",
+                unpacked.diff_id
+            );
             return Err(self.invalid(what));
         }
         if !unpacked.reproducible {
@@ -249,7 +327,11 @@ fn blob_name(digest: Digest) -> String {
 /// Seals a layer that was unpacked.
 pub(crate) fn seal(store: &Store, unpacked: &UnpackedLayer) -> Result<LayerId, ExportError> {
     let made = &unpacked.made;
-    let summary = LayerSummary { content_id: made.content_id, size: made.size, entries: made.entries };
+    let summary = LayerSummary {
+        content_id: made.content_id,
+        size: made.size,
+        entries: made.entries,
+    };
     store.seal_layer(made.layer, &summary)?;
     store.set_diff(made.layer, None, unpacked.diff_id, unpacked.tar_size)?;
     Ok(made.layer)
@@ -265,8 +347,12 @@ pub(crate) fn keep_tar(
     path: &str,
 ) -> Result<(), ExportError> {
     let kept = kept_tar(store, diff);
-    let (_, mut tar) =
-        compress::decoder(io::BufReader::new(Range { file, at: offset, end: offset + len })).map_err(ExportError::io(path))?;
+    let (_, mut tar) = compress::decoder(io::BufReader::new(Range {
+        file,
+        at: offset,
+        end: offset + len,
+    }))
+    .map_err(ExportError::io(path))?;
     let write = || -> io::Result<()> {
         let folder = kept.parent().expect("a file in a folder");
         std::fs::create_dir_all(folder)?;
@@ -283,7 +369,8 @@ pub(crate) fn keep_tar(
 pub(crate) fn spool(store: &Store, from: &File, path: &str) -> Result<File, ExportError> {
     let folder = store.root().join("tmp");
     let spool = || -> io::Result<File> {
-        let (_, mut plain) = compress::decoder(io::BufReader::with_capacity(1 << 18, from.try_clone()?))?;
+        let (_, mut plain) =
+            compress::decoder(io::BufReader::with_capacity(1 << 18, from.try_clone()?))?;
         let mut file = unnamed(&folder)?;
         io::copy(&mut plain, &mut file)?;
         file.seek(SeekFrom::Start(0))?;
@@ -307,7 +394,9 @@ struct Range<'a> {
 
 impl Read for Range<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = buffer.len().min(usize::try_from(self.end - self.at).unwrap_or(usize::MAX));
+        let most = buffer
+            .len()
+            .min(usize::try_from(self.end - self.at).unwrap_or(usize::MAX));
         let got = self.file.read_at(&mut buffer[..most], self.at)?;
         self.at += got as u64;
         Ok(got)
@@ -318,21 +407,31 @@ impl Read for Range<'_> {
 fn members(file: &File, path: &str) -> Result<HashMap<String, (u64, u64)>, ExportError> {
     let len = file.metadata().map_err(ExportError::io(path))?.len();
     let mut members = HashMap::new();
-    let mut reader = kiln_image::tar::Reader::new(Range { file, at: 0, end: len });
+    let mut reader = kiln_image::tar::Reader::new(Range {
+        file,
+        at: 0,
+        end: len,
+    });
     let mut links = Vec::new();
     loop {
-        let entry = reader
-            .next_entry()
-            .map_err(|error| ExportError::Invalid { path: path.to_owned(), what: error.to_string() })?;
+        let entry = reader.next_entry().map_err(|error| ExportError::Invalid {
+            path: path.to_owned(),
+            what: error.to_string(),
+        })?;
         let Some(entry) = entry else { break };
-        let name = String::from_utf8_lossy(&entry.header.path).trim_start_matches("./").to_owned();
+        let name = String::from_utf8_lossy(&entry.header.path)
+            .trim_start_matches("./")
+            .to_owned();
         match &entry.header.kind {
             kiln_image::tar::EntryKind::File => {
                 members.insert(name, (entry.content_offset, entry.header.size));
             }
             // Old archives of docker have one layer twice as a link.
             kiln_image::tar::EntryKind::Symlink | kiln_image::tar::EntryKind::HardLink => {
-                links.push((name, String::from_utf8_lossy(&entry.header.link).into_owned()));
+                links.push((
+                    name,
+                    String::from_utf8_lossy(&entry.header.link).into_owned(),
+                ));
             }
             _ => {}
         }
@@ -341,7 +440,11 @@ fn members(file: &File, path: &str) -> Result<HashMap<String, (u64, u64)>, Expor
         let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
         let cleaned = kiln_image::LayerPath::clean(format!("{folder}/{target}"));
         let cleaned = String::from_utf8_lossy(cleaned.as_bytes()).into_owned();
-        if let Some(at) = members.get(&cleaned).or_else(|| members.get(&target)).copied() {
+        if let Some(at) = members
+            .get(&cleaned)
+            .or_else(|| members.get(&target))
+            .copied()
+        {
             members.insert(name, at);
         }
     }

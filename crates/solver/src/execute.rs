@@ -6,13 +6,16 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use kiln_graph::{
-    CopyAction, ExecOp, FileAction, FileActionKind, FileInput, FileOp, MountKind, Network, OpKind, Security,
+    CopyAction, ExecOp, FileAction, FileActionKind, FileInput, FileOp, MountKind, Network, OpKind,
+    Security,
 };
 use kiln_image::LayerId;
 use kiln_progress::event::Stream;
 use kiln_progress::{Event, Sink, VertexId};
 use kiln_store::{LayerSummary, NewRecord};
-use kiln_worker::{Exit, ExecJob, ExecMount, FileJob, FileTree, Made, MountSource, ProcessSpec, Request, Response};
+use kiln_worker::{
+    ExecJob, ExecMount, Exit, FileJob, FileTree, Made, MountSource, ProcessSpec, Request, Response,
+};
 
 use crate::keys::mount_selection;
 use crate::solve::{Executed, SolveError, Solver, Task, step_name};
@@ -46,16 +49,27 @@ impl Solver<'_> {
         let record = self.store.put_record(&task.keys, &record)?;
         // Released only now: whoever waits for the same step finds the record.
         drop(task.claim);
-        Ok(Executed { outputs, record: Some(record), took })
+        Ok(Executed {
+            outputs,
+            record: Some(record),
+            took,
+        })
     }
 
     fn tree(&self, task: &Task, input: usize) -> Snapshot {
-        task.inputs[input].tree(task.op.inputs[input].output).cloned().unwrap_or_default()
+        task.inputs[input]
+            .tree(task.op.inputs[input].output)
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// Seals what the worker made, and gives it as a stack on `base`.
     fn seal(&self, base: &Snapshot, made: &Made) -> Result<Snapshot, SolveError> {
-        let summary = LayerSummary { content_id: made.content_id, size: made.size, entries: made.entries };
+        let summary = LayerSummary {
+            content_id: made.content_id,
+            size: made.size,
+            entries: made.entries,
+        };
         self.store.seal_layer(made.layer, &summary)?;
         let mut stack = base.clone();
         stack.layers.push(made.layer);
@@ -72,9 +86,9 @@ impl Solver<'_> {
                     // Digests are found copy by copy, and what is known stays known: the last index has them all.
                     let mut index = Arc::default();
                     for copy in copies_from(file, at) {
-                        index = local
-                            .index_for(copy)
-                            .map_err(|error| SolveError::step(&task.op.place, error.to_string(), error.hint()))?;
+                        index = local.index_for(copy).map_err(|error| {
+                            SolveError::step(&task.op.place, error.to_string(), error.hint())
+                        })?;
                     }
                     let root = local.lock().scan.root().to_string_lossy().into_owned();
                     FileTree::Local { root, index }
@@ -82,9 +96,20 @@ impl Solver<'_> {
             });
         }
         let bases = output_bases(file);
-        let into = bases.iter().map(|_| self.store.begin_layer(self.lease)).collect::<Result<Vec<_>, _>>()?;
-        let job = FileJob { op: file.clone(), inputs, into, now: self.options.now };
-        let made = self.worker.file(job, &[]).map_err(|error| SolveError::worker(&task.op.place, &error))?;
+        let into = bases
+            .iter()
+            .map(|_| self.store.begin_layer(self.lease))
+            .collect::<Result<Vec<_>, _>>()?;
+        let job = FileJob {
+            op: file.clone(),
+            inputs,
+            into,
+            now: self.options.now,
+        };
+        let made = self
+            .worker
+            .file(job, &[])
+            .map_err(|error| SolveError::worker(&task.op.place, &error))?;
         bases
             .iter()
             .zip(&made)
@@ -95,20 +120,39 @@ impl Solver<'_> {
             .collect()
     }
 
-    fn diff(&self, task: &Task, lower: Option<usize>, upper: Option<usize>) -> Result<Snapshot, SolveError> {
-        let lower = lower.map(|input| self.tree(task, input)).unwrap_or_default();
-        let upper = upper.map(|input| self.tree(task, input)).unwrap_or_default();
+    fn diff(
+        &self,
+        task: &Task,
+        lower: Option<usize>,
+        upper: Option<usize>,
+    ) -> Result<Snapshot, SolveError> {
+        let lower = lower
+            .map(|input| self.tree(task, input))
+            .unwrap_or_default();
+        let upper = upper
+            .map(|input| self.tree(task, input))
+            .unwrap_or_default();
         if upper.layers.starts_with(&lower.layers) {
             let rest = lower.layers.len();
-            return Ok(Snapshot { layers: upper.layers[rest..].to_vec(), contents: upper.contents[rest..].to_vec() });
+            return Ok(Snapshot {
+                layers: upper.layers[rest..].to_vec(),
+                contents: upper.contents[rest..].to_vec(),
+            });
         }
         let message = "the upper tree of a diff does not stand on the lower one";
-        Err(SolveError::step(&task.op.place, message, Some("compare a step with one of the steps below it".to_owned())))
+        Err(SolveError::step(
+            &task.op.place,
+            message,
+            Some("compare a step with one of the steps below it".to_owned()),
+        ))
     }
 
     fn exec(&self, task: &Task, exec: &ExecOp) -> Result<Vec<Snapshot>, SolveError> {
         let root = exec.mounts.iter().find(|mount| mount.dest == "/");
-        let base = root.and_then(|mount| mount.input).map(|input| self.tree(task, input)).unwrap_or_default();
+        let base = root
+            .and_then(|mount| mount.input)
+            .map(|input| self.tree(task, input))
+            .unwrap_or_default();
         let mut process = self.process(exec);
         let into = self.store.begin_layer(self.lease)?;
         // (output number, base of the result), root first, then in the order of the mounts.
@@ -138,14 +182,24 @@ impl Solver<'_> {
                         keep: mount.output.is_some(),
                     }
                 }
-                MountKind::Cache { id, mode, uid, gid, .. } => MountSource::Cache {
+                MountKind::Cache {
+                    id, mode, uid, gid, ..
+                } => MountSource::Cache {
                     dir: format!("cache-mounts/{}", cache_folder(id)),
                     mode: mode.unwrap_or(0o755),
                     uid: *uid,
                     gid: *gid,
                 },
                 MountKind::Tmpfs { size } => MountSource::Tmpfs { size: *size },
-                MountKind::Secret { id, env, file, mode, uid, gid, optional } => {
+                MountKind::Secret {
+                    id,
+                    env,
+                    file,
+                    mode,
+                    uid,
+                    gid,
+                    optional,
+                } => {
                     let value = self
                         .providers
                         .secret(id)
@@ -154,16 +208,29 @@ impl Solver<'_> {
                         if *optional {
                             continue;
                         }
-                        let hint = format!("give it with --secret id={id},src=FILE or --secret id={id},env=VARIABLE");
-                        return Err(SolveError::step(&task.op.place, format!("secret {id}: not found"), Some(hint)));
+                        let hint = format!(
+                            "give it with --secret id={id},src=FILE or --secret id={id},env=VARIABLE"
+                        );
+                        return Err(SolveError::step(
+                            &task.op.place,
+                            format!("secret {id}: not found"),
+                            Some(hint),
+                        ));
                     };
                     if let Some(name) = env {
-                        process.env.push(format!("{name}={}", String::from_utf8_lossy(&value)));
+                        process
+                            .env
+                            .push(format!("{name}={}", String::from_utf8_lossy(&value)));
                     }
                     if !file {
                         continue;
                     }
-                    MountSource::File { content: value, mode: mode.unwrap_or(0o400), uid: *uid, gid: *gid }
+                    MountSource::File {
+                        content: value,
+                        mode: mode.unwrap_or(0o400),
+                        uid: *uid,
+                        gid: *gid,
+                    }
                 }
                 MountKind::Ssh { id, optional, .. } => match self.providers.ssh(id) {
                     Some(socket) => {
@@ -173,13 +240,26 @@ impl Solver<'_> {
                     None if *optional => continue,
                     None => {
                         let hint = format!("give it with --ssh {id}");
-                        return Err(SolveError::step(&task.op.place, format!("ssh agent {id}: not found"), Some(hint)));
+                        return Err(SolveError::step(
+                            &task.op.place,
+                            format!("ssh agent {id}: not found"),
+                            Some(hint),
+                        ));
                     }
                 },
             };
-            mounts.push(ExecMount { dest: mount.dest.clone(), readonly: mount.readonly, source });
+            mounts.push(ExecMount {
+                dest: mount.dest.clone(),
+                readonly: mount.readonly,
+                source,
+            });
         }
-        let job = ExecJob { process, root: base.layers, into, mounts };
+        let job = ExecJob {
+            process,
+            root: base.layers,
+            into,
+            mounts,
+        };
         let (exit, out_of_memory, made) = self.run_process(task, job)?;
         if exit != Exit::Code(0) {
             return Err(SolveError::Process {
@@ -200,12 +280,20 @@ impl Solver<'_> {
     }
 
     fn process(&self, exec: &ExecOp) -> ProcessSpec {
-        let hostname = if exec.hostname.is_empty() { HOSTNAME.to_owned() } else { exec.hostname.clone() };
+        let hostname = if exec.hostname.is_empty() {
+            HOSTNAME.to_owned()
+        } else {
+            exec.hostname.clone()
+        };
         let mut env = exec.env.clone();
-        let names: Vec<_> = env.iter().filter_map(|it| it.split_once('=').map(|(name, _)| name.to_owned())).collect();
+        let names: Vec<_> = env
+            .iter()
+            .filter_map(|it| it.split_once('=').map(|(name, _)| name.to_owned()))
+            .collect();
         // A variable that the Dockerfile sets wins over the builder's proxy settings.
         let proxies = exec.proxy_env.iter().filter(|it| {
-            it.split_once('=').is_some_and(|(name, _)| !names.iter().any(|known| known == name))
+            it.split_once('=')
+                .is_some_and(|(name, _)| !names.iter().any(|known| known == name))
         });
         env.extend(proxies.cloned());
         let mut hosts = format!(
@@ -221,7 +309,11 @@ impl Solver<'_> {
             user: exec.user.clone(),
             hostname,
             hosts,
-            resolv_conf: if exec.network == Network::None { String::new() } else { self.options.resolv_conf.clone() },
+            resolv_conf: if exec.network == Network::None {
+                String::new()
+            } else {
+                self.options.resolv_conf.clone()
+            },
             network: exec.network,
             insecure: exec.security == Security::Insecure,
             ulimits: exec.ulimits.clone(),
@@ -230,9 +322,14 @@ impl Solver<'_> {
         }
     }
 
-    fn run_process(&self, task: &Task, job: ExecJob) -> Result<(Exit, bool, Vec<Made>), SolveError> {
+    fn run_process(
+        &self,
+        task: &Task,
+        job: ExecJob,
+    ) -> Result<(Exit, bool, Vec<Made>), SolveError> {
         let place = &task.op.place;
-        let pipe = || std::io::pipe().map_err(|error| SolveError::step(place, error.to_string(), None));
+        let pipe =
+            || std::io::pipe().map_err(|error| SolveError::step(place, error.to_string(), None));
         let (stdout_from, stdout_to) = pipe()?;
         let (stderr_from, stderr_to) = pipe()?;
         let response = std::thread::scope(|scope| {
@@ -241,19 +338,34 @@ impl Solver<'_> {
                 scope.spawn(move || forward(sink, vertex, stream, from));
             }
             let request = Request::Exec(Box::new(job));
-            let response = self.worker.call(&request, &[stdout_to.as_fd(), stderr_to.as_fd()]);
+            let response = self
+                .worker
+                .call(&request, &[stdout_to.as_fd(), stderr_to.as_fd()]);
             // Our own ends must close before the readers can see the end.
             drop((stdout_to, stderr_to));
             response
         });
         match response.map_err(|error| SolveError::worker(place, &error))? {
-            Response::Exited { exit, out_of_memory, made } => Ok((exit, out_of_memory, made)),
-            _ => Err(SolveError::step(place, "the worker's answer does not fit the job", None)),
+            Response::Exited {
+                exit,
+                out_of_memory,
+                made,
+            } => Ok((exit, out_of_memory, made)),
+            _ => Err(SolveError::step(
+                place,
+                "the worker's answer does not fit the job",
+                None,
+            )),
         }
     }
 
     /// A layer of what a bind mount shows of a local context.
-    fn materialize(&self, task: &Task, input: usize, mut copy: CopyAction) -> Result<Snapshot, SolveError> {
+    fn materialize(
+        &self,
+        task: &Task,
+        input: usize,
+        mut copy: CopyAction,
+    ) -> Result<Snapshot, SolveError> {
         copy.from = Some(FileInput::Input(input));
         copy.dir_copy_contents = true;
         copy.create_dest_path = true;
@@ -270,17 +382,23 @@ impl Solver<'_> {
 }
 
 fn copies_from(file: &FileOp, input: usize) -> impl Iterator<Item = &CopyAction> {
-    file.actions.iter().filter_map(move |action| match &action.kind {
-        FileActionKind::Copy(copy) if copy.from == Some(FileInput::Input(input)) => Some(copy.as_ref()),
-        _ => None,
-    })
+    file.actions
+        .iter()
+        .filter_map(move |action| match &action.kind {
+            FileActionKind::Copy(copy) if copy.from == Some(FileInput::Input(input)) => {
+                Some(copy.as_ref())
+            }
+            _ => None,
+        })
 }
 
 /// For each output of a file operation the input that its chain of actions starts from.
 fn output_bases(file: &FileOp) -> Vec<Option<usize>> {
     let mut outputs: Vec<(u32, Option<usize>)> = Vec::new();
     for action in &file.actions {
-        let Some(output) = action.output else { continue };
+        let Some(output) = action.output else {
+            continue;
+        };
         let mut on = action.on;
         let base = loop {
             match on {
@@ -297,9 +415,20 @@ fn output_bases(file: &FileOp) -> Vec<Option<usize>> {
 
 /// The folder of a cache mount: readable where its name allows, and never a path of its own.
 fn cache_folder(id: &str) -> String {
-    let plain: String =
-        id.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).take(60).collect();
-    let hash = kiln_image::KeyHasher::new("cache mount", 1).part("id", id.as_bytes()).finish();
+    let plain: String = id
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || "._-".contains(c) {
+                c
+            } else {
+                '-'
+            }
+        })
+        .take(60)
+        .collect();
+    let hash = kiln_image::KeyHasher::new("cache mount", 1)
+        .part("id", id.as_bytes())
+        .finish();
     format!("{}-{}", plain.trim_matches(['-', '.']), &hash.hex()[..12])
 }
 
@@ -309,7 +438,12 @@ fn forward(sink: &dyn Sink, id: VertexId, stream: Stream, mut from: PipeReader) 
         match from.read(&mut buffer) {
             Ok(0) => return,
             Ok(got) => {
-                sink.emit(Event::Log { id, stream, bytes: buffer[..got].to_vec(), at: SystemTime::now() });
+                sink.emit(Event::Log {
+                    id,
+                    stream,
+                    bytes: buffer[..got].to_vec(),
+                    at: SystemTime::now(),
+                });
             }
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(_) => return,
@@ -328,9 +462,22 @@ mod tests {
 
     #[test]
     fn cache_folders_are_single_names_and_tell_ids_apart() {
-        let names: Vec<_> = ["/root/.cache", "root/.cache", "../../x", "..", "", "a/b", "a-b"].map(cache_folder).into();
+        let names: Vec<_> = [
+            "/root/.cache",
+            "root/.cache",
+            "../../x",
+            "..",
+            "",
+            "a/b",
+            "a-b",
+        ]
+        .map(cache_folder)
+        .into();
         for name in &names {
-            assert!(!name.contains('/') && name != ".." && !name.is_empty(), "{name}");
+            assert!(
+                !name.contains('/') && name != ".." && !name.is_empty(),
+                "{name}"
+            );
         }
         let unique: std::collections::HashSet<_> = names.iter().collect();
         assert_eq!(unique.len(), names.len());

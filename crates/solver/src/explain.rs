@@ -7,10 +7,16 @@ use crate::parts::Parts;
 pub(crate) fn difference(now: &Parts, before: &[(String, Vec<u8>)]) -> String {
     let now = now.as_slice();
     let value = |list: &[(String, Vec<u8>)], name: &str, at: usize| {
-        list.iter().filter(|(other, _)| other == name).nth(at).map(|(_, value)| value.clone())
+        list.iter()
+            .filter(|(other, _)| other == name)
+            .nth(at)
+            .map(|(_, value)| value.clone())
     };
     let occurrence = |list: &[(String, Vec<u8>)], at: usize| {
-        list[..at].iter().filter(|(name, _)| *name == list[at].0).count()
+        list[..at]
+            .iter()
+            .filter(|(name, _)| *name == list[at].0)
+            .count()
     };
     let mut parent = None;
     for (at, (name, new)) in now.iter().enumerate() {
@@ -45,7 +51,9 @@ fn describe_change(name: &str, old: &[u8], new: &[u8]) -> String {
             format!("{} changed", name.trim_start_matches("files of "))
         }
         _ if name.starts_with("files mounted") => format!("{name} changed"),
-        _ if name.starts_with("command") || name == "copy" || name == "action" => "the command changed".to_owned(),
+        _ if name.starts_with("command") || name == "copy" || name == "action" => {
+            "the command changed".to_owned()
+        }
         _ => match (std::str::from_utf8(old), std::str::from_utf8(new)) {
             (Ok(old), Ok(new)) => format!("{name} changed from {old:?} to {new:?}"),
             _ => format!("{name} changed"),
@@ -67,17 +75,57 @@ mod tests {
 
     #[test]
     fn the_first_difference_of_the_steps_own_is_named() {
-        let before = parts(&[("command 0", "make"), ("environment A", "1"), ("base", "x"), ("files of /src", "d1")]);
+        let before = parts(&[
+            ("command 0", "make"),
+            ("environment A", "1"),
+            ("base", "x"),
+            ("files of /src", "d1"),
+        ]);
         let cases = [
-            (parts(&[("command 0", "make"), ("environment A", "2"), ("base", "x"), ("files of /src", "d1")]),
-             "environment A changed from \"1\" to \"2\""),
-            (parts(&[("command 0", "make"), ("environment A", "1"), ("base", "y"), ("files of /src", "d2")]),
-             "/src changed"),
-            (parts(&[("command 0", "make"), ("environment A", "1"), ("base", "y"), ("files of /src", "d1")]),
-             "the step before it gave another result"),
-            (parts(&[("command 0", "make"), ("base", "x"), ("files of /src", "d1")]), "environment A is gone"),
-            (parts(&[("command 0", "make x"), ("environment A", "1"), ("base", "x"), ("files of /src", "d1")]),
-             "the command changed"),
+            (
+                parts(&[
+                    ("command 0", "make"),
+                    ("environment A", "2"),
+                    ("base", "x"),
+                    ("files of /src", "d1"),
+                ]),
+                "environment A changed from \"1\" to \"2\"",
+            ),
+            (
+                parts(&[
+                    ("command 0", "make"),
+                    ("environment A", "1"),
+                    ("base", "y"),
+                    ("files of /src", "d2"),
+                ]),
+                "/src changed",
+            ),
+            (
+                parts(&[
+                    ("command 0", "make"),
+                    ("environment A", "1"),
+                    ("base", "y"),
+                    ("files of /src", "d1"),
+                ]),
+                "the step before it gave another result",
+            ),
+            (
+                parts(&[
+                    ("command 0", "make"),
+                    ("base", "x"),
+                    ("files of /src", "d1"),
+                ]),
+                "environment A is gone",
+            ),
+            (
+                parts(&[
+                    ("command 0", "make x"),
+                    ("environment A", "1"),
+                    ("base", "x"),
+                    ("files of /src", "d1"),
+                ]),
+                "the command changed",
+            ),
         ];
         for (now, text) in cases {
             assert_eq!(difference(&now, before.as_slice()), text);

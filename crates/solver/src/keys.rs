@@ -1,7 +1,10 @@
 //! What is in the keys of each kind of operation.
 
 use kiln_fileop::FileOpError;
-use kiln_graph::{CopyAction, ExecOp, FileAction, FileActionKind, FileInput, FileOp, Mount, MountKind, Op, OpKind, SourceOp};
+use kiln_graph::{
+    CopyAction, ExecOp, FileAction, FileActionKind, FileInput, FileOp, Mount, MountKind, Op,
+    OpKind, SourceOp,
+};
 use kiln_image::Key;
 
 use crate::parts::Parts;
@@ -34,7 +37,9 @@ pub(crate) fn parts(op: &Op, inputs: &dyn InputKeys) -> Result<Option<Parts>, Fi
         OpKind::Merge => {
             let mut parts = Parts::new("merge", MERGE);
             for input in 0..op.inputs.len() {
-                let Some(key) = inputs.whole(input) else { return Ok(None) };
+                let Some(key) = inputs.whole(input) else {
+                    return Ok(None);
+                };
                 parts.add("layers", key.as_bytes());
             }
             Ok(Some(parts))
@@ -43,7 +48,9 @@ pub(crate) fn parts(op: &Op, inputs: &dyn InputKeys) -> Result<Option<Parts>, Fi
             let mut parts = Parts::new("diff", MERGE);
             for (name, input) in [("lower", lower), ("upper", upper)] {
                 if let Some(input) = input {
-                    let Some(key) = inputs.whole(*input) else { return Ok(None) };
+                    let Some(key) = inputs.whole(*input) else {
+                        return Ok(None);
+                    };
                     parts.add(name, key.as_bytes());
                 }
             }
@@ -57,26 +64,49 @@ fn source_parts(source: &SourceOp, op: &Op) -> Option<Parts> {
     match source {
         SourceOp::Image { reference } | SourceOp::OciLayout { reference, .. } => {
             // The digest alone: the same image under another name is the same.
-            let digest = reference.rsplit_once('@').map_or(reference.as_str(), |(_, digest)| digest);
+            let digest = reference
+                .rsplit_once('@')
+                .map_or(reference.as_str(), |(_, digest)| digest);
             parts.add("image", digest);
             if let Some(platform) = &op.platform {
                 parts.add("platform", format!("{platform:?}"));
             }
         }
         SourceOp::Local { .. } => return None,
-        SourceOp::Git { url, keep_git_dir, checksum } => {
-            parts.add("git", url).add("keep .git", [u8::from(*keep_git_dir)]);
+        SourceOp::Git {
+            url,
+            keep_git_dir,
+            checksum,
+        } => {
+            parts
+                .add("git", url)
+                .add("keep .git", [u8::from(*keep_git_dir)]);
             parts.add("checksum", checksum.as_deref().unwrap_or_default());
         }
-        SourceOp::Http { url, checksum, filename, mode, owner } => {
-            parts.add("url", url).add("checksum", checksum.as_deref().unwrap_or_default()).add("name", filename);
-            parts.add("mode", format!("{mode:?}")).add("owner", format!("{owner:?}"));
+        SourceOp::Http {
+            url,
+            checksum,
+            filename,
+            mode,
+            owner,
+        } => {
+            parts
+                .add("url", url)
+                .add("checksum", checksum.as_deref().unwrap_or_default())
+                .add("name", filename);
+            parts
+                .add("mode", format!("{mode:?}"))
+                .add("owner", format!("{owner:?}"));
         }
     }
     Some(parts)
 }
 
-fn exec_parts(exec: &ExecOp, op: &Op, inputs: &dyn InputKeys) -> Result<Option<Parts>, FileOpError> {
+fn exec_parts(
+    exec: &ExecOp,
+    op: &Op,
+    inputs: &dyn InputKeys,
+) -> Result<Option<Parts>, FileOpError> {
     let mut parts = Parts::new("exec", EXEC);
     for (at, arg) in exec.args.iter().enumerate() {
         parts.add(format!("command {at}"), arg);
@@ -85,12 +115,17 @@ fn exec_parts(exec: &ExecOp, op: &Op, inputs: &dyn InputKeys) -> Result<Option<P
         let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
         parts.add(format!("environment {name}"), value);
     }
-    parts.add("working folder", &exec.cwd).add("user", &exec.user).add("host name", &exec.hostname);
+    parts
+        .add("working folder", &exec.cwd)
+        .add("user", &exec.user)
+        .add("host name", &exec.hostname);
     for (name, _) in &exec.extra_hosts {
         // The address is where the name is found today, not what the step does.
         parts.add("extra host", name);
     }
-    parts.add("network", format!("{:?}", exec.network)).add("security", format!("{:?}", exec.security));
+    parts
+        .add("network", format!("{:?}", exec.network))
+        .add("security", format!("{:?}", exec.security));
     for (name, soft, hard) in &exec.ulimits {
         parts.add(format!("limit {name}"), format!("{soft}:{hard}"));
     }
@@ -100,8 +135,16 @@ fn exec_parts(exec: &ExecOp, op: &Op, inputs: &dyn InputKeys) -> Result<Option<P
     for mount in &exec.mounts {
         parts.add(format!("mount {}", mount.dest), mount_identity(mount));
         let Some(input) = mount.input else { continue };
-        let what = if mount.dest == "/" { "base".to_owned() } else { format!("files mounted at {}", mount.dest) };
-        let of_selection = if mount.dest == "/" { None } else { inputs.selected(input, &mount_selection(mount))? };
+        let what = if mount.dest == "/" {
+            "base".to_owned()
+        } else {
+            format!("files mounted at {}", mount.dest)
+        };
+        let of_selection = if mount.dest == "/" {
+            None
+        } else {
+            inputs.selected(input, &mount_selection(mount))?
+        };
         let key = match of_selection {
             Some(key) => key,
             None => match inputs.whole(input) {
@@ -121,18 +164,44 @@ fn mount_identity(mount: &Mount) -> String {
         MountKind::Bind => format!("bind {}", mount.selector),
         MountKind::Cache { .. } => "cache".to_owned(),
         MountKind::Tmpfs { .. } => "tmpfs".to_owned(),
-        MountKind::Secret { id, env, file, mode, uid, gid, optional } => {
+        MountKind::Secret {
+            id,
+            env,
+            file,
+            mode,
+            uid,
+            gid,
+            optional,
+        } => {
             format!("secret {id} {env:?} {file} {mode:?} {uid:?} {gid:?} {optional}")
         }
-        MountKind::Ssh { id, mode, uid, gid, optional } => format!("ssh {id} {mode:?} {uid:?} {gid:?} {optional}"),
+        MountKind::Ssh {
+            id,
+            mode,
+            uid,
+            gid,
+            optional,
+        } => format!("ssh {id} {mode:?} {uid:?} {gid:?} {optional}"),
     };
-    format!("{kind} readonly={} output={:?}", mount.readonly, mount.output)
+    format!(
+        "{kind} readonly={} output={:?}",
+        mount.readonly, mount.output
+    )
 }
 
 /// The copy that reads just what a bind mount shows.
 pub(crate) fn mount_selection(mount: &Mount) -> CopyAction {
-    let src = if mount.selector.is_empty() { "/".to_owned() } else { mount.selector.clone() };
-    CopyAction { src, dest: "/".to_owned(), follow_symlinks: true, ..CopyAction::default() }
+    let src = if mount.selector.is_empty() {
+        "/".to_owned()
+    } else {
+        mount.selector.clone()
+    };
+    CopyAction {
+        src,
+        dest: "/".to_owned(),
+        follow_symlinks: true,
+        ..CopyAction::default()
+    }
 }
 
 fn file_parts(file: &FileOp, inputs: &dyn InputKeys) -> Result<Option<Parts>, FileOpError> {
@@ -140,7 +209,9 @@ fn file_parts(file: &FileOp, inputs: &dyn InputKeys) -> Result<Option<Parts>, Fi
     for FileAction { on, output, kind } in &file.actions {
         match on {
             FileInput::Input(input) => {
-                let Some(key) = inputs.whole(*input) else { return Ok(None) };
+                let Some(key) = inputs.whole(*input) else {
+                    return Ok(None);
+                };
                 parts.add("base", key.as_bytes());
             }
             FileInput::Scratch => {
@@ -152,7 +223,10 @@ fn file_parts(file: &FileOp, inputs: &dyn InputKeys) -> Result<Option<Parts>, Fi
         }
         parts.add("output", format!("{output:?}"));
         let FileActionKind::Copy(copy) = kind else {
-            parts.add("action", serde_json::to_vec(kind).expect("an action always serialises"));
+            parts.add(
+                "action",
+                serde_json::to_vec(kind).expect("an action always serialises"),
+            );
             continue;
         };
         let selected = match copy.from {
@@ -163,13 +237,21 @@ fn file_parts(file: &FileOp, inputs: &dyn InputKeys) -> Result<Option<Parts>, Fi
             // Where the files lie in their tree does not count, only what they are and what they are called.
             let mut here = copy.as_ref().clone();
             here.src = last_component(&copy.src).to_owned();
-            parts.add("copy", serde_json::to_vec(&here).expect("an action always serialises"));
+            parts.add(
+                "copy",
+                serde_json::to_vec(&here).expect("an action always serialises"),
+            );
             parts.add(format!("files of {}", copy.src), key.as_bytes());
             continue;
         }
-        parts.add("copy", serde_json::to_vec(copy).expect("an action always serialises"));
+        parts.add(
+            "copy",
+            serde_json::to_vec(copy).expect("an action always serialises"),
+        );
         if let Some(FileInput::Input(input)) = copy.from {
-            let Some(key) = inputs.whole(input) else { return Ok(None) };
+            let Some(key) = inputs.whole(input) else {
+                return Ok(None);
+            };
             parts.add("source", key.as_bytes());
         }
     }
@@ -177,5 +259,8 @@ fn file_parts(file: &FileOp, inputs: &dyn InputKeys) -> Result<Option<Parts>, Fi
 }
 
 fn last_component(path: &str) -> &str {
-    path.trim_end_matches('/').rsplit('/').next().unwrap_or_default()
+    path.trim_end_matches('/')
+        .rsplit('/')
+        .next()
+        .unwrap_or_default()
 }

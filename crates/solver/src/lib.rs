@@ -21,6 +21,11 @@ pub use value::{Context, Snapshot};
 ///
 /// # Errors
 /// When a layer is not in the store.
-pub fn snapshot(store: &kiln_store::Store, layers: &[kiln_image::LayerId]) -> Result<Snapshot, SolveError> {
-    Ok(solve::snapshots(store, &[layers.to_vec()])?.pop().unwrap_or_default())
+pub fn snapshot(
+    store: &kiln_store::Store,
+    layers: &[kiln_image::LayerId],
+) -> Result<Snapshot, SolveError> {
+    Ok(solve::snapshots(store, &[layers.to_vec()])?
+        .pop()
+        .unwrap_or_default())
 }

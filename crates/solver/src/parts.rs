@@ -14,7 +14,11 @@ impl Parts {
     /// Starts a list for a kind of operation; `version` is raised when the operation's meaning changes, so that what an
     /// older Kiln recorded misses.
     pub fn new(kind: &'static str, version: u32) -> Self {
-        Self { kind, version, parts: Vec::new() }
+        Self {
+            kind,
+            version,
+            parts: Vec::new(),
+        }
     }
 
     /// Adds a part. Parts are not sorted: their order is part of the key.
@@ -57,11 +61,24 @@ mod tests {
             list.key()
         };
         let base = key(&[("a", "bc")]);
-        for other in [&[("ab", "c")][..], &[("a", "b"), ("c", "")], &[("a", "b"), ("", "c")], &[("a", "bc"), ("", "")]] {
+        for other in [
+            &[("ab", "c")][..],
+            &[("a", "b"), ("c", "")],
+            &[("a", "b"), ("", "c")],
+            &[("a", "bc"), ("", "")],
+        ] {
             assert_ne!(base, key(other), "{other:?}");
         }
-        assert_ne!(base, Parts::new("test", 2).add("a", "bc").key(), "the version counts");
-        assert_ne!(base, Parts::new("tesu", 1).add("a", "bc").key(), "the kind counts");
+        assert_ne!(
+            base,
+            Parts::new("test", 2).add("a", "bc").key(),
+            "the version counts"
+        );
+        assert_ne!(
+            base,
+            Parts::new("tesu", 1).add("a", "bc").key(),
+            "the kind counts"
+        );
         assert_eq!(base, key(&[("a", "bc")]));
     }
 }

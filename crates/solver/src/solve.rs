@@ -127,12 +127,20 @@ fn exit_text(exit: Exit, out_of_memory: bool) -> String {
         // As a shell and BuildKit count: 128 and the signal.
         Exit::Signal(signal) => format!("exit code: {} (killed by signal {signal})", 128 + signal),
     };
-    if out_of_memory { format!("{text}: cannot allocate memory (the kernel's out-of-memory killer)") } else { text }
+    if out_of_memory {
+        format!("{text}: cannot allocate memory (the kernel's out-of-memory killer)")
+    } else {
+        text
+    }
 }
 
 impl SolveError {
     pub(crate) fn step(place: &Place, message: impl Into<String>, hint: Option<String>) -> Self {
-        Self::Step { place: Box::new(place.clone()), message: message.into(), hint }
+        Self::Step {
+            place: Box::new(place.clone()),
+            message: message.into(),
+            hint,
+        }
     }
 
     pub(crate) fn worker(place: &Place, error: &WorkerError) -> Self {
@@ -185,14 +193,23 @@ enum State {
     /// Nobody needs it so far.
     Idle,
     /// Its result is needed; `looked_up` when its definition key has been tried.
-    Wanted { looked_up: bool, by_content: bool },
+    Wanted {
+        looked_up: bool,
+        by_content: bool,
+    },
     Running,
     Done(Value),
 }
 
 enum Message {
-    Executed { op: OpId, outcome: Result<Executed, SolveError> },
-    Claimed { op: OpId, claim: Claim },
+    Executed {
+        op: OpId,
+        outcome: Result<Executed, SolveError>,
+    },
+    Claimed {
+        op: OpId,
+        claim: Claim,
+    },
 }
 
 /// What executing an operation gave.
@@ -239,11 +256,17 @@ impl Solver<'_> {
     pub fn solve(&self, graph: &Graph, target: Edge) -> Result<Solved, SolveError> {
         let mut tainted = vec![false; graph.len()];
         for (id, op) in graph.ops() {
-            tainted[id.0] = op.inputs.iter().any(|edge| tainted[edge.op.0] || graph.op(edge.op).ignore_cache);
+            tainted[id.0] = op
+                .inputs
+                .iter()
+                .any(|edge| tainted[edge.op.0] || graph.op(edge.op).ignore_cache);
         }
         for (id, op) in graph.ops() {
             if !op.place.title.is_empty() {
-                self.sink.emit(Event::Vertex { id: self.vertex(id), title: op.place.title.clone() });
+                self.sink.emit(Event::Vertex {
+                    id: self.vertex(id),
+                    title: op.place.title.clone(),
+                });
             }
         }
         let mut run = Run {
@@ -285,9 +308,12 @@ fn chain_of(graph: &Graph, target: Edge) -> HashSet<OpId> {
         let op = graph.op(id);
         let bases: Vec<usize> = match &op.kind {
             OpKind::Source(_) => vec![],
-            OpKind::Exec(exec) => {
-                exec.mounts.iter().filter(|mount| mount.dest == "/").filter_map(|mount| mount.input).collect()
-            }
+            OpKind::Exec(exec) => exec
+                .mounts
+                .iter()
+                .filter(|mount| mount.dest == "/")
+                .filter_map(|mount| mount.input)
+                .collect(),
             OpKind::File(file) => file
                 .actions
                 .iter()
@@ -336,17 +362,27 @@ struct ByContent<'r> {
 
 impl InputKeys for ByContent<'_> {
     fn whole(&self, input: usize) -> Option<Key> {
-        self.values[input].tree(self.op.inputs[input].output).map(Snapshot::content_key)
+        self.values[input]
+            .tree(self.op.inputs[input].output)
+            .map(Snapshot::content_key)
     }
 
     fn selected(&self, input: usize, copy: &CopyAction) -> Result<Option<Key>, FileOpError> {
         match &self.values[input] {
             Value::Local(local) => local_selection(local, copy).map(Some),
             Value::Trees(_) => {
-                let Some(tree) = self.values[input].tree(self.op.inputs[input].output) else { return Ok(None) };
-                let indexes: Result<Vec<_>, _> = tree.layers.iter().map(|layer| self.store.load_index(*layer)).collect();
+                let Some(tree) = self.values[input].tree(self.op.inputs[input].output) else {
+                    return Ok(None);
+                };
+                let indexes: Result<Vec<_>, _> = tree
+                    .layers
+                    .iter()
+                    .map(|layer| self.store.load_index(*layer))
+                    .collect();
                 // A layer that cannot be read is found out about, and named, when the step is executed.
-                let Ok(indexes) = indexes else { return Ok(None) };
+                let Ok(indexes) = indexes else {
+                    return Ok(None);
+                };
                 selection_key(copy, &MergedView::new(indexes)).map(Some)
             }
         }
@@ -359,7 +395,9 @@ impl InputKeys for ByContent<'_> {
 
 fn edge_key(key: Key, output: u32) -> Key {
     let mut hasher = KeyHasher::new("edge", 1);
-    hasher.part("key", key.as_bytes()).part("output", &output.to_le_bytes());
+    hasher
+        .part("key", key.as_bytes())
+        .part("output", &output.to_le_bytes());
     hasher.finish()
 }
 
@@ -400,7 +438,10 @@ impl<'s> Run<'s, '_> {
                 }
             }
             if self.running == 0 {
-                return Err(self.failure.take().expect("nothing runs and the target is not done: a failure"));
+                return Err(self
+                    .failure
+                    .take()
+                    .expect("nothing runs and the target is not done: a failure"));
             }
             match receiver.recv_timeout(TICK) {
                 Ok(message) => self.take(message),
@@ -412,7 +453,10 @@ impl<'s> Run<'s, '_> {
 
     fn want(&mut self, id: OpId) {
         if matches!(self.states[id.0], State::Idle) {
-            self.states[id.0] = State::Wanted { looked_up: false, by_content: false };
+            self.states[id.0] = State::Wanted {
+                looked_up: false,
+                by_content: false,
+            };
         }
     }
 
@@ -474,11 +518,20 @@ impl<'s> Run<'s, '_> {
             }
             _ => {}
         }
-        let State::Wanted { looked_up, by_content } = self.states[id.0] else { return Ok(false) };
+        let State::Wanted {
+            looked_up,
+            by_content,
+        } = self.states[id.0]
+        else {
+            return Ok(false);
+        };
         let readable = !op.ignore_cache && !self.tainted[id.0];
         if !looked_up && readable && !matches!(op.kind, OpKind::Merge) {
             if let Some(key) = self.definition(id)? {
-                self.states[id.0] = State::Wanted { looked_up: true, by_content };
+                self.states[id.0] = State::Wanted {
+                    looked_up: true,
+                    by_content,
+                };
                 if let Some(record) = self.solver.store.find_record(key)? {
                     return self.hit(id, &record, None).map(|()| true);
                 }
@@ -497,12 +550,18 @@ impl<'s> Run<'s, '_> {
             return Ok(changed);
         }
         if let OpKind::Merge = op.kind {
-            let merged = self.input_trees(op).iter().fold(Snapshot::default(), |below, tree| below.stacked(tree));
+            let merged = self
+                .input_trees(op)
+                .iter()
+                .fold(Snapshot::default(), |below, tree| below.stacked(tree));
             self.done(id, Value::Trees(vec![merged]), false);
             return Ok(true);
         }
         if !by_content && !op.ignore_cache {
-            self.states[id.0] = State::Wanted { looked_up: true, by_content: true };
+            self.states[id.0] = State::Wanted {
+                looked_up: true,
+                by_content: true,
+            };
             let content = self.content(id)?;
             if let Some(record) = self.solver.store.find_record(content)? {
                 let definition = self.definition(id)?;
@@ -531,7 +590,10 @@ impl<'s> Run<'s, '_> {
         let mut keys = Vec::with_capacity(op.inputs.len());
         let mut values = Vec::with_capacity(op.inputs.len());
         for edge in &op.inputs {
-            let local = matches!(self.graph.op(edge.op).kind, OpKind::Source(SourceOp::Local { .. }));
+            let local = matches!(
+                self.graph.op(edge.op).kind,
+                OpKind::Source(SourceOp::Local { .. })
+            );
             let value = match &self.states[edge.op.0] {
                 State::Done(value @ Value::Local(_)) => Some(value.clone()),
                 _ => None,
@@ -539,7 +601,11 @@ impl<'s> Run<'s, '_> {
             if local && value.is_none() {
                 return Ok(None);
             }
-            let key = if local { None } else { self.definition(edge.op)? };
+            let key = if local {
+                None
+            } else {
+                self.definition(edge.op)?
+            };
             if !local && key.is_none() {
                 return Ok(None);
             }
@@ -560,10 +626,19 @@ impl<'s> Run<'s, '_> {
         }
         let op = self.graph.op(id);
         let values = self.input_values(op);
-        let parts = keys::parts(op, &ByContent { op, store: self.solver.store, values })
-            .map_err(|error| SolveError::file(&op.place, &error))?
-            .expect("all inputs are done, so all their keys are known");
-        let key = KeyHasher::new("content", 1).part("key", parts.key().as_bytes()).finish();
+        let parts = keys::parts(
+            op,
+            &ByContent {
+                op,
+                store: self.solver.store,
+                values,
+            },
+        )
+        .map_err(|error| SolveError::file(&op.place, &error))?
+        .expect("all inputs are done, so all their keys are known");
+        let key = KeyHasher::new("content", 1)
+            .part("key", parts.key().as_bytes())
+            .finish();
         self.contents[id.0] = Some((key, parts));
         Ok(key)
     }
@@ -590,7 +665,9 @@ impl<'s> Run<'s, '_> {
 
     fn done(&mut self, id: OpId, value: Value, cached: bool) {
         if cached && !self.graph.op(id).place.title.is_empty() {
-            self.solver.sink.emit(Event::Cached { id: self.solver.vertex(id) });
+            self.solver.sink.emit(Event::Cached {
+                id: self.solver.vertex(id),
+            });
         }
         if let (true, Value::Trees(trees)) = (self.on_chain.contains(&id), &value) {
             for layer in trees.iter().filter_map(|tree| tree.layers.last()) {
@@ -604,24 +681,36 @@ impl<'s> Run<'s, '_> {
     fn scan_one(&mut self) -> bool {
         let graph = self.graph;
         for (id, op) in graph.ops() {
-            let OpKind::Source(SourceOp::Local { name, exclude }) = &op.kind else { continue };
+            let OpKind::Source(SourceOp::Local { name, exclude }) = &op.kind else {
+                continue;
+            };
             if !matches!(self.states[id.0], State::Wanted { .. }) {
                 continue;
             }
             let vertex = self.solver.vertex(id);
             let titled = !op.place.title.is_empty();
             if titled {
-                self.solver.sink.emit(Event::Started { id: vertex, at: SystemTime::now() });
+                self.solver.sink.emit(Event::Started {
+                    id: vertex,
+                    at: SystemTime::now(),
+                });
             }
             match self.solver.providers.scan(name, exclude) {
                 Ok(context) => {
                     self.states[id.0] = State::Done(Value::Local(LocalTree::new(context)));
                     if titled {
-                        self.solver.sink.emit(Event::Finished { id: vertex, at: SystemTime::now() });
+                        self.solver.sink.emit(Event::Finished {
+                            id: vertex,
+                            at: SystemTime::now(),
+                        });
                     }
                 }
                 Err(message) => {
-                    self.solver.sink.emit(Event::Failed { id: vertex, error: message.clone(), at: SystemTime::now() });
+                    self.solver.sink.emit(Event::Failed {
+                        id: vertex,
+                        error: message.clone(),
+                        at: SystemTime::now(),
+                    });
                     self.fail(SolveError::step(&op.place, message, None));
                 }
             }
@@ -642,7 +731,9 @@ impl<'s> Run<'s, '_> {
     {
         let op = self.graph.op(id);
         let exec = matches!(op.kind, OpKind::Exec(_));
-        if exec && self.execs >= self.solver.options.jobs || !exec && self.others >= self.solver.options.cores.max(2) {
+        if exec && self.execs >= self.solver.options.jobs
+            || !exec && self.others >= self.solver.options.cores.max(2)
+        {
             return Ok(false);
         }
         let content = self.content(id)?;
@@ -660,7 +751,9 @@ impl<'s> Run<'s, '_> {
                 }
                 ClaimAttempt::Busy(waiter) => {
                     let vertex = self.solver.vertex(id);
-                    let holder = waiter.holder().map_or_else(String::new, |pid| format!(" (process {pid})"));
+                    let holder = waiter
+                        .holder()
+                        .map_or_else(String::new, |pid| format!(" (process {pid})"));
                     let text = format!("for the same step in another build{holder}");
                     self.solver.sink.emit(Event::Waiting { id: vertex, text });
                     self.states[id.0] = State::Running;
@@ -669,7 +762,10 @@ impl<'s> Run<'s, '_> {
                     scope.spawn(move || {
                         let message = loop {
                             if solver.providers.is_canceled() || solver.worker.is_canceled() {
-                                break Message::Executed { op: id, outcome: Err(SolveError::Canceled) };
+                                break Message::Executed {
+                                    op: id,
+                                    outcome: Err(SolveError::Canceled),
+                                };
                             }
                             if let Some(claim) = waiter.wait(TICK) {
                                 break Message::Claimed { op: id, claim };
@@ -684,11 +780,22 @@ impl<'s> Run<'s, '_> {
         }
         let reason = self.reason(id)?;
         let vertex = self.solver.vertex(id);
-        self.solver.sink.emit(Event::Started { id: vertex, at: SystemTime::now() });
+        self.solver.sink.emit(Event::Started {
+            id: vertex,
+            at: SystemTime::now(),
+        });
         if let Some(text) = &reason {
-            self.solver.sink.emit(Event::Reason { id: vertex, text: text.clone() });
+            self.solver.sink.emit(Event::Reason {
+                id: vertex,
+                text: text.clone(),
+            });
         }
-        self.reports[id.0] = Some(OpReport { op: id, executed: true, reason, took: Duration::ZERO });
+        self.reports[id.0] = Some(OpReport {
+            op: id,
+            executed: true,
+            reason,
+            took: Duration::ZERO,
+        });
         let (_, parts) = self.contents[id.0].clone().expect("made above");
         let task = Task {
             op: op.clone(),
@@ -700,7 +807,11 @@ impl<'s> Run<'s, '_> {
         };
         self.states[id.0] = State::Running;
         self.running += 1;
-        *if exec { &mut self.execs } else { &mut self.others } += 1;
+        *if exec {
+            &mut self.execs
+        } else {
+            &mut self.others
+        } += 1;
         let (sender, solver) = (sender.clone(), self.solver);
         scope.spawn(move || {
             let outcome = solver.execute(task);
@@ -715,7 +826,9 @@ impl<'s> Run<'s, '_> {
         if op.ignore_cache {
             return Ok(Some("the cache is not used (--no-cache)".to_owned()));
         }
-        let Some((_, parts)) = self.contents[id.0].as_ref() else { return Ok(None) };
+        let Some((_, parts)) = self.contents[id.0].as_ref() else {
+            return Ok(None);
+        };
         let step = step_name(&op.place);
         Ok(self
             .solver
@@ -730,7 +843,10 @@ impl<'s> Run<'s, '_> {
             Message::Claimed { op, claim } => {
                 // Looked up again, as if it had not been: the owner may have finished it, or died.
                 self.claims[op.0] = Some(claim);
-                self.states[op.0] = State::Wanted { looked_up: false, by_content: false };
+                self.states[op.0] = State::Wanted {
+                    looked_up: false,
+                    by_content: false,
+                };
             }
             Message::Executed { op: id, outcome } => {
                 let vertex = self.solver.vertex(id);
@@ -738,7 +854,11 @@ impl<'s> Run<'s, '_> {
                 // One that waited for a claim held no slot.
                 if self.reports[id.0].is_some() {
                     let exec = matches!(self.graph.op(id).kind, OpKind::Exec(_));
-                    *if exec { &mut self.execs } else { &mut self.others } -= 1;
+                    *if exec {
+                        &mut self.execs
+                    } else {
+                        &mut self.others
+                    } -= 1;
                 }
                 match outcome {
                     Ok(executed) => {
@@ -754,7 +874,11 @@ impl<'s> Run<'s, '_> {
                         self.fail(SolveError::Canceled);
                     }
                     Err(error) => {
-                        self.solver.sink.emit(Event::Failed { id: vertex, error: error.to_string(), at });
+                        self.solver.sink.emit(Event::Failed {
+                            id: vertex,
+                            error: error.to_string(),
+                            at,
+                        });
                         self.fail(error);
                     }
                 }
@@ -766,7 +890,9 @@ impl<'s> Run<'s, '_> {
         for (id, op) in self.graph.ops() {
             let untouched = matches!(self.states[id.0], State::Idle | State::Wanted { .. });
             if untouched && !op.place.title.is_empty() {
-                self.solver.sink.emit(Event::Cached { id: self.solver.vertex(id) });
+                self.solver.sink.emit(Event::Cached {
+                    id: self.solver.vertex(id),
+                });
             }
         }
         let State::Done(value) = &self.states[self.target.op.0] else {
@@ -776,7 +902,9 @@ impl<'s> Run<'s, '_> {
         for state in &self.states {
             if let State::Done(Value::Local(local)) = state {
                 let mut context = local.lock();
-                let Context { cache, cache_file, .. } = &mut *context;
+                let Context {
+                    cache, cache_file, ..
+                } = &mut *context;
                 // What cannot be remembered is found out again next time.
                 let _ = cache.save(cache_file);
             }
@@ -796,13 +924,20 @@ pub(crate) fn step_name(place: &Place) -> String {
 }
 
 /// Recorded layers as snapshots.
-pub(crate) fn snapshots(store: &Store, outputs: &[Vec<kiln_image::LayerId>]) -> Result<Vec<Snapshot>, SolveError> {
+pub(crate) fn snapshots(
+    store: &Store,
+    outputs: &[Vec<kiln_image::LayerId>],
+) -> Result<Vec<Snapshot>, SolveError> {
     let mut snapshots = Vec::with_capacity(outputs.len());
     for layers in outputs {
         let mut snapshot = Snapshot::default();
         for layer in layers {
             let info = store.layer(*layer)?.ok_or_else(|| {
-                SolveError::step(&Place::default(), format!("layer {layer} is recorded but not in the store"), None)
+                SolveError::step(
+                    &Place::default(),
+                    format!("layer {layer} is recorded but not in the store"),
+                    None,
+                )
             })?;
             snapshot.layers.push(*layer);
             snapshot.contents.push(info.content_id);

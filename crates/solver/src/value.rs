@@ -66,10 +66,15 @@ impl LocalTree {
     pub(crate) fn index_for(&self, copy: &CopyAction) -> Result<Arc<LayerIndex>, FileOpError> {
         let Context { scan, cache, .. } = &mut *self.lock();
         let unread = |error: &dyn std::error::Error| FileOpError::context(error);
-        let listing = MergedView::new([scan.index(|_| false, cache).map_err(|error| unread(&error))?]);
-        let selected: HashSet<LayerPath> =
-            kiln_fileop::selection(copy, &listing)?.into_iter().map(|selected| selected.path).collect();
-        scan.index(|path| selected.contains(path), cache).map_err(|error| unread(&error))
+        let listing = MergedView::new([scan
+            .index(|_| false, cache)
+            .map_err(|error| unread(&error))?]);
+        let selected: HashSet<LayerPath> = kiln_fileop::selection(copy, &listing)?
+            .into_iter()
+            .map(|selected| selected.path)
+            .collect();
+        scan.index(|path| selected.contains(path), cache)
+            .map_err(|error| unread(&error))
     }
 }
 

@@ -50,7 +50,14 @@ pub enum WorkerError {
 impl WorkerError {
     /// Whether the job was given up and did not fail.
     pub fn is_canceled(&self) -> bool {
-        matches!(self, Self::Canceled | Self::Failed(Failure { kind: FailureKind::Canceled, .. }))
+        matches!(
+            self,
+            Self::Canceled
+                | Self::Failed(Failure {
+                    kind: FailureKind::Canceled,
+                    ..
+                })
+        )
     }
 
     /// A way out, where there is one.
@@ -105,7 +112,9 @@ impl Worker {
         let answer = self.exchange(&ours, request, fds);
         lock(&self.jobs).remove(&number);
         match answer {
-            Ok(Response::Failed(failure)) if failure.kind == FailureKind::Canceled => Err(WorkerError::Canceled),
+            Ok(Response::Failed(failure)) if failure.kind == FailureKind::Canceled => {
+                Err(WorkerError::Canceled)
+            }
             Ok(Response::Failed(failure)) => Err(WorkerError::Failed(failure)),
             Ok(response) => Ok(response),
             Err(_) if self.canceled.load(Ordering::Acquire) => Err(WorkerError::Canceled),
@@ -113,14 +122,19 @@ impl Worker {
         }
     }
 
-    fn exchange(&self, ours: &UnixStream, request: &Request, fds: &[BorrowedFd<'_>]) -> io::Result<Response> {
+    fn exchange(
+        &self,
+        ours: &UnixStream,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> io::Result<Response> {
         // Asked after the job is in the table: a cancel from now on finds it there.
         if self.canceled.load(Ordering::Acquire) {
             return Err(io::ErrorKind::Interrupted.into());
         }
         wire::send(ours, request, fds)?;
-        let (response, _) =
-            wire::receive(ours)?.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "no answer"))?;
+        let (response, _) = wire::receive(ours)?
+            .ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "no answer"))?;
         Ok(response)
     }
 
@@ -158,9 +172,16 @@ impl Worker {
         let mut running = lock(&self.running);
         if running.is_none() {
             let (ours, control) = UnixStream::pair().map_err(WorkerError::Lost)?;
-            let Launch { exe, args, isolation } = &self.launch;
+            let Launch {
+                exe,
+                args,
+                isolation,
+            } = &self.launch;
             let child = kiln_sandbox::spawn_worker(isolation, exe, args, OwnedFd::from(control))?;
-            *running = Some(Running { child, control: ours });
+            *running = Some(Running {
+                child,
+                control: ours,
+            });
         }
         let control = &running.as_ref().expect("started above").control;
         wire::send_with_fds(control.as_fd(), b"j", &[theirs.as_fd()]).map_err(WorkerError::Lost)
@@ -168,7 +189,9 @@ impl Worker {
 
     /// Ends the worker process and waits until it is gone, with everything that ran in it.
     pub fn end(&self) {
-        let Some(Running { mut child, control }) = lock(&self.running).take() else { return };
+        let Some(Running { mut child, control }) = lock(&self.running).take() else {
+            return;
+        };
         drop(control);
         let deadline = Instant::now() + END_WITHIN;
         let mut pause = Duration::from_micros(200);

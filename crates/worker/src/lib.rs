@@ -12,7 +12,7 @@ mod wire;
 
 pub use client::{Launch, Worker, WorkerError};
 pub use protocol::{
-    Exit, ExecJob, ExecMount, Failure, FailureKind, FileJob, FileTree, Made, MountSource, ProcessSpec, Request,
-    Response, Stacked, TarInput, UnpackJob, UnpackedLayer, WorkerFacts,
+    ExecJob, ExecMount, Exit, Failure, FailureKind, FileJob, FileTree, Made, MountSource,
+    ProcessSpec, Request, Response, Stacked, TarInput, UnpackJob, UnpackedLayer, WorkerFacts,
 };
 pub use server::serve;

@@ -48,7 +48,8 @@ impl Shared {
             return Ok(index.clone());
         }
         let path = self.layer_dir(layer).join("index");
-        let bytes = std::fs::read(&path).map_err(|error| failure(&format!("cannot read {}", path.display()), &error))?;
+        let bytes = std::fs::read(&path)
+            .map_err(|error| failure(&format!("cannot read {}", path.display()), &error))?;
         let index = LayerIndex::from_bytes(&bytes)
             .map_err(|error| Failure::other(format!("layer {layer}: {error}")))?;
         Ok(indexes().entry(layer).or_insert(Arc::new(index)).clone())
@@ -58,13 +59,21 @@ impl Shared {
 impl Failure {
     /// A failure that nobody treats differently.
     pub(crate) fn other(message: impl Into<String>) -> Self {
-        Self { kind: FailureKind::Other, message: message.into(), hint: None }
+        Self {
+            kind: FailureKind::Other,
+            message: message.into(),
+            hint: None,
+        }
     }
 }
 
 /// An error of the operating system as a failure, with its kind found in the chain of causes.
 pub(crate) fn failure(doing: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
-    let mut message = if doing.is_empty() { error.to_string() } else { format!("{doing}: {error}") };
+    let mut message = if doing.is_empty() {
+        error.to_string()
+    } else {
+        format!("{doing}: {error}")
+    };
     let mut kind = FailureKind::Other;
     let mut cause = Some(error);
     while let Some(at) = cause {
@@ -83,7 +92,11 @@ pub(crate) fn failure(doing: &str, error: &(dyn std::error::Error + 'static)) ->
     }
     let hint = (kind == FailureKind::NoSpace)
         .then(|| "free some space, or put the store elsewhere with --root or KILN_ROOT".to_owned());
-    Failure { kind, message, hint }
+    Failure {
+        kind,
+        message,
+        hint,
+    }
 }
 
 /// Serves jobs until the control socket closes. Called in the process that [`kiln_sandbox::spawn_worker`] started,
@@ -91,7 +104,12 @@ pub(crate) fn failure(doing: &str, error: &(dyn std::error::Error + 'static)) ->
 ///
 /// # Errors
 /// When the control socket breaks.
-pub fn serve(control: OwnedFd, store_root: PathBuf, ids: Ids, forced: Option<Provider>) -> io::Result<()> {
+pub fn serve(
+    control: OwnedFd,
+    store_root: PathBuf,
+    ids: Ids,
+    forced: Option<Provider>,
+) -> io::Result<()> {
     let shared = Arc::new(Shared {
         store_root,
         ids,
@@ -107,13 +125,18 @@ pub fn serve(control: OwnedFd, store_root: PathBuf, ids: Ids, forced: Option<Pro
             let mut fds = vec![PollFd::new(&control, PollFlags::IN)];
             // No data is ever due on a job's connection once its request is read: readiness means it closed. Its
             // own end asks for hang-ups only, which are always reported.
-            fds.extend(jobs.iter().map(|(socket, _)| PollFd::new(socket, PollFlags::RDHUP)));
+            fds.extend(
+                jobs.iter()
+                    .map(|(socket, _)| PollFd::new(socket, PollFlags::RDHUP)),
+            );
             match poll(&mut fds, None) {
                 Ok(_) => {}
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => break Err(error.into()),
             }
-            fds.iter().map(|fd| !fd.revents().is_empty()).collect::<Vec<_>>()
+            fds.iter()
+                .map(|fd| !fd.revents().is_empty())
+                .collect::<Vec<_>>()
         };
         let mut at = 0;
         jobs.retain(|(_, cancel)| {
@@ -130,14 +153,18 @@ pub fn serve(control: OwnedFd, store_root: PathBuf, ids: Ids, forced: Option<Pro
         match wire::receive_with_fds(control.as_fd(), &mut byte) {
             Ok((0, _)) => break Ok(()),
             Ok((_, fds)) => {
-                let Some(socket) = fds.into_iter().next().map(UnixStream::from) else { continue };
+                let Some(socket) = fds.into_iter().next().map(UnixStream::from) else {
+                    continue;
+                };
                 let cancel = Cancel::new()?;
                 jobs.push((socket.try_clone()?, cancel.clone()));
                 let shared = shared.clone();
                 threads.retain(|thread: &std::thread::JoinHandle<()>| !thread.is_finished());
-                threads.push(std::thread::Builder::new().name("job".to_owned()).spawn(move || {
-                    serve_job(&shared, &socket, &cancel);
-                })?);
+                threads.push(std::thread::Builder::new().name("job".to_owned()).spawn(
+                    move || {
+                        serve_job(&shared, &socket, &cancel);
+                    },
+                )?);
             }
             Err(error) => break Err(error),
         }
@@ -153,13 +180,20 @@ pub fn serve(control: OwnedFd, store_root: PathBuf, ids: Ids, forced: Option<Pro
 }
 
 fn serve_job(shared: &Shared, socket: &UnixStream, cancel: &Cancel) {
-    let Ok(Some((request, fds))) = wire::receive::<Request>(socket) else { return };
+    let Ok(Some((request, fds))) = wire::receive::<Request>(socket) else {
+        return;
+    };
     let response = answer(shared, request, &fds, cancel).unwrap_or_else(Response::Failed);
     // The front may be gone; then nobody wants the answer.
     let _ = wire::send(socket, &response, &[]);
 }
 
-fn answer(shared: &Shared, request: Request, fds: &[OwnedFd], cancel: &Cancel) -> Result<Response, Failure> {
+fn answer(
+    shared: &Shared,
+    request: Request,
+    fds: &[OwnedFd],
+    cancel: &Cancel,
+) -> Result<Response, Failure> {
     match request {
         Request::Facts => {
             let (provider, reason) = shared.provider();
@@ -167,7 +201,10 @@ fn answer(shared: &Shared, request: Request, fds: &[OwnedFd], cancel: &Cancel) -
                 Provider::Overlay => "overlay",
                 Provider::PlainTree => "plain tree",
             };
-            Ok(Response::Facts(crate::WorkerFacts { provider: provider.to_owned(), reason: reason.clone() }))
+            Ok(Response::Facts(crate::WorkerFacts {
+                provider: provider.to_owned(),
+                reason: reason.clone(),
+            }))
         }
         Request::Exec(job) => exec::exec(shared, &job, fds, cancel),
         Request::Run(job) => exec::run(shared, &job, fds, cancel),
@@ -175,11 +212,17 @@ fn answer(shared: &Shared, request: Request, fds: &[OwnedFd], cancel: &Cancel) -
         Request::Unpack(job) => files::unpack(shared, &job, fds),
         Request::Digest { layer, clamp } => files::write_tar(shared, layer, clamp, &mut io::sink()),
         Request::WriteTar { layer, clamp } => {
-            let out = fds.first().ok_or_else(|| Failure::other("no descriptor to write to"))?;
-            let out = std::fs::File::from(out.try_clone().map_err(|error| failure("descriptor", &error))?);
+            let out = fds
+                .first()
+                .ok_or_else(|| Failure::other("no descriptor to write to"))?;
+            let out = std::fs::File::from(
+                out.try_clone()
+                    .map_err(|error| failure("descriptor", &error))?,
+            );
             let mut out = io::BufWriter::with_capacity(1 << 18, out);
             let response = files::write_tar(shared, layer, clamp, &mut out)?;
-            io::Write::flush(&mut out).map_err(|error| failure("cannot write the layer", &error))?;
+            io::Write::flush(&mut out)
+                .map_err(|error| failure("cannot write the layer", &error))?;
             Ok(response)
         }
         Request::Delete(layers) => {

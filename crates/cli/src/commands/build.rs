@@ -40,7 +40,8 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
         }
     };
     if let Some(path) = &args.iidfile {
-        std::fs::write(path, built.image.config.to_string()).with_context(|| path.display().to_string())?;
+        std::fs::write(path, built.image.config.to_string())
+            .with_context(|| path.display().to_string())?;
     }
     if args.quiet || mode == Mode::Quiet {
         say(&built.image.config.to_string());

@@ -22,13 +22,17 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
     let host = Platform::host();
     let mut options = Options::new(host);
     if let Some(text) = &args.platform {
-        options.target_platform =
-            text.parse().map_err(|error| BuildError::new(format!("--platform {text:?}: {error}")))?;
+        options.target_platform = text
+            .parse()
+            .map_err(|error| BuildError::new(format!("--platform {text:?}: {error}")))?;
     }
     options.target.clone_from(&args.target);
     options.build_args = pairs("--build-arg", &args.build_args, true)?;
     if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
-        options.build_args.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert(epoch);
+        options
+            .build_args
+            .entry("SOURCE_DATE_EPOCH".to_owned())
+            .or_insert(epoch);
     }
     options.labels = pairs("--label", &args.labels, false)?;
     options.no_cache = args.no_cache;
@@ -37,11 +41,25 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
         "default" => Network::Default,
         "host" => Network::Host,
         "none" => Network::None,
-        other => return Err(BuildError::new(format!("--network {other}: expected default, host or none")).into()),
+        other => {
+            return Err(BuildError::new(format!(
+                "--network {other}: expected default, host or none"
+            ))
+            .into());
+        }
     };
     options.extra_hosts = extra_hosts(&args.add_hosts)?;
-    options.ulimits = args.ulimits.iter().map(|text| ulimit(text)).collect::<Result<_>>()?;
-    options.shm_size = args.shm_size.as_deref().map(bytes).transpose()?.unwrap_or_default();
+    options.ulimits = args
+        .ulimits
+        .iter()
+        .map(|text| ulimit(text))
+        .collect::<Result<_>>()?;
+    options.shm_size = args
+        .shm_size
+        .as_deref()
+        .map(bytes)
+        .transpose()?
+        .unwrap_or_default();
     if matches!(context, MainContext::Empty) {
         options.context = Context::Empty;
     }
@@ -50,12 +68,19 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
         let (name, place) = text
             .split_once('=')
             .filter(|(name, _)| !name.is_empty())
-            .ok_or_else(|| BuildError::new(format!("--build-context {text:?}: expected NAME=FOLDER or NAME=docker-image://IMAGE")))?;
+            .ok_or_else(|| {
+                BuildError::new(format!(
+                    "--build-context {text:?}: expected NAME=FOLDER or NAME=docker-image://IMAGE"
+                ))
+            })?;
         let context = match place.split_once("://") {
             Some(("docker-image", image)) => Context::Image(image.to_owned()),
             Some((scheme, _)) => {
-                let text = format!("--build-context {text:?}: contexts of kind {scheme} cannot be read");
-                return Err(BuildError::new(text).with_hint("give a folder or docker-image://NAME").into());
+                let text =
+                    format!("--build-context {text:?}: contexts of kind {scheme} cannot be read");
+                return Err(BuildError::new(text)
+                    .with_hint("give a folder or docker-image://NAME")
+                    .into());
             }
             None => {
                 folders.insert(name.to_owned(), std::path::absolute(place)?);
@@ -69,9 +94,21 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
         context,
         options,
         folders,
-        tags: args.tags.iter().map(|name| reference(name)).collect::<Result<_>>()?,
-        secrets: args.secrets.iter().map(|text| secret(text)).collect::<Result<_>>()?,
-        ssh: args.ssh.iter().map(|text| ssh(text)).collect::<Result<_>>()?,
+        tags: args
+            .tags
+            .iter()
+            .map(|name| reference(name))
+            .collect::<Result<_>>()?,
+        secrets: args
+            .secrets
+            .iter()
+            .map(|text| secret(text))
+            .collect::<Result<_>>()?,
+        ssh: args
+            .ssh
+            .iter()
+            .map(|text| ssh(text))
+            .collect::<Result<_>>()?,
         jobs: args.jobs.max(1),
         cores: crate::context::cores(),
         resolv_conf: crate::context::resolv_conf(),
@@ -84,7 +121,10 @@ fn read_limited(from: impl Read, name: &str) -> Result<Vec<u8>> {
         .read_to_end(&mut bytes)
         .map_err(|error| BuildError::new(format!("cannot read {name}: {error}")))?;
     if bytes.len() as u64 > MOST_DOCKERFILE {
-        return Err(BuildError::new(format!("{name}: larger than {MOST_DOCKERFILE} bytes, this is no Dockerfile")).into());
+        return Err(BuildError::new(format!(
+            "{name}: larger than {MOST_DOCKERFILE} bytes, this is no Dockerfile"
+        ))
+        .into());
     }
     Ok(bytes)
 }
@@ -92,13 +132,19 @@ fn read_limited(from: impl Read, name: &str) -> Result<Vec<u8>> {
 fn dockerfile_and_context(args: &BuildArgs) -> Result<(Dockerfile, MainContext)> {
     let from_stdin = || -> Result<Dockerfile> {
         let bytes = read_limited(std::io::stdin().lock(), "standard input")?;
-        Ok(Dockerfile { name: "Dockerfile".to_owned(), bytes, path: None })
+        Ok(Dockerfile {
+            name: "Dockerfile".to_owned(),
+            bytes,
+            path: None,
+        })
     };
     if args.context == "-" {
         if args.file.is_some() {
-            return Err(BuildError::new("a context on standard input and -f cannot go together")
-                .with_hint("give the context as a folder")
-                .into());
+            return Err(
+                BuildError::new("a context on standard input and -f cannot go together")
+                    .with_hint("give the context as a folder")
+                    .into(),
+            );
         }
         return Ok((from_stdin()?, MainContext::Empty));
     }
@@ -111,7 +157,11 @@ fn dockerfile_and_context(args: &BuildArgs) -> Result<(Dockerfile, MainContext)>
                 .into());
         }
         Err(error) => {
-            return Err(BuildError::new(format!("unable to prepare context: path {:?}: {error}", args.context)).into());
+            return Err(BuildError::new(format!(
+                "unable to prepare context: path {:?}: {error}",
+                args.context
+            ))
+            .into());
         }
     }
     if args.file.as_deref() == Some("-") {
@@ -119,12 +169,27 @@ fn dockerfile_and_context(args: &BuildArgs) -> Result<(Dockerfile, MainContext)>
     }
     let path = find_dockerfile(args.file.as_deref(), &folder)?;
     let name = match &args.file {
-        Some(_) => path.strip_prefix(&folder).unwrap_or(&path).display().to_string(),
-        None => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        Some(_) => path
+            .strip_prefix(&folder)
+            .unwrap_or(&path)
+            .display()
+            .to_string(),
+        None => path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned(),
     };
     let file = std::fs::File::open(&path).map_err(|error| cannot_read(&path, &folder, &error))?;
     let bytes = read_limited(file, &path.display().to_string())?;
-    Ok((Dockerfile { name, bytes, path: Some(path) }, MainContext::Folder(folder)))
+    Ok((
+        Dockerfile {
+            name,
+            bytes,
+            path: Some(path),
+        },
+        MainContext::Folder(folder),
+    ))
 }
 
 /// As given; below the context when it is not found from here; without `-f` the small spelling will do too.
@@ -132,13 +197,20 @@ fn find_dockerfile(given: Option<&str>, folder: &Path) -> Result<PathBuf> {
     let Some(given) = given else {
         let usual = folder.join("Dockerfile");
         let small = folder.join("dockerfile");
-        return Ok(if !usual.exists() && small.exists() { small } else { usual });
+        return Ok(if !usual.exists() && small.exists() {
+            small
+        } else {
+            usual
+        });
     };
     Ok(PathBuf::from(given))
 }
 
 fn cannot_read(path: &Path, folder: &Path, error: &std::io::Error) -> anyhow::Error {
-    let failed = BuildError::new(format!("failed to read dockerfile: {}: {error}", path.display()));
+    let failed = BuildError::new(format!(
+        "failed to read dockerfile: {}: {error}",
+        path.display()
+    ));
     if error.kind() != std::io::ErrorKind::NotFound {
         return failed.into();
     }
@@ -146,13 +218,22 @@ fn cannot_read(path: &Path, folder: &Path, error: &std::io::Error) -> anyhow::Er
         .into_iter()
         .flatten()
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| name.to_ascii_lowercase().contains("dockerfile") && !name.ends_with(".dockerignore"))
+        .filter(|name| {
+            name.to_ascii_lowercase().contains("dockerfile") && !name.ends_with(".dockerignore")
+        })
         .collect();
     near.sort();
     let hint = if near.is_empty() {
-        format!("there is no Dockerfile in {}; give its path with -f", folder.display())
+        format!(
+            "there is no Dockerfile in {}; give its path with -f",
+            folder.display()
+        )
     } else {
-        format!("in {} there is {}; give its path with -f", folder.display(), near.join(", "))
+        format!(
+            "in {} there is {}; give its path with -f",
+            folder.display(),
+            near.join(", ")
+        )
     };
     failed.with_hint(hint).into()
 }
@@ -162,7 +243,9 @@ pub(super) fn variable(text: &str) -> Option<String> {
     if text.contains('=') {
         return Some(text.to_owned());
     }
-    std::env::var(text).ok().map(|value| format!("{text}={value}"))
+    std::env::var(text)
+        .ok()
+        .map(|value| format!("{text}={value}"))
 }
 
 fn pairs(flag: &str, list: &[String], from_environment: bool) -> Result<BTreeMap<String, String>> {
@@ -195,10 +278,15 @@ pub(super) fn extra_hosts(list: &[String]) -> Result<Vec<(String, String)>> {
             let (name, address) = text
                 .split_once('=')
                 .or_else(|| text.split_once(':'))
-                .ok_or_else(|| BuildError::new(format!("--add-host {text:?}: expected NAME:ADDRESS")))?;
+                .ok_or_else(|| {
+                    BuildError::new(format!("--add-host {text:?}: expected NAME:ADDRESS"))
+                })?;
             let address = address.trim_start_matches('[').trim_end_matches(']');
             if address.parse::<std::net::IpAddr>().is_err() {
-                return Err(BuildError::new(format!("--add-host {text:?}: {address:?} is no IP address")).into());
+                return Err(BuildError::new(format!(
+                    "--add-host {text:?}: {address:?} is no IP address"
+                ))
+                .into());
             }
             Ok((name.to_owned(), address.to_owned()))
         })
@@ -206,7 +294,11 @@ pub(super) fn extra_hosts(list: &[String]) -> Result<Vec<(String, String)>> {
 }
 
 fn ulimit(text: &str) -> Result<(String, u64, u64)> {
-    let wrong = || BuildError::new(format!("--ulimit {text:?}: expected TYPE=SOFT[:HARD], as in nofile=1024:4096"));
+    let wrong = || {
+        BuildError::new(format!(
+            "--ulimit {text:?}: expected TYPE=SOFT[:HARD], as in nofile=1024:4096"
+        ))
+    };
     let (name, limits) = text.split_once('=').ok_or_else(wrong)?;
     let number = |text: &str| match text {
         "-1" | "unlimited" => Ok(u64::MAX),
@@ -217,14 +309,21 @@ fn ulimit(text: &str) -> Result<(String, u64, u64)> {
         None => (number(limits)?, number(limits)?),
     };
     if soft > hard {
-        return Err(BuildError::new(format!("--ulimit {text:?}: the soft limit is above the hard one")).into());
+        return Err(BuildError::new(format!(
+            "--ulimit {text:?}: the soft limit is above the hard one"
+        ))
+        .into());
     }
     Ok((name.to_owned(), soft, hard))
 }
 
 /// A size as docker takes it: `64m`, `1g`, `67108864`.
 fn bytes(text: &str) -> Result<u64> {
-    let wrong = || BuildError::new(format!("size {text:?}: expected a number with b, k, m or g behind it"));
+    let wrong = || {
+        BuildError::new(format!(
+            "size {text:?}: expected a number with b, k, m or g behind it"
+        ))
+    };
     let lower = text.to_ascii_lowercase();
     let lower = lower.strip_suffix('b').unwrap_or(&lower);
     let (digits, factor) = match lower.char_indices().last() {
@@ -244,7 +343,9 @@ fn secret(text: &str) -> Result<(String, Secret)> {
     };
     let (mut id, mut src, mut env, mut kind) = (None, None, None, None);
     for field in text.split(',') {
-        let (key, value) = field.split_once('=').ok_or_else(|| wrong("expected KEY=VALUE"))?;
+        let (key, value) = field
+            .split_once('=')
+            .ok_or_else(|| wrong("expected KEY=VALUE"))?;
         match key {
             "id" => id = Some(value),
             "src" | "source" => src = Some(value),
@@ -253,17 +354,22 @@ fn secret(text: &str) -> Result<(String, Secret)> {
             other => return Err(wrong(&format!("unknown key {other}")).into()),
         }
     }
-    let id = id.filter(|id| !id.is_empty()).ok_or_else(|| wrong("the id is missing"))?;
+    let id = id
+        .filter(|id| !id.is_empty())
+        .ok_or_else(|| wrong("the id is missing"))?;
     let variable = match (kind, env, src) {
         (Some("env"), env, src) => env.or(src).or(Some(id)),
         (None, Some(env), _) => Some(env),
         // docker's rule: an id that is a variable's name stands for the variable.
         (None, None, None) if std::env::var_os(id).is_some() => Some(id),
         (None | Some("file"), ..) => None,
-        (Some(other), ..) => return Err(wrong(&format!("unknown type {other}, expected file or env")).into()),
+        (Some(other), ..) => {
+            return Err(wrong(&format!("unknown type {other}, expected file or env")).into());
+        }
     };
     if let Some(variable) = variable {
-        let value = std::env::var_os(variable).ok_or_else(|| wrong(&format!("there is no variable {variable}")))?;
+        let value = std::env::var_os(variable)
+            .ok_or_else(|| wrong(&format!("there is no variable {variable}")))?;
         return Ok((id.to_owned(), Secret::Value(value.into_encoded_bytes())));
     }
     let path = std::path::absolute(src.unwrap_or(id))?;
@@ -279,9 +385,11 @@ fn ssh(text: &str) -> Result<(String, PathBuf)> {
     }
     match std::env::var_os("SSH_AUTH_SOCK") {
         Some(socket) => Ok((text.to_owned(), PathBuf::from(socket))),
-        None => Err(BuildError::new(format!("--ssh {text}: there is no SSH_AUTH_SOCK"))
-            .with_hint("start an ssh agent, or name its socket: --ssh default=SOCKET")
-            .into()),
+        None => Err(
+            BuildError::new(format!("--ssh {text}: there is no SSH_AUTH_SOCK"))
+                .with_hint("start an ssh agent, or name its socket: --ssh default=SOCKET")
+                .into(),
+        ),
     }
 }
 
@@ -291,14 +399,24 @@ mod tests {
 
     #[test]
     fn sizes_and_limits() {
-        for (text, number) in [("64m", 64 << 20), ("1g", 1 << 30), ("1gb", 1 << 30), ("7", 7), ("7b", 7), ("2K", 2048)] {
+        for (text, number) in [
+            ("64m", 64 << 20),
+            ("1g", 1 << 30),
+            ("1gb", 1 << 30),
+            ("7", 7),
+            ("7b", 7),
+            ("2K", 2048),
+        ] {
             assert_eq!(bytes(text).unwrap(), number, "{text}");
         }
         for wrong in ["", "m", "1t", "-1", "99999999999999999999g"] {
             assert!(bytes(wrong).is_err(), "{wrong}");
         }
         assert_eq!(ulimit("nofile=1:2").unwrap(), ("nofile".to_owned(), 1, 2));
-        assert_eq!(ulimit("core=-1").unwrap(), ("core".to_owned(), u64::MAX, u64::MAX));
+        assert_eq!(
+            ulimit("core=-1").unwrap(),
+            ("core".to_owned(), u64::MAX, u64::MAX)
+        );
         for wrong in ["nofile", "nofile=2:1", "nofile=x"] {
             assert!(ulimit(wrong).is_err(), "{wrong}");
         }
@@ -306,7 +424,12 @@ mod tests {
 
     #[test]
     fn hosts() {
-        let hosts = extra_hosts(&["a:1.2.3.4".to_owned(), "b=::1".to_owned(), "c=[::1]".to_owned()]).unwrap();
+        let hosts = extra_hosts(&[
+            "a:1.2.3.4".to_owned(),
+            "b=::1".to_owned(),
+            "c=[::1]".to_owned(),
+        ])
+        .unwrap();
         assert_eq!(hosts[0], ("a".to_owned(), "1.2.3.4".to_owned()));
         assert_eq!((hosts[1].1.as_str(), hosts[2].1.as_str()), ("::1", "::1"));
         assert!(extra_hosts(&["a".to_owned()]).is_err());

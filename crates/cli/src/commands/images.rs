@@ -27,7 +27,10 @@ pub(super) fn images(place: &Place, args: &ImagesArgs) -> Result<ExitCode> {
     let store = &engine.store;
     let wanted = args.name.as_deref().map(reference).transpose()?;
     // The parser gives a name without a tag the tag latest: here it means all tags.
-    let any_tag = args.name.as_deref().is_some_and(|text| !text.rsplit('/').next().unwrap_or_default().contains(':'));
+    let any_tag = args
+        .name
+        .as_deref()
+        .is_some_and(|text| !text.rsplit('/').next().unwrap_or_default().contains(':'));
     let mut rows = Vec::new();
     let mut named = HashMap::new();
     for (name, manifest, _) in store.tags()? {
@@ -39,19 +42,40 @@ pub(super) fn images(place: &Place, args: &ImagesArgs) -> Result<ExitCode> {
         }
         if let Some(info) = store.image(manifest)? {
             let tag = name.tag().unwrap_or("<none>").to_owned();
-            rows.push(Row { repository: name.familiar_name(), tag, id: info.config, info });
+            rows.push(Row {
+                repository: name.familiar_name(),
+                tag,
+                id: info.config,
+                info,
+            });
         }
     }
     if wanted.is_none() {
         for (manifest, info) in store.images()? {
             if !named.contains_key(&manifest) {
                 let none = || "<none>".to_owned();
-                rows.push(Row { repository: none(), tag: none(), id: info.config, info });
+                rows.push(Row {
+                    repository: none(),
+                    tag: none(),
+                    id: info.config,
+                    info,
+                });
             }
         }
     }
-    rows.sort_by(|a, b| b.info.created.cmp(&a.info.created).then_with(|| (&a.repository, &a.tag).cmp(&(&b.repository, &b.tag))));
-    let id = |row: &Row| if args.no_trunc { row.id.to_string() } else { short(&row.id) };
+    rows.sort_by(|a, b| {
+        b.info
+            .created
+            .cmp(&a.info.created)
+            .then_with(|| (&a.repository, &a.tag).cmp(&(&b.repository, &b.tag)))
+    });
+    let id = |row: &Row| {
+        if args.no_trunc {
+            row.id.to_string()
+        } else {
+            short(&row.id)
+        }
+    };
     if args.quiet {
         let mut seen = Vec::new();
         for row in &rows {
@@ -76,7 +100,13 @@ pub(super) fn images(place: &Place, args: &ImagesArgs) -> Result<ExitCode> {
             .iter()
             .map(|row| {
                 let created = ago(row.info.created);
-                vec![row.repository.clone(), row.tag.clone(), id(row), created, size(row.info.size)]
+                vec![
+                    row.repository.clone(),
+                    row.tag.clone(),
+                    id(row),
+                    created,
+                    size(row.info.size),
+                ]
             })
             .collect();
         table(&["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"], &rows);
@@ -87,7 +117,9 @@ pub(super) fn images(place: &Place, args: &ImagesArgs) -> Result<ExitCode> {
 pub(super) fn tag(place: &Place, source: &str, target: &str) -> Result<ExitCode> {
     let name = reference(target)?;
     if name.digest().is_some() {
-        return Err(BuildError::new(format!("{target}: a name to be given cannot have a digest")).into());
+        return Err(
+            BuildError::new(format!("{target}: a name to be given cannot have a digest")).into(),
+        );
     }
     let engine = place.engine()?;
     let digest = find_image(&engine.store, source)?;
@@ -107,9 +139,16 @@ pub(super) fn rmi(place: &Place, images: &[String]) -> Result<ExitCode> {
                 continue;
             }
         };
-        let tags: Vec<Reference> =
-            store.tags()?.into_iter().filter(|(_, target, _)| *target == manifest).map(|(name, _, _)| name).collect();
-        let by_name = text.parse::<Reference>().ok().filter(|name| tags.contains(name));
+        let tags: Vec<Reference> = store
+            .tags()?
+            .into_iter()
+            .filter(|(_, target, _)| *target == manifest)
+            .map(|(name, _, _)| name)
+            .collect();
+        let by_name = text
+            .parse::<Reference>()
+            .ok()
+            .filter(|name| tags.contains(name));
         let removed = match &by_name {
             Some(name) => vec![name.clone()],
             None => tags.clone(),
@@ -147,26 +186,45 @@ pub(super) fn history(place: &Place, args: &HistoryArgs) -> Result<ExitCode> {
     let mut layers = info.layers.iter();
     let mut rows = Vec::new();
     for entry in &config.history {
-        let layer = if entry.empty_layer { None } else { layers.next() };
+        let layer = if entry.empty_layer {
+            None
+        } else {
+            layers.next()
+        };
         let bytes = match layer {
             Some(layer) => engine.store.layer(*layer)?.map_or(0, |info| info.size),
             None => 0,
         };
-        let created = entry.created.map_or_else(|| "N/A".to_owned(), |time| ago(SystemTime::from(time)));
+        let created = entry
+            .created
+            .map_or_else(|| "N/A".to_owned(), |time| ago(SystemTime::from(time)));
         let mut by = entry.created_by.clone();
         if !args.no_trunc && by.chars().count() > 45 {
             by = by.chars().take(44).chain(['…']).collect();
         }
-        rows.push(vec!["<missing>".to_owned(), created, by, size(bytes), entry.comment.clone()]);
+        rows.push(vec![
+            "<missing>".to_owned(),
+            created,
+            by,
+            size(bytes),
+            entry.comment.clone(),
+        ]);
     }
     rows.reverse();
     if let Some(first) = rows.first_mut() {
-        first[0] = if args.no_trunc { info.config.to_string() } else { short(&info.config) };
+        first[0] = if args.no_trunc {
+            info.config.to_string()
+        } else {
+            short(&info.config)
+        };
     }
     if args.quiet {
         rows.iter().for_each(|row| say(&row[0]));
     } else {
-        table(&["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"], &rows);
+        table(
+            &["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"],
+            &rows,
+        );
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -177,7 +235,12 @@ pub(super) fn inspect(place: &Place, images: &[String]) -> Result<ExitCode> {
     for text in images {
         let manifest = find_image(&engine.store, text)?;
         let (info, config) = config(&engine.store, manifest)?;
-        let tags: Vec<_> = engine.store.tags()?.into_iter().filter(|(_, target, _)| *target == manifest).collect();
+        let tags: Vec<_> = engine
+            .store
+            .tags()?
+            .into_iter()
+            .filter(|(_, target, _)| *target == manifest)
+            .collect();
         let mut run = serde_json::to_value(&config.config)?;
         if let Some(run) = run.as_object_mut() {
             run.retain(|_, value| !value.is_null());

@@ -19,7 +19,10 @@ pub(super) fn info(place: &Place) -> Result<ExitCode> {
     say(&format!("Store: {}", place.root.display()));
     say(&format!("Isolation: {isolation} ({})", place.reason));
     let facts = engine.worker.facts()?;
-    say(&format!("Root file systems: {} ({})", facts.provider, facts.reason));
+    say(&format!(
+        "Root file systems: {} ({})",
+        facts.provider, facts.reason
+    ));
     say(&format!("Platform: {}", kiln_image::Platform::host()));
     say(&format!("Processors: {}", crate::context::cores()));
     Ok(ExitCode::SUCCESS)

@@ -23,18 +23,32 @@ fn standard_input() -> Result<File> {
 fn platform(text: Option<&str>) -> Result<Platform> {
     match text {
         None => Ok(Platform::host()),
-        Some(text) => text.parse().map_err(|error| BuildError::new(format!("platform {text:?}: {error}")).into()),
+        Some(text) => text
+            .parse()
+            .map_err(|error| BuildError::new(format!("platform {text:?}: {error}")).into()),
     }
 }
 
 pub(super) fn import(place: &Place, args: &ImportArgs) -> Result<ExitCode> {
     let name = args.name.as_deref().map(reference).transpose()?;
     let platform = platform(args.platform.as_deref())?;
-    let file = if args.file == "-" { standard_input()? } else { File::open(&args.file).context(args.file.clone())? };
+    let file = if args.file == "-" {
+        standard_input()?
+    } else {
+        File::open(&args.file).context(args.file.clone())?
+    };
     let engine = place.engine()?;
     let lease = engine.store.lease()?;
     let (store, worker) = (&engine.store, &engine.worker);
-    let image = kiln_export::import(store, worker, &lease, &file, &args.file, &args.change, &platform)?;
+    let image = kiln_export::import(
+        store,
+        worker,
+        &lease,
+        &file,
+        &args.file,
+        &args.change,
+        &platform,
+    )?;
     if let Some(name) = &name {
         store.tag(name, image.manifest)?;
     }
@@ -45,7 +59,10 @@ pub(super) fn import(place: &Place, args: &ImportArgs) -> Result<ExitCode> {
 
 pub(super) fn load(place: &Place, args: &LoadArgs) -> Result<ExitCode> {
     let (file, path) = match &args.input {
-        Some(path) => (File::open(path).with_context(|| path.display().to_string())?, path.display().to_string()),
+        Some(path) => (
+            File::open(path).with_context(|| path.display().to_string())?,
+            path.display().to_string(),
+        ),
         None => {
             if std::io::stdin().is_terminal() {
                 return Err(BuildError::new("standard input is a terminal")
@@ -57,14 +74,29 @@ pub(super) fn load(place: &Place, args: &LoadArgs) -> Result<ExitCode> {
     };
     let engine = place.engine()?;
     let lease = engine.store.lease()?;
-    let loaded = kiln_export::load(&engine.store, &engine.worker, &lease, &file, &path, &Platform::host())?;
+    let loaded = kiln_export::load(
+        &engine.store,
+        &engine.worker,
+        &lease,
+        &file,
+        &path,
+        &Platform::host(),
+    )?;
     for image in loaded {
         for name in &image.names {
-            say(&if args.quiet { name.familiar() } else { format!("Loaded image: {}", name.familiar()) });
+            say(&if args.quiet {
+                name.familiar()
+            } else {
+                format!("Loaded image: {}", name.familiar())
+            });
         }
         if image.names.is_empty() {
             let id = image.image.config;
-            say(&if args.quiet { id.to_string() } else { format!("Loaded image ID: {id}") });
+            say(&if args.quiet {
+                id.to_string()
+            } else {
+                format!("Loaded image ID: {id}")
+            });
         }
     }
     crate::worker::settle_later(&place.root);
@@ -77,14 +109,19 @@ pub(super) fn save(place: &Place, args: &SaveArgs) -> Result<ExitCode> {
     for text in &args.images {
         let digest = find_image(&engine.store, text)?;
         let name = text.parse::<Reference>().ok().filter(|name| {
-            name.digest().is_none() && matches!(engine.store.resolve(name), Ok(Some(found)) if found == digest)
+            name.digest().is_none()
+                && matches!(engine.store.resolve(name), Ok(Some(found)) if found == digest)
         });
         match images.iter_mut().find(|(known, _)| *known == digest) {
             Some((_, names)) => names.extend(name),
             None => images.push((digest, name.into_iter().collect())),
         }
     }
-    let format = if args.format == "oci" { Format::Oci } else { Format::Docker };
+    let format = if args.format == "oci" {
+        Format::Oci
+    } else {
+        Format::Docker
+    };
     match &args.output {
         None => {
             let out = std::io::stdout();

@@ -18,7 +18,11 @@ pub(super) fn run(place: &Place, args: &RunArgs) -> Result<ExitCode> {
     let mut request = RunRequest {
         args: args.args.clone(),
         entrypoint: args.entrypoint.clone(),
-        env: args.env.iter().filter_map(|variable| super::build_options::variable(variable)).collect(),
+        env: args
+            .env
+            .iter()
+            .filter_map(|variable| super::build_options::variable(variable))
+            .collect(),
         workdir: args.workdir.clone(),
         user: args.user.clone(),
         network: network(&args.network)?,
@@ -55,9 +59,16 @@ fn network(text: &str) -> Result<Network> {
 }
 
 fn parse_volume(text: &str) -> Result<(String, String, bool)> {
-    let wrong = || BuildError::new(format!("--volume {text:?}: expected FROM:TO or FROM:TO:ro, both absolute"));
+    let wrong = || {
+        BuildError::new(format!(
+            "--volume {text:?}: expected FROM:TO or FROM:TO:ro, both absolute"
+        ))
+    };
     let mut fields = text.split(':');
-    let (from, to) = (fields.next().unwrap_or_default(), fields.next().ok_or_else(wrong)?);
+    let (from, to) = (
+        fields.next().unwrap_or_default(),
+        fields.next().ok_or_else(wrong)?,
+    );
     let readonly = match fields.next() {
         None | Some("rw") => false,
         Some("ro") => true,
@@ -68,7 +79,11 @@ fn parse_volume(text: &str) -> Result<(String, String, bool)> {
     }
     let from = std::path::absolute(from)?;
     if !from.exists() {
-        return Err(BuildError::new(format!("--volume {text:?}: {} is not there", from.display())).into());
+        return Err(BuildError::new(format!(
+            "--volume {text:?}: {} is not there",
+            from.display()
+        ))
+        .into());
     }
     Ok((from.to_string_lossy().into_owned(), to.to_owned(), readonly))
 }
@@ -76,7 +91,11 @@ fn parse_volume(text: &str) -> Result<(String, String, bool)> {
 fn until_exit(engine: &Engine, request: &RunRequest, interactive: bool) -> Result<i32> {
     let null = File::open("/dev/null")?;
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-    let stdin = if interactive { stdin.as_fd() } else { null.as_fd() };
+    let stdin = if interactive {
+        stdin.as_fd()
+    } else {
+        null.as_fd()
+    };
     let cancel = crate::signals::give_up_on_signal()?;
     let done = std::sync::atomic::AtomicBool::new(false);
     let ran = std::thread::scope(|scope| {
@@ -102,7 +121,9 @@ struct Raw(Option<Termios>);
 impl Raw {
     fn enter() -> Self {
         let stdin = std::io::stdin();
-        let Ok(before) = tcgetattr(&stdin) else { return Self(None) };
+        let Ok(before) = tcgetattr(&stdin) else {
+            return Self(None);
+        };
         let mut raw = before.clone();
         raw.make_raw();
         // A terminal that cannot be set stays as it is.

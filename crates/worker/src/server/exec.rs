@@ -9,14 +9,15 @@ use kiln_image::LayerPath;
 use kiln_image::view::MergedView;
 use kiln_rootfs::{Lower, Rootfs};
 use kiln_sandbox::{
-    Cancel, Confinement, MountSource as Mounted, Process, RootSource, SandboxError, SandboxMount, Stdio, Ulimit,
-    UlimitKind, UserSpec, lookup_user, read_in_root,
+    Cancel, Confinement, MountSource as Mounted, Process, RootSource, SandboxError, SandboxMount,
+    Stdio, Ulimit, UlimitKind, UserSpec, lookup_user, read_in_root,
 };
 
 use super::files::made;
 use super::{Shared, failure};
 use crate::protocol::{
-    ExecJob, ExecMount, Exit, Failure, FailureKind, Made, MountSource, ProcessSpec, Response, Stacked,
+    ExecJob, ExecMount, Exit, Failure, FailureKind, Made, MountSource, ProcessSpec, Response,
+    Stacked,
 };
 
 mod terminal;
@@ -32,15 +33,33 @@ struct Tree {
 }
 
 impl Tree {
-    fn prepare(shared: &Shared, layers: &Stacked, into: kiln_image::LayerId) -> Result<Self, Failure> {
+    fn prepare(
+        shared: &Shared,
+        layers: &Stacked,
+        into: kiln_image::LayerId,
+    ) -> Result<Self, Failure> {
         let lowers = layers
             .iter()
-            .map(|layer| Ok(Lower { dir: shared.layer_dir(*layer), index: shared.index(*layer)? }))
+            .map(|layer| {
+                Ok(Lower {
+                    dir: shared.layer_dir(*layer),
+                    index: shared.index(*layer)?,
+                })
+            })
             .collect::<Result<Vec<_>, Failure>>()?;
         let view = MergedView::new(lowers.iter().map(|lower| lower.index.clone()));
-        let rootfs = Rootfs::prepare(shared.provider().0, &lowers, &shared.layer_dir(into), shared.ids)
-            .map_err(|error| failure("cannot make the root file system", &error))?;
-        Ok(Self { rootfs, view, layer: into })
+        let rootfs = Rootfs::prepare(
+            shared.provider().0,
+            &lowers,
+            &shared.layer_dir(into),
+            shared.ids,
+        )
+        .map_err(|error| failure("cannot make the root file system", &error))?;
+        Ok(Self {
+            rootfs,
+            view,
+            layer: into,
+        })
     }
 
     fn source(&self) -> RootSource<'_> {
@@ -74,22 +93,54 @@ impl Drop for Cleanup<'_> {
     }
 }
 
-pub(super) fn exec(shared: &Shared, job: &ExecJob, fds: &[OwnedFd], cancel: &Cancel) -> Result<Response, Failure> {
-    let [stdout, stderr] = fds else { return Err(Failure::other("a step takes two descriptors")) };
-    let stdio = Stdio::Files { stdin: None, stdout: Some(stdout.as_fd()), stderr: Some(stderr.as_fd()) };
+pub(super) fn exec(
+    shared: &Shared,
+    job: &ExecJob,
+    fds: &[OwnedFd],
+    cancel: &Cancel,
+) -> Result<Response, Failure> {
+    let [stdout, stderr] = fds else {
+        return Err(Failure::other("a step takes two descriptors"));
+    };
+    let stdio = Stdio::Files {
+        stdin: None,
+        stdout: Some(stdout.as_fd()),
+        stderr: Some(stderr.as_fd()),
+    };
     process(shared, job, stdio, None, cancel, true)
 }
 
-pub(super) fn run(shared: &Shared, job: &ExecJob, fds: &[OwnedFd], cancel: &Cancel) -> Result<Response, Failure> {
-    let [stdin, stdout, stderr] = fds else { return Err(Failure::other("a container takes three descriptors")) };
+pub(super) fn run(
+    shared: &Shared,
+    job: &ExecJob,
+    fds: &[OwnedFd],
+    cancel: &Cancel,
+) -> Result<Response, Failure> {
+    let [stdin, stdout, stderr] = fds else {
+        return Err(Failure::other("a container takes three descriptors"));
+    };
     if job.process.terminal {
-        let size = rustix::termios::tcgetwinsize(stdin).or_else(|_| rustix::termios::tcgetwinsize(stdout));
+        let size =
+            rustix::termios::tcgetwinsize(stdin).or_else(|_| rustix::termios::tcgetwinsize(stdout));
         let (rows, cols) = size.map_or((24, 80), |size| (size.ws_row, size.ws_col));
-        let relay = terminal::Relay { stdin: stdin.as_fd(), stdout: stdout.as_fd() };
-        return process(shared, job, Stdio::Terminal { rows, cols }, Some(relay), cancel, false);
+        let relay = terminal::Relay {
+            stdin: stdin.as_fd(),
+            stdout: stdout.as_fd(),
+        };
+        return process(
+            shared,
+            job,
+            Stdio::Terminal { rows, cols },
+            Some(relay),
+            cancel,
+            false,
+        );
     }
-    let stdio =
-        Stdio::Files { stdin: Some(stdin.as_fd()), stdout: Some(stdout.as_fd()), stderr: Some(stderr.as_fd()) };
+    let stdio = Stdio::Files {
+        stdin: Some(stdin.as_fd()),
+        stdout: Some(stdout.as_fd()),
+        stderr: Some(stderr.as_fd()),
+    };
     process(shared, job, stdio, None, cancel, false)
 }
 
@@ -101,7 +152,10 @@ fn process(
     cancel: &Cancel,
     keep: bool,
 ) -> Result<Response, Failure> {
-    let mut cleanup = Cleanup { shared, layers: HashSet::from([job.into]) };
+    let mut cleanup = Cleanup {
+        shared,
+        layers: HashSet::from([job.into]),
+    };
     let root = Tree::prepare(shared, &job.root, job.into)?;
     let user = user(&root, &job.process.user)?;
     let mut trees = Vec::new();
@@ -122,7 +176,11 @@ fn process(
         Ok(running) => running,
         Err(SandboxError::Exec { message, code }) => {
             say(stdio, &relay, &message);
-            return Ok(Response::Exited { exit: Exit::Code(i32::from(code)), out_of_memory: false, made: Vec::new() });
+            return Ok(Response::Exited {
+                exit: Exit::Code(i32::from(code)),
+                out_of_memory: false,
+                made: Vec::new(),
+            });
         }
         Err(error) => return Err(failure("", &error)),
     };
@@ -132,7 +190,11 @@ fn process(
     };
     let exit = exit.map_err(|error| failure("cannot wait for the process", &error))?;
     if cancel.is_cancelled() {
-        return Err(Failure { kind: FailureKind::Canceled, message: "canceled".to_owned(), hint: None });
+        return Err(Failure {
+            kind: FailureKind::Canceled,
+            message: "canceled".to_owned(),
+            hint: None,
+        });
     }
     let out_of_memory = exit.out_of_memory();
     let exit = match exit.signal() {
@@ -142,7 +204,11 @@ fn process(
     let stubs = running.stubs().to_vec();
     drop(running);
     if !keep || exit != Exit::Code(0) {
-        return Ok(Response::Exited { exit, out_of_memory, made: Vec::new() });
+        return Ok(Response::Exited {
+            exit,
+            out_of_memory,
+            made: Vec::new(),
+        });
     }
     let mut results = vec![root.keep(&stubs)?];
     for (mount, tree) in job.mounts.iter().zip(trees) {
@@ -153,7 +219,11 @@ fn process(
     for result in &results {
         cleanup.layers.remove(&result.layer);
     }
-    Ok(Response::Exited { exit, out_of_memory, made: results })
+    Ok(Response::Exited {
+        exit,
+        out_of_memory,
+        made: results,
+    })
 }
 
 /// Tells the step's own output why its program could not be started, as a shell would.
@@ -184,7 +254,10 @@ fn standard_files(process: &ProcessSpec) -> Vec<SandboxMount<'static>> {
         SandboxMount::file("/etc/resolv.conf", process.resolv_conf.as_bytes()),
     ];
     if process.terminal {
-        files.push(SandboxMount::file("/etc/hostname", format!("{}\n", process.hostname)));
+        files.push(SandboxMount::file(
+            "/etc/hostname",
+            format!("{}\n", process.hostname),
+        ));
     }
     files
 }
@@ -198,14 +271,23 @@ fn spec<'a>(
 ) -> Result<Process<'a>, Failure> {
     let mut spec = Process::new(root, process.args.iter());
     spec.env = process.env.iter().map(Into::into).collect();
-    let set = |name: &str| process.env.iter().any(|known| known.split('=').next() == Some(name));
+    let set = |name: &str| {
+        process
+            .env
+            .iter()
+            .any(|known| known.split('=').next() == Some(name))
+    };
     if !set("HOME") {
         spec.env.push(format!("HOME={}", user.home).into());
     }
     if process.terminal && !set("TERM") {
         spec.env.push("TERM=xterm".into());
     }
-    spec.cwd = PathBuf::from(if process.cwd.is_empty() { "/" } else { &process.cwd });
+    spec.cwd = PathBuf::from(if process.cwd.is_empty() {
+        "/"
+    } else {
+        &process.cwd
+    });
     spec.user = user;
     spec.hostname.clone_from(&process.hostname);
     spec.network = match process.network {
@@ -217,8 +299,13 @@ fn spec<'a>(
         spec.confinement = Confinement::Insecure;
     }
     for (name, soft, hard) in &process.ulimits {
-        let kind = UlimitKind::from_name(name).ok_or_else(|| Failure::other(format!("unknown limit {name}")))?;
-        spec.ulimits.push(Ulimit { kind, soft: *soft, hard: *hard });
+        let kind = UlimitKind::from_name(name)
+            .ok_or_else(|| Failure::other(format!("unknown limit {name}")))?;
+        spec.ulimits.push(Ulimit {
+            kind,
+            soft: *soft,
+            hard: *hard,
+        });
     }
     if process.shm_size > 0 {
         spec.shm_size = process.shm_size;
@@ -237,39 +324,81 @@ fn sandbox_mount<'a>(
         MountSource::Tree { selector, .. } => {
             let tree = tree.ok_or_else(|| Failure::other("a tree mount without its tree"))?;
             let path = PathBuf::from(selector.trim_matches('/'));
-            if tree.view.resolve(selector.as_bytes(), true).ok().and_then(|path| tree.view.get(&path)).is_none()
+            if tree
+                .view
+                .resolve(selector.as_bytes(), true)
+                .ok()
+                .and_then(|path| tree.view.get(&path))
+                .is_none()
                 && !path.as_os_str().is_empty()
             {
                 return Err(Failure {
                     kind: FailureKind::NotFound,
-                    message: format!("mount {}: {selector:?}: not found in its source", mount.dest),
+                    message: format!(
+                        "mount {}: {selector:?}: not found in its source",
+                        mount.dest
+                    ),
                     hint: None,
                 });
             }
-            Mounted::Bind { root: tree.source(), path }
+            Mounted::Bind {
+                root: tree.source(),
+                path,
+            }
         }
-        MountSource::Host(path) => {
-            Mounted::Bind { root: RootSource::Folder(Path::new(path)), path: PathBuf::new() }
+        MountSource::Host(path) => Mounted::Bind {
+            root: RootSource::Folder(Path::new(path)),
+            path: PathBuf::new(),
+        },
+        MountSource::Cache {
+            dir,
+            mode,
+            uid,
+            gid,
+        } => {
+            let path = cache_folder(
+                shared,
+                dir,
+                *mode,
+                uid.unwrap_or(user.uid),
+                gid.unwrap_or(user.gid),
+            )?;
+            Mounted::Bind {
+                root: RootSource::Folder(&shared.store_root),
+                path,
+            }
         }
-        MountSource::Cache { dir, mode, uid, gid } => {
-            let path = cache_folder(shared, dir, *mode, uid.unwrap_or(user.uid), gid.unwrap_or(user.gid))?;
-            Mounted::Bind { root: RootSource::Folder(&shared.store_root), path }
-        }
-        MountSource::Tmpfs { size } => {
-            Mounted::Tmpfs { size: (*size > 0).then_some(*size), mode: 0o1777 }
-        }
-        MountSource::File { content, mode, uid, gid } => Mounted::File {
+        MountSource::Tmpfs { size } => Mounted::Tmpfs {
+            size: (*size > 0).then_some(*size),
+            mode: 0o1777,
+        },
+        MountSource::File {
+            content,
+            mode,
+            uid,
+            gid,
+        } => Mounted::File {
             content: content.clone(),
             mode: u32::from(*mode),
             uid: uid.unwrap_or(0),
             gid: gid.unwrap_or(0),
         },
     };
-    Ok(SandboxMount { dest: PathBuf::from(&mount.dest), source, read_only: mount.readonly })
+    Ok(SandboxMount {
+        dest: PathBuf::from(&mount.dest),
+        source,
+        read_only: mount.readonly,
+    })
 }
 
 /// The folder of a cache mount below the store's root; made, with the given owner, when it is not there.
-fn cache_folder(shared: &Shared, dir: &str, mode: u16, uid: u32, gid: u32) -> Result<PathBuf, Failure> {
+fn cache_folder(
+    shared: &Shared,
+    dir: &str,
+    mode: u16,
+    uid: u32,
+    gid: u32,
+) -> Result<PathBuf, Failure> {
     use std::os::unix::fs::{PermissionsExt, chown};
     let folder = shared.store_root.join(dir);
     let make = || -> std::io::Result<()> {
@@ -282,6 +411,11 @@ fn cache_folder(shared: &Shared, dir: &str, mode: u16, uid: u32, gid: u32) -> Re
             Err(error) => Err(error),
         }
     };
-    make().map_err(|error| failure(&format!("cannot make the cache mount's folder {}", folder.display()), &error))?;
+    make().map_err(|error| {
+        failure(
+            &format!("cannot make the cache mount's folder {}", folder.display()),
+            &error,
+        )
+    })?;
     Ok(PathBuf::from(dir))
 }

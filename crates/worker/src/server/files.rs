@@ -11,17 +11,33 @@ use kiln_image::{DiffId, LayerId, LayerIndex};
 use sha2::{Digest as _, Sha256};
 
 use super::{Shared, failure};
-use crate::protocol::{Failure, FileJob, FileTree, Made, Response, Stacked, TarInput, UnpackJob, UnpackedLayer};
+use crate::protocol::{
+    Failure, FileJob, FileTree, Made, Response, Stacked, TarInput, UnpackJob, UnpackedLayer,
+};
 
 /// The merged view of layers, with the folder of each.
-pub(super) fn stack(shared: &Shared, layers: &Stacked) -> Result<(MergedView, Vec<PathBuf>), Failure> {
-    let indexes = layers.iter().map(|layer| shared.index(*layer)).collect::<Result<Vec<_>, _>>()?;
-    let dirs = layers.iter().map(|layer| shared.layer_dir(*layer).join("fs")).collect();
+pub(super) fn stack(
+    shared: &Shared,
+    layers: &Stacked,
+) -> Result<(MergedView, Vec<PathBuf>), Failure> {
+    let indexes = layers
+        .iter()
+        .map(|layer| shared.index(*layer))
+        .collect::<Result<Vec<_>, _>>()?;
+    let dirs = layers
+        .iter()
+        .map(|layer| shared.layer_dir(*layer).join("fs"))
+        .collect();
     Ok((MergedView::new(indexes), dirs))
 }
 
 pub(super) fn made(layer: LayerId, index: &LayerIndex) -> Made {
-    Made { layer, content_id: index.content_id(), size: index.size(), entries: index.entries().len() as u64 }
+    Made {
+        layer,
+        content_id: index.content_id(),
+        size: index.size(),
+        entries: index.entries().len() as u64,
+    }
 }
 
 pub(super) fn file(shared: &Shared, job: FileJob) -> Result<Response, Failure> {
@@ -35,11 +51,29 @@ pub(super) fn file(shared: &Shared, job: FileJob) -> Result<Response, Failure> {
             }
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let inputs: Vec<_> = trees.iter().map(|(view, dirs)| Some(Tree::new(view, dirs.clone()))).collect();
-    let folders: Vec<_> = job.into.iter().map(|layer| shared.layer_dir(*layer)).collect();
-    let indexes = kiln_fileop::apply(&job.op, &inputs, &folders, shared.ids, job.now)
-        .map_err(|error| Failure { hint: error.hint(), ..failure("", &error) })?;
-    Ok(Response::Made(job.into.iter().zip(&indexes).map(|(layer, index)| made(*layer, index)).collect()))
+    let inputs: Vec<_> = trees
+        .iter()
+        .map(|(view, dirs)| Some(Tree::new(view, dirs.clone())))
+        .collect();
+    let folders: Vec<_> = job
+        .into
+        .iter()
+        .map(|layer| shared.layer_dir(*layer))
+        .collect();
+    let indexes =
+        kiln_fileop::apply(&job.op, &inputs, &folders, shared.ids, job.now).map_err(|error| {
+            Failure {
+                hint: error.hint(),
+                ..failure("", &error)
+            }
+        })?;
+    Ok(Response::Made(
+        job.into
+            .iter()
+            .zip(&indexes)
+            .map(|(layer, index)| made(*layer, index))
+            .collect(),
+    ))
 }
 
 /// A range of a file as a stream of its own, whatever else reads the descriptor.
@@ -51,7 +85,9 @@ struct Range {
 
 impl io::Read for Range {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let most = buffer
+            .len()
+            .min(usize::try_from(self.left).unwrap_or(usize::MAX));
         let got = self.file.read_at(&mut buffer[..most], self.offset)?;
         self.offset += got as u64;
         self.left -= got as u64;
@@ -59,15 +95,29 @@ impl io::Read for Range {
     }
 }
 
-pub(super) fn unpack(shared: &Shared, job: &UnpackJob, fds: &[OwnedFd]) -> Result<Response, Failure> {
-    let fd = fds.first().ok_or_else(|| Failure::other("no descriptor to read from"))?;
-    let file = std::fs::File::from(fd.try_clone().map_err(|error| failure("descriptor", &error))?);
+pub(super) fn unpack(
+    shared: &Shared,
+    job: &UnpackJob,
+    fds: &[OwnedFd],
+) -> Result<Response, Failure> {
+    let fd = fds
+        .first()
+        .ok_or_else(|| Failure::other("no descriptor to read from"))?;
+    let file = std::fs::File::from(
+        fd.try_clone()
+            .map_err(|error| failure("descriptor", &error))?,
+    );
     let raw: Box<dyn io::Read + Send> = match job.input {
         TarInput::Stream => Box::new(file),
-        TarInput::Range { offset, len } => Box::new(Range { file, offset, left: len }),
+        TarInput::Range { offset, len } => Box::new(Range {
+            file,
+            offset,
+            left: len,
+        }),
     };
     let raw = io::BufReader::with_capacity(1 << 18, raw);
-    let (_, tar) = kiln_image::compress::decoder(raw).map_err(|error| failure("cannot read the archive", &error))?;
+    let (_, tar) = kiln_image::compress::decoder(raw)
+        .map_err(|error| failure("cannot read the archive", &error))?;
     let unpacked = kiln_store::unpack_tar(&shared.layer_dir(job.into), shared.ids, tar)
         .map_err(|error| failure("", &error))?;
     Ok(Response::Unpacked(UnpackedLayer {
@@ -103,8 +153,14 @@ pub(super) fn write_tar(
     out: &mut impl Write,
 ) -> Result<Response, Failure> {
     let index = shared.index(layer)?;
-    let mut out = Hashing { hasher: Sha256::new(), out };
+    let mut out = Hashing {
+        hasher: Sha256::new(),
+        out,
+    };
     let size = kiln_store::write_tar(&shared.layer_dir(layer), &index, clamp, &mut out)
         .map_err(|error| failure(&format!("cannot write the tar of layer {layer}"), &error))?;
-    Ok(Response::Tar { diff_id: DiffId::new(out.hasher.finalize().into()), size })
+    Ok(Response::Tar {
+        diff_id: DiffId::new(out.hasher.finalize().into()),
+        size,
+    })
 }

@@ -20,7 +20,9 @@ pub(super) struct Relay<'a> {
 impl Relay<'_> {
     /// Carries until the process ends.
     pub(super) fn until_exit(&self, running: &Running, cancel: &Cancel) -> io::Result<Exit> {
-        let Some(master) = running.terminal() else { return running.wait(cancel) };
+        let Some(master) = running.terminal() else {
+            return running.wait(cancel);
+        };
         let over = Cancel::new()?;
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -61,7 +63,9 @@ impl Relay<'_> {
                 }
             }
             let now = tcgetwinsize(self.stdin).ok();
-            if let Some(now) = now.filter(|now| Some((now.ws_row, now.ws_col)) != size.map(|it| (it.ws_row, it.ws_col))) {
+            if let Some(now) = now.filter(|now| {
+                Some((now.ws_row, now.ws_col)) != size.map(|it| (it.ws_row, it.ws_col))
+            }) {
                 tcsetwinsize(master, now)?;
                 size = Some(now);
             }
