@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use crate::machine::{ID_MAPS, Kiln, Profile, install};
+use crate::machine::{ID_MAPS, Kiln, Profile, install, is_root};
 use crate::process::run;
 use crate::{rootfs, say, target_dir, workspace};
 
@@ -130,11 +130,15 @@ pub fn run_named(names: &[String]) -> Result<()> {
 }
 
 /// Makes all bases with `kiln` and writes them as archives below `cache`, for tests that start with an empty store.
-/// An archive is written anew when the image has changed; a base that cannot be made is told and left out.
+/// An archive is written anew when the image has changed. A plain user, who cannot make all of them, is told what is left
+/// out.
 pub fn archives(kiln: &Kiln, cache: &Path) -> Result<()> {
     for base in &BASES {
         let archive = base.archive(cache);
         if let Err(error) = base.make(kiln, cache) {
+            if is_root() {
+                return Err(error.context(format!("base image {}", base.image)));
+            }
             say(&format!(
                 "warning: no base image {}, tests that need it are skipped: {error:#}",
                 base.image

@@ -58,7 +58,11 @@ pub fn run(args: &[OsString]) -> Result<ExitCode> {
     bases::archives(&kiln, &archives)?;
 
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = command(cargo, ["test", "--workspace"])
+    let mut tests = command(cargo, ["test", "--workspace"]);
+    if is_root() {
+        tests.env("KILN_TEST_ALL", "1");
+    }
+    let status = tests
         .args(args)
         .current_dir(workspace())
         .env("KILN_BIN", kiln.binary())

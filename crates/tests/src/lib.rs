@@ -16,9 +16,11 @@ pub mod trace;
 pub use kiln::{Kiln, Setting};
 pub use outcome::Outcome;
 
-/// Tells that a test, or part of it, did not run; past the test runner's capturing.
+/// Tells that a test, or part of it, did not run; past the test runner's capturing. With `KILN_TEST_ALL` set, as by
+/// `cargo xtask test` for root, who can run everything, it fails instead.
 pub fn skipped(why: &str) {
     use std::io::Write as _;
+    assert!(std::env::var_os("KILN_TEST_ALL").is_none(), "KILN_TEST_ALL is set, but {why}");
     let _ = writeln!(std::io::stderr(), "skipped: {why}");
 }
 
