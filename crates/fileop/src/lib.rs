@@ -1,1 +1,19 @@
-//! fileop
+//! File operations: COPY, ADD, WORKDIR and their kin, executed on layer indexes.
+//!
+//! What is copied, where it goes and what becomes of it is decided over merged views, without a mount. Then files go
+//! straight from the folders of the source's layers, or from the build context, into the folder of the new layer.
+
+mod apply;
+mod builder;
+mod copy;
+mod error;
+mod mode;
+mod owner;
+mod select;
+mod transfer;
+mod tree;
+
+pub use apply::{Applied, apply};
+pub use error::FileOpError;
+pub use select::{Selected, selection, selection_key};
+pub use tree::Tree;

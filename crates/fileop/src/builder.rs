@@ -1,0 +1,461 @@
+//! A new layer on top of a tree.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use kiln_image::{Entry, Kind, LayerIndex, LayerPath, MergedView, ResolveError, Xattrs};
+use kiln_store::layer_fs::{Content, Ids, LayerFs};
+
+use crate::FileOpError;
+use crate::transfer::{Job, run};
+use crate::tree::{Folders, Tree};
+
+/// As many links as one resolution follows.
+const MAX_LINKS: usize = 255;
+
+/// What folders get that are made on the way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Made {
+    pub(crate) mode: u16,
+    pub(crate) owner: (u32, u32),
+    pub(crate) mtime: (i64, u32),
+}
+
+/// The new layer: its entries, and its files on disk. The contents of plain files are copied late and in bulk.
+pub(crate) struct Builder<'a> {
+    base: Tree<'a>,
+    layer_dir: PathBuf,
+    ids: Ids,
+    fs: LayerFs,
+    /// In the order in which they came; taken out when something removes them.
+    entries: Vec<Option<Entry>>,
+    new: HashMap<LayerPath, usize>,
+    jobs: Vec<Job<'a>>,
+    groups: u32,
+    /// The folder last asked about, and whether what the base has in it can be seen.
+    seen: Option<(LayerPath, bool)>,
+    /// Files that were not what the index of their tree says.
+    pub(crate) changed: Vec<LayerPath>,
+}
+
+impl<'a> Builder<'a> {
+    pub(crate) fn new(base: Tree<'a>, layer_dir: &Path, ids: Ids) -> Result<Self, FileOpError> {
+        let fs = LayerFs::create(layer_dir, ids).map_err(FileOpError::Write)?;
+        Ok(Self {
+            base,
+            layer_dir: layer_dir.to_owned(),
+            ids,
+            fs,
+            entries: Vec::new(),
+            new: HashMap::new(),
+            jobs: Vec::new(),
+            groups: 0,
+            seen: None,
+            changed: Vec::new(),
+        })
+    }
+
+    pub(crate) fn base(&self) -> &Tree<'a> {
+        &self.base
+    }
+
+    /// What is at a path as it stands. The root need not be there.
+    pub(crate) fn get(&mut self, path: &LayerPath) -> Option<&Entry> {
+        if let Some(&at) = self.new.get(path) {
+            return self.entries[at]
+                .as_ref()
+                .filter(|entry| entry.kind != Kind::Whiteout);
+        }
+        let shows = path.parent().is_none_or(|parent| self.shows_base(&parent));
+        if shows {
+            self.base.view.get(path).map(|node| node.entry)
+        } else {
+            None
+        }
+    }
+
+    pub(crate) fn is_dir(&mut self, path: &LayerPath) -> bool {
+        path.is_root() || self.get(path).is_some_and(Entry::is_dir)
+    }
+
+    /// Whether what the base has in a folder can be seen.
+    fn shows_base(&mut self, folder: &LayerPath) -> bool {
+        if self.base.view.is_empty() {
+            return false;
+        }
+        if let Some((known, shows)) = &self.seen
+            && known == folder
+        {
+            return *shows;
+        }
+        let mut shows = self.base.view.is_dir(folder);
+        let mut at = Some(folder.clone());
+        while let Some(path) = at.filter(|_| shows) {
+            let new = self
+                .new
+                .get(&path)
+                .and_then(|&at| self.entries[at].as_ref());
+            shows = new.is_none_or(|entry| matches!(entry.kind, Kind::Dir { opaque: false, .. }));
+            at = path.parent();
+        }
+        self.seen = Some((folder.clone(), shows));
+        shows
+    }
+
+    /// Follows links as a process in the root would. What does not exist has no links.
+    pub(crate) fn resolve(
+        &mut self,
+        path: &[u8],
+        follow_last: bool,
+    ) -> Result<LayerPath, FileOpError> {
+        self.resolve_below(&LayerPath::root(), path, follow_last)
+    }
+
+    /// The same for a process whose root is the folder `root`.
+    pub(crate) fn resolve_below(
+        &mut self,
+        root: &LayerPath,
+        path: &[u8],
+        follow_last: bool,
+    ) -> Result<LayerPath, FileOpError> {
+        let mut resolved = root.clone();
+        let mut links = 0;
+        let names = |path: &[u8]| {
+            path.split(|&byte| byte == b'/')
+                .rev()
+                .map(<[u8]>::to_vec)
+                .collect::<Vec<_>>()
+        };
+        let mut rest = names(path);
+        while let Some(name) = rest.pop() {
+            match &*name {
+                b"" | b"." => continue,
+                b".." => {
+                    if resolved != *root {
+                        resolved = resolved.parent().unwrap_or_default();
+                    }
+                    continue;
+                }
+                name => resolved = resolved.child(name),
+            }
+            let last = rest.iter().all(Vec::is_empty);
+            let Some(entry) = self.get(&resolved) else {
+                continue;
+            };
+            match &entry.kind {
+                Kind::Symlink(target) if follow_last || !last => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(ResolveError::Loop(LayerPath::clean(path)).into());
+                    }
+                    rest.extend(names(target));
+                    let absolute = target.starts_with(b"/");
+                    resolved = if absolute {
+                        root.clone()
+                    } else {
+                        resolved.parent().unwrap_or_default()
+                    };
+                }
+                Kind::Dir { .. } => {}
+                _ if last => {}
+                _ => return Err(FileOpError::MakeFolder { path: resolved }),
+            }
+        }
+        Ok(resolved)
+    }
+
+    /// Makes a folder and its missing parents. The path must be resolved.
+    pub(crate) fn make_folders(&mut self, path: &LayerPath, made: Made) -> Result<(), FileOpError> {
+        let mut missing = Vec::new();
+        let mut at = path.clone();
+        while !at.is_root() {
+            match self.get(&at) {
+                Some(entry) if entry.is_dir() => break,
+                Some(_) => return Err(FileOpError::MakeFolder { path: at }),
+                None => {}
+            }
+            let parent = at.parent().unwrap_or_default();
+            missing.push(std::mem::replace(&mut at, parent));
+        }
+        for path in missing.into_iter().rev() {
+            let (uid, gid) = made.owner;
+            self.put(Entry::dir(path, made.mode, uid, gid, made.mtime))?;
+        }
+        Ok(())
+    }
+
+    /// Puts anything but a regular file. Its parents must be there; a folder stays a folder with what is in it, all
+    /// else gives way.
+    pub(crate) fn put(&mut self, entry: Entry) -> Result<usize, FileOpError> {
+        let at = self.enter(entry)?;
+        let entry = self.entries[at].as_ref().expect("it was entered just now");
+        self.fs
+            .put(entry, Content::None)
+            .map_err(FileOpError::Write)?;
+        Ok(at)
+    }
+
+    /// Puts a regular file with these bytes.
+    pub(crate) fn put_bytes(&mut self, entry: Entry, bytes: &[u8]) -> Result<(), FileOpError> {
+        let at = self.enter(entry)?;
+        let entry = self.entries[at].as_ref().expect("it was entered just now");
+        self.fs
+            .put(entry, Content::Bytes(bytes))
+            .map_err(FileOpError::Write)
+    }
+
+    /// Puts a regular file with what a stream gives.
+    pub(crate) fn put_stream(
+        &mut self,
+        entry: Entry,
+        content: &mut dyn Read,
+    ) -> Result<(), FileOpError> {
+        let at = self.enter(entry)?;
+        let entry = self.entries[at].as_mut().expect("it was entered just now");
+        self.fs
+            .put_hashed(entry, content)
+            .map_err(FileOpError::Write)
+    }
+
+    /// Puts a regular file whose content is copied later. `job` is given the entry's number.
+    pub(crate) fn put_later(
+        &mut self,
+        entry: Entry,
+        job: impl FnOnce(usize) -> Job<'a>,
+    ) -> Result<usize, FileOpError> {
+        let at = self.enter(entry)?;
+        self.jobs.push(job(at));
+        Ok(at)
+    }
+
+    /// Makes `entry` one more name of the file that was entered as number `first`.
+    pub(crate) fn link(&mut self, mut entry: Entry, first: usize) -> Result<(), FileOpError> {
+        let Some(group) = self.entries[first].as_ref().map(|entry| entry.hardlink) else {
+            return Err(FileOpError::Broken(
+                "a hard link to what was removed".to_owned(),
+            ));
+        };
+        let group = group.unwrap_or_else(|| {
+            self.groups += 1;
+            self.groups
+        });
+        entry.hardlink = Some(group);
+        let at = self.enter(entry)?;
+        if let Some(first) = &mut self.entries[first] {
+            first.hardlink = Some(group);
+        }
+        self.jobs.push(Job::Link { at, first });
+        Ok(())
+    }
+
+    /// The number and the metadata of the new file at a path, if this layer has put one there.
+    pub(crate) fn own(&self, path: &LayerPath) -> Option<(usize, &Entry)> {
+        let at = *self.new.get(path)?;
+        self.entries[at].as_ref().map(|entry| (at, entry))
+    }
+
+    /// Writes an entry down, with its parents, in place of what is there.
+    fn enter(&mut self, mut entry: Entry) -> Result<usize, FileOpError> {
+        let old = self.new.get(&entry.path).copied();
+        if old.is_some() {
+            // What is to be replaced must be on disk first.
+            self.flush()?;
+        }
+        let old_dir = old.and_then(|at| match &self.entries[at].as_ref()?.kind {
+            Kind::Dir { opaque, .. } => Some(*opaque),
+            _ => None,
+        });
+        match &mut entry.kind {
+            Kind::Dir { opaque, .. } => {
+                // A folder where the base has one that was removed or replaced must not show the base's.
+                *opaque = match (old, old_dir) {
+                    (Some(_), Some(opaque)) => opaque,
+                    (Some(_), None) => self.base_has_dir(&entry.path),
+                    (None, _) => false,
+                };
+                if old_dir.is_none() {
+                    self.seen = None;
+                }
+            }
+            _ => {
+                if old_dir.is_some() {
+                    self.forget_below(&entry.path);
+                }
+                self.seen = None;
+            }
+        }
+        if let Some(at) = old {
+            self.entries[at] = Some(entry);
+            return Ok(at);
+        }
+        if let Some(parent) = entry.path.parent() {
+            self.lead_to(&parent)?;
+        }
+        self.new.insert(entry.path.clone(), self.entries.len());
+        self.entries.push(Some(entry));
+        Ok(self.entries.len() - 1)
+    }
+
+    fn base_has_dir(&mut self, path: &LayerPath) -> bool {
+        let shows = path.parent().is_none_or(|parent| self.shows_base(&parent));
+        shows
+            && self
+                .base
+                .view
+                .get(path)
+                .is_some_and(|node| node.entry.is_dir())
+    }
+
+    /// Enters the folders of the base that lead to something new.
+    fn lead_to(&mut self, folder: &LayerPath) -> Result<(), FileOpError> {
+        let mut missing = Vec::new();
+        let mut at = folder.clone();
+        while !at.is_root() && !self.new.contains_key(&at) {
+            let parent = at.parent().unwrap_or_default();
+            missing.push(std::mem::replace(&mut at, parent));
+        }
+        for path in missing.into_iter().rev() {
+            let Some(node) = self.base.view.get(&path) else {
+                return Err(FileOpError::NoParent { path });
+            };
+            let entry = Entry {
+                path: path.clone(),
+                kind: Kind::Dir {
+                    opaque: false,
+                    implied: true,
+                },
+                hardlink: None,
+                ..node.entry.clone()
+            };
+            self.fs
+                .put(&entry, Content::None)
+                .map_err(FileOpError::Write)?;
+            self.new.insert(path, self.entries.len());
+            self.entries.push(Some(entry));
+        }
+        Ok(())
+    }
+
+    /// Removes a path, resolved but for its last component, with all below it.
+    pub(crate) fn remove(&mut self, path: &LayerPath) -> Result<(), FileOpError> {
+        self.flush()?;
+        self.seen = None;
+        let shows = path.parent().is_none_or(|parent| self.shows_base(&parent));
+        let in_base = shows && self.base.view.get(path).is_some();
+        if let Some(at) = self.new.remove(path) {
+            self.entries[at] = None;
+            self.forget_below(path);
+            self.fs.remove(path).map_err(FileOpError::Write)?;
+        }
+        if in_base {
+            let (mode, uid, gid, mtime) = (0, 0, 0, (0, 0));
+            let xattrs = Xattrs::new();
+            let kind = Kind::Whiteout;
+            self.put(Entry {
+                path: path.clone(),
+                kind,
+                mode,
+                uid,
+                gid,
+                mtime,
+                xattrs,
+                hardlink: None,
+            })?;
+        }
+        self.seen = None;
+        Ok(())
+    }
+
+    fn forget_below(&mut self, path: &LayerPath) {
+        let below = |entry: &Option<Entry>| {
+            entry
+                .as_ref()
+                .is_some_and(|entry| entry.path.below(path).is_some_and(|rest| !rest.is_empty()))
+        };
+        for slot in self.entries.iter_mut().filter(|slot| below(slot)) {
+            if let Some(entry) = slot.take() {
+                self.new.remove(&entry.path);
+            }
+        }
+    }
+
+    /// What is in a folder, by name.
+    pub(crate) fn children(&mut self, folder: &LayerPath) -> Vec<Vec<u8>> {
+        let mut names: Vec<Vec<u8>> = Vec::new();
+        if self.shows_base(folder) {
+            names.extend(
+                self.base
+                    .view
+                    .children(folder)
+                    .map(|(name, _)| name.to_vec()),
+            );
+        }
+        let new = self
+            .entries
+            .iter()
+            .flatten()
+            .filter(|entry| entry.path.parent().as_ref() == Some(folder));
+        names.extend(new.map(|entry| entry.path.name().to_vec()));
+        names.sort_unstable();
+        names.dedup();
+        names.retain(|name| self.get(&folder.child(name)).is_some());
+        names
+    }
+
+    /// The content of the regular file that a path leads to, links followed.
+    pub(crate) fn read(&mut self, path: &str) -> Result<Option<Vec<u8>>, FileOpError> {
+        self.flush()?;
+        let resolved = self.resolve(path.as_bytes(), true)?;
+        if !self.get(&resolved).is_some_and(Entry::is_file) {
+            return Ok(None);
+        }
+        let mut content = Vec::new();
+        let opened = if self.new.contains_key(&resolved) {
+            self.fs.open(&resolved)
+        } else {
+            let layer = self.base.view.get(&resolved).map_or(0, |node| node.layer);
+            Folders::new(&self.base.dirs).open(layer, &resolved)
+        };
+        opened
+            .and_then(|mut file| file.read_to_end(&mut content))
+            .map_err(|source| FileOpError::Read {
+                path: resolved,
+                source,
+            })?;
+        Ok(Some(content))
+    }
+
+    /// Copies the contents that are due.
+    pub(crate) fn flush(&mut self) -> Result<(), FileOpError> {
+        let jobs = std::mem::take(&mut self.jobs);
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        let changed = run(
+            &self.fs,
+            &self.layer_dir,
+            self.ids,
+            &mut self.entries,
+            &jobs,
+        )?;
+        self.changed.extend(changed);
+        Ok(())
+    }
+
+    /// Finishes the files and gives the index. It is on disk then, too.
+    pub(crate) fn finish(mut self) -> Result<(LayerIndex, Vec<LayerPath>), FileOpError> {
+        self.flush()?;
+        let mut entries: Vec<Entry> = self.entries.into_iter().flatten().collect();
+        let mut names: HashMap<u32, usize> = HashMap::new();
+        for group in entries.iter().filter_map(|entry| entry.hardlink) {
+            *names.entry(group).or_default() += 1;
+        }
+        for entry in &mut entries {
+            entry.hardlink = entry.hardlink.filter(|group| names[group] > 1);
+        }
+        let index = LayerIndex::new(entries);
+        self.fs.finish(&index).map_err(FileOpError::Write)?;
+        Ok((index, self.changed))
+    }
+}

@@ -1,0 +1,263 @@
+//! Copies: what goes where, and what becomes of it.
+//!
+//! The rules are those of BuildKit's file copies (`tonistiigi/fsutil`, package `copy`), found out by trying.
+
+use std::collections::HashMap;
+
+use kiln_graph::CopyAction;
+use kiln_image::{Entry, Kind, LayerPath};
+
+use crate::FileOpError;
+use crate::builder::{Builder, Made};
+use crate::mode::Chmod;
+use crate::select::{Item, Source, sources};
+use crate::transfer::Job;
+use crate::tree::{Place, Tree};
+
+/// What a copy changes of the metadata of what it copies.
+pub(crate) struct Changes {
+    pub(crate) owner: Option<(u32, u32)>,
+    pub(crate) chmod: Option<Chmod>,
+    pub(crate) mtime: Option<(i64, u32)>,
+    pub(crate) now: (i64, u32),
+}
+
+impl Changes {
+    /// What folders get that are made on the way.
+    pub(crate) fn made(&self) -> Made {
+        Made {
+            mode: self
+                .chmod
+                .as_ref()
+                .and_then(Chmod::of_parents)
+                .unwrap_or(0o755),
+            owner: self.owner.unwrap_or((0, 0)),
+            mtime: self.mtime.unwrap_or(self.now),
+        }
+    }
+
+    /// The entry of the copy of `entry` at `path`.
+    fn of(&self, entry: &Entry, path: LayerPath) -> Entry {
+        let (uid, gid) = self.owner.unwrap_or((entry.uid, entry.gid));
+        let mode = match &self.chmod {
+            Some(chmod) if !matches!(entry.kind, Kind::Symlink(_)) => {
+                chmod.apply(entry.mode, entry.is_dir())
+            }
+            _ => entry.mode,
+        };
+        let kind = match &entry.kind {
+            Kind::Dir { .. } => Kind::Dir {
+                opaque: false,
+                implied: false,
+            },
+            kind => kind.clone(),
+        };
+        let mtime = self.mtime.unwrap_or(entry.mtime);
+        Entry {
+            path,
+            kind,
+            mode,
+            uid,
+            gid,
+            mtime,
+            xattrs: entry.xattrs.clone(),
+            hardlink: None,
+        }
+    }
+}
+
+/// Copies from `from` to the tree that is built.
+pub(crate) fn copy<'a>(
+    builder: &mut Builder<'a>,
+    action: &CopyAction,
+    from: &'a Tree<'a>,
+    changes: &Changes,
+) -> Result<(), FileOpError> {
+    if !action.create_dest_path {
+        let dest = builder.resolve(action.dest.as_bytes(), true)?;
+        let parent = dest.parent().unwrap_or_default();
+        if !builder.is_dir(&parent) {
+            return Err(FileOpError::NoParent { path: parent });
+        }
+    }
+    for source in sources(action, from.view)? {
+        Copier {
+            builder,
+            from,
+            changes,
+            links: HashMap::new(),
+        }
+        .source(action, &source)?;
+    }
+    Ok(())
+}
+
+struct Copier<'a, 'b> {
+    builder: &'b mut Builder<'a>,
+    from: &'a Tree<'a>,
+    changes: &'b Changes,
+    /// Files of the source that have several names, and the number of their first copy.
+    links: HashMap<(usize, u32), usize>,
+}
+
+impl Copier<'_, '_> {
+    fn source(&mut self, action: &CopyAction, source: &Source<'_>) -> Result<(), FileOpError> {
+        let made = self.changes.made();
+        // The part in front of the last slash is made in any case, so that `dir/` is a folder from now on.
+        let (folder, name) = match action.dest.rfind('/') {
+            Some(slash) => action.dest.split_at(slash + 1),
+            None => ("", &*action.dest),
+        };
+        let ensured = if matches!(name, "" | ".") {
+            &*action.dest
+        } else {
+            folder
+        };
+        let ensured = self.builder.resolve(ensured.as_bytes(), true)?;
+        self.builder.make_folders(&ensured, made)?;
+
+        let mut dest = self
+            .builder
+            .resolve(LayerPath::clean(&action.dest).as_bytes(), true)?;
+        let exists = dest.is_root() || self.builder.get(&dest).is_some();
+        let is_dir = source.is_dir();
+        if (is_dir && !action.dir_copy_contents && exists)
+            || (!is_dir && self.builder.is_dir(&dest))
+        {
+            dest = dest.join(&source.name);
+        }
+        let contents = is_dir && action.dir_copy_contents;
+        let parent = if contents && !exists {
+            dest.clone()
+        } else {
+            dest.parent().unwrap_or_default()
+        };
+        self.builder.make_folders(&parent, made)?;
+
+        if !is_dir {
+            let Some(node) = source.node else {
+                return Ok(());
+            };
+            return self.entry(
+                &Item {
+                    node,
+                    relative: b"",
+                    only_parent: false,
+                },
+                dest,
+            );
+        }
+        self.top(source, &dest, contents && !exists)?;
+        for item in &source.below {
+            self.entry(item, dest.join(item.relative))?;
+        }
+        Ok(())
+    }
+
+    /// The folder that stands for the source itself. One that is there keeps its metadata; one that was made for
+    /// the contents has the source's time.
+    fn top(
+        &mut self,
+        source: &Source<'_>,
+        dest: &LayerPath,
+        made: bool,
+    ) -> Result<(), FileOpError> {
+        match self.builder.get(dest) {
+            Some(entry) if entry.is_dir() => {
+                if let Some(node) = source.node.filter(|_| made) {
+                    let mtime = self.changes.mtime.unwrap_or(node.entry.mtime);
+                    let entry = Entry {
+                        mtime,
+                        ..entry.clone()
+                    };
+                    self.builder.put(entry)?;
+                }
+                Ok(())
+            }
+            Some(entry) => Err(not_a_folder(entry)),
+            None if dest.is_root() => Ok(()),
+            None => {
+                let entry = match source.node {
+                    Some(node) => self.changes.of(node.entry, dest.clone()),
+                    None => {
+                        let Made {
+                            mode,
+                            owner: (uid, gid),
+                            mtime,
+                        } = self.changes.made();
+                        Entry::dir(dest.clone(), mode, uid, gid, mtime)
+                    }
+                };
+                self.builder.put(entry).map(drop)
+            }
+        }
+    }
+
+    fn entry(&mut self, item: &Item<'_>, dest: LayerPath) -> Result<(), FileOpError> {
+        let node = item.node;
+        let there = self.builder.get(&dest);
+        if node.entry.is_dir() {
+            return match there {
+                Some(there) if !there.is_dir() => Err(not_a_folder(there)),
+                // A folder on the way to what was selected only gives its mode.
+                Some(there) if item.only_parent => {
+                    if there.mode == node.entry.mode {
+                        return Ok(());
+                    }
+                    let kind = Kind::Dir {
+                        opaque: false,
+                        implied: false,
+                    };
+                    let entry = Entry {
+                        mode: node.entry.mode,
+                        kind,
+                        ..there.clone()
+                    };
+                    self.builder.put(entry).map(drop)
+                }
+                _ => self
+                    .builder
+                    .put(self.changes.of(node.entry, dest))
+                    .map(drop),
+            };
+        }
+        if there.is_some_and(Entry::is_dir) || dest.is_root() {
+            return Err(FileOpError::IsAFolder { path: dest });
+        }
+        let entry = self.changes.of(node.entry, dest);
+        if !entry.is_file() {
+            return self.builder.put(entry).map(drop);
+        }
+        let group = node.entry.hardlink.map(|group| (node.layer, group));
+        if let Some(&first) = group.and_then(|group| self.links.get(&group)) {
+            return self.builder.link(entry, first);
+        }
+        let (dirs, place) = (&*self.from.dirs, Place::from(node));
+        let stamp = self
+            .from
+            .stamps
+            .and_then(|stamps| stamps.get(&place.path))
+            .copied();
+        let at = self.builder.put_later(entry, |at| Job::Copy {
+            at,
+            dirs,
+            place,
+            stamp,
+        })?;
+        if let Some(group) = group {
+            self.links.insert(group, at);
+        }
+        Ok(())
+    }
+}
+
+fn not_a_folder(there: &Entry) -> FileOpError {
+    let target = match &there.kind {
+        Kind::Symlink(target) => Some(String::from_utf8_lossy(target).into_owned()),
+        _ => None,
+    };
+    FileOpError::NotAFolder {
+        path: there.path.clone(),
+        target,
+    }
+}

@@ -1,0 +1,190 @@
+//! Copying the contents of files into the layer.
+
+use std::io::{self, Seek};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use kiln_image::{Entry, Kind, LayerPath};
+use kiln_source::{Stamp, UNHASHED};
+use kiln_store::layer_fs::{Content, Ids, LayerFs};
+
+use crate::FileOpError;
+use crate::tree::{Folders, Place};
+
+/// Something to be done on disk for an entry, given by its number.
+#[derive(Debug)]
+pub(crate) enum Job<'a> {
+    /// Copy the content of a regular file.
+    Copy {
+        /// The entry.
+        at: usize,
+        /// The folders of the tree that is read.
+        dirs: &'a [std::path::PathBuf],
+        /// Where the content is.
+        place: Place,
+        /// The stamp under which the digest is true; `None` in a layer, which nobody changes.
+        stamp: Option<Stamp>,
+    },
+    /// Make one more name.
+    Link {
+        /// The entry.
+        at: usize,
+        /// The entry that is copied.
+        first: usize,
+    },
+}
+
+/// Files from which on a second thread pays.
+const ALONE: usize = 64;
+const BYTES_ALONE: u64 = 16 << 20;
+/// Neighbours are given to one thread, so that the two do not wait for each other at the same folder.
+const CHUNK: usize = 32;
+
+/// Does the jobs. Digests and sizes of files that are not what their index says are put right; gives the source paths
+/// of those.
+pub(crate) fn run(
+    fs: &LayerFs,
+    layer_dir: &Path,
+    ids: Ids,
+    entries: &mut [Option<Entry>],
+    jobs: &[Job<'_>],
+) -> Result<Vec<LayerPath>, FileOpError> {
+    let copies: Vec<&Job<'_>> = jobs
+        .iter()
+        .filter(|job| matches!(job, Job::Copy { .. }))
+        .collect();
+    let size = |job: &&Job<'_>| match job {
+        Job::Copy { at, .. } => match entries[*at].as_ref().map(|entry| &entry.kind) {
+            Some(Kind::File { size, .. }) => *size,
+            _ => 0,
+        },
+        Job::Link { .. } => 0,
+    };
+    let alone = copies.len() < 2
+        || copies.len() < ALONE && copies.iter().map(size).sum::<u64>() < BYTES_ALONE;
+    let next = AtomicUsize::new(0);
+    let outcome: Mutex<Result<Vec<(usize, Entry, LayerPath)>, FileOpError>> =
+        Mutex::new(Ok(Vec::new()));
+    let known: &[Option<Entry>] = entries;
+    let chunk = if alone || copies.len() < ALONE {
+        1
+    } else {
+        CHUNK
+    };
+    let work = |fs: &LayerFs| {
+        let mut last: Option<(&[std::path::PathBuf], Folders<'_>)> = None;
+        loop {
+            let start = next.fetch_add(chunk, Ordering::Relaxed);
+            let Some(part) = copies
+                .get(start..copies.len().min(start + chunk))
+                .filter(|part| !part.is_empty())
+            else {
+                return;
+            };
+            for job in part {
+                let Job::Copy {
+                    at,
+                    dirs,
+                    place,
+                    stamp,
+                } = job
+                else {
+                    continue;
+                };
+                let Some(entry) = &known[*at] else { continue };
+                if last
+                    .as_ref()
+                    .is_none_or(|(known, _)| !std::ptr::eq(*known, *dirs))
+                {
+                    last = Some((dirs, Folders::new(dirs)));
+                }
+                let Some((_, folders)) = &mut last else {
+                    continue;
+                };
+                let done = copy(fs, folders, entry, place, stamp.as_ref());
+                let mut outcome = outcome.lock().expect("a copying thread has panicked");
+                match (done, &mut *outcome) {
+                    (Ok(Some(put)), Ok(changed)) => changed.push((*at, put, place.path.clone())),
+                    (Err(error), Ok(_)) => *outcome = Err(error),
+                    (_, Ok(_)) => {}
+                    (_, Err(_)) => return,
+                }
+            }
+        }
+    };
+    if alone {
+        work(fs);
+    } else {
+        // A second hold on the same folder: each thread keeps its own place in it.
+        let second = LayerFs::create(layer_dir, ids).map_err(FileOpError::Write)?;
+        std::thread::scope(|scope| {
+            let second = &second;
+            scope.spawn(move || work(second));
+            work(fs);
+        });
+    }
+    let changed = outcome
+        .into_inner()
+        .expect("a copying thread has panicked")?;
+    let mut paths = Vec::new();
+    for (at, entry, path) in changed {
+        entries[at] = Some(entry);
+        paths.push(path);
+    }
+    for job in jobs {
+        let Job::Link { at, first } = job else {
+            continue;
+        };
+        let Some(target) = entries[*first].clone() else {
+            continue;
+        };
+        if let Some(entry) = &mut entries[*at] {
+            entry.kind = target.kind;
+            fs.link(entry, &target.path).map_err(FileOpError::Write)?;
+        }
+    }
+    paths.sort_unstable();
+    Ok(paths)
+}
+
+/// Copies one file. Gives the entry as it really is if it is not what was expected.
+fn copy(
+    fs: &LayerFs,
+    folders: &mut Folders<'_>,
+    entry: &Entry,
+    place: &Place,
+    stamp: Option<&Stamp>,
+) -> Result<Option<Entry>, FileOpError> {
+    let unreadable = |source| FileOpError::Read {
+        path: place.path.clone(),
+        source,
+    };
+    let mut file = folders.open(place.layer, &place.path).map_err(unreadable)?;
+    let same = |file: &std::fs::File| match stamp {
+        Some(stamp) => rustix::fs::fstat(file).map(|stat| Stamp::of(&stat) == *stamp),
+        None => Ok(true),
+    };
+    let hashed = !matches!(
+        entry.kind,
+        Kind::File {
+            digest: UNHASHED,
+            ..
+        }
+    );
+    if hashed && same(&file).map_err(|errno| unreadable(errno.into()))? {
+        match fs.put(entry, Content::Copy(file.as_fd())) {
+            Ok(()) if same(&file).map_err(|errno| unreadable(errno.into()))? => return Ok(None),
+            Ok(()) => {}
+            // Another size than the index says.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
+            Err(error) => return Err(FileOpError::Write(error)),
+        }
+        file.rewind().map_err(unreadable)?;
+    }
+    let mut put = entry.clone();
+    fs.put_hashed(&mut put, &mut file)
+        .map_err(FileOpError::Write)?;
+    Ok((put.kind != entry.kind).then_some(put))
+}

@@ -1,0 +1,93 @@
+//! A tree with the folders that hold its files.
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+
+use kiln_image::view::Node;
+use kiln_image::{LayerPath, MergedView};
+use kiln_source::Stamps;
+use rustix::fd::OwnedFd;
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+/// An input of a file operation.
+#[derive(Debug, Clone)]
+pub struct Tree<'a> {
+    /// What is in it.
+    pub view: &'a MergedView,
+    /// For each layer of the view the folder that holds its files: `layers/<id>/fs`, or the root of a context.
+    pub dirs: Vec<PathBuf>,
+    /// Of a local context: the stamps under which its files were hashed. A file that has another one when it is
+    /// copied is hashed again.
+    pub stamps: Option<&'a Stamps>,
+}
+
+/// The opened folders of a tree. Made by each thread for itself.
+pub(crate) struct Folders<'a> {
+    dirs: &'a [PathBuf],
+    open: Vec<Option<OwnedFd>>,
+}
+
+impl<'a> Folders<'a> {
+    pub(crate) fn new(dirs: &'a [PathBuf]) -> Self {
+        Self {
+            dirs,
+            open: dirs.iter().map(|_| None).collect(),
+        }
+    }
+
+    /// Opens a regular file of one layer for reading, following no link at all.
+    pub(crate) fn open(&mut self, layer: usize, path: &LayerPath) -> io::Result<File> {
+        let folder = match &mut self.open[layer] {
+            Some(folder) => folder,
+            closed => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                closed.insert(rustix::fs::open(&self.dirs[layer], flags, Mode::empty())?)
+            }
+        };
+        // Without NONBLOCK, opening a fifo that has come in place of the file would wait for a writer.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let resolve =
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let file =
+            match rustix::fs::openat2(&*folder, path.as_path(), flags, Mode::empty(), resolve) {
+                // Linux before 5.6, and filters that do not know the call.
+                Err(Errno::NOSYS | Errno::PERM) => step_by_step(folder, path, flags)?,
+                outcome => outcome?,
+            };
+        if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a regular file any more",
+            ));
+        }
+        Ok(File::from(file))
+    }
+}
+
+fn step_by_step(folder: &OwnedFd, path: &LayerPath, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let mut at = rustix::io::dup(folder)?;
+    let parent = path.parent().unwrap_or_default();
+    for name in parent.components() {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        at = rustix::fs::openat(&at, name, flags, Mode::empty())?;
+    }
+    rustix::fs::openat(&at, path.name(), flags, Mode::empty())
+}
+
+/// Where the bytes of a node are.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) layer: usize,
+    pub(crate) path: LayerPath,
+}
+
+impl From<Node<'_>> for Place {
+    fn from(node: Node<'_>) -> Self {
+        Self {
+            layer: node.layer,
+            path: node.entry.path.clone(),
+        }
+    }
+}
