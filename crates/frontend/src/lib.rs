@@ -3,6 +3,17 @@
 //! [`plan`] is a pure function: it is given the text, what the user asked for and what is known of the world, and it
 //! gives the graph, or what it still needs to know. The caller finds that out and calls again.
 
+mod args;
+mod build;
+mod checks;
+mod config;
+mod copy;
+mod git;
+mod planner;
+mod run;
+mod sources;
+mod stages;
+
 use std::collections::{BTreeMap, HashMap};
 
 use kiln_graph::{Edge, Graph, Network, Place};
@@ -25,6 +36,8 @@ pub struct Options {
     pub no_cache_filter: Vec<String>,
     /// The platform to build for.
     pub target_platform: Platform,
+    /// The user asked for that platform: the image says it is for it, whatever its base says.
+    pub platform_requested: bool,
     /// The platform that the build runs on.
     pub build_platform: Platform,
     /// The same Dockerfile is planned for several platforms: titles name the platform.
@@ -58,6 +71,7 @@ impl Options {
             no_cache: false,
             no_cache_filter: Vec::new(),
             target_platform: platform.clone(),
+            platform_requested: false,
             build_platform: platform,
             multi_platform: false,
             context: Context::Local,
@@ -163,6 +177,10 @@ pub struct Plan {
 ///
 /// # Errors
 /// When the text is no Dockerfile, or asks for what cannot be.
-pub fn plan(source: &SourceText, options: &Options, facts: &Facts) -> Result<Outcome, Box<Diagnostic>> {
+pub fn plan(
+    source: &SourceText,
+    options: &Options,
+    facts: &Facts,
+) -> Result<Outcome, Box<Diagnostic>> {
     planner::plan(source, options, facts)
 }
