@@ -8,6 +8,7 @@ pub mod manifest;
 pub mod path;
 pub mod platform;
 pub mod reference;
+pub mod tar;
 pub mod view;
 
 pub use config::ImageConfig;
