@@ -1,6 +1,7 @@
 //! The data model of container images: identities, references, platforms, configs, manifests, the layer index,
 //! the merged view of several layers, tar and compression. Nothing here touches the file system or the network.
 
+pub mod compress;
 pub mod config;
 pub mod id;
 pub mod index;
@@ -11,6 +12,7 @@ pub mod reference;
 pub mod tar;
 pub mod view;
 
+pub use compress::Compression;
 pub use config::ImageConfig;
 pub use id::{ContentId, DiffId, Digest, FileDigest, Key, KeyHasher, LayerId};
 pub use index::{Entry, IndexError, Kind, LayerIndex, Xattrs};
