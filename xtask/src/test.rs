@@ -58,7 +58,11 @@ pub fn run(args: &[OsString]) -> Result<ExitCode> {
     bases::archives(&kiln, &archives)?;
 
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut tests = command(cargo, ["test", "--workspace"]);
+    let mut tests = command(cargo, ["test"]);
+    let chosen = |arg: &OsString| arg == "-p" || arg.to_string_lossy().starts_with("--package");
+    if !args.iter().any(chosen) {
+        tests.arg("--workspace");
+    }
     if is_root() {
         tests.env("KILN_TEST_ALL", "1");
     }

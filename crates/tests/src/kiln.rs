@@ -60,7 +60,11 @@ fn prepared() -> Option<&'static Prepared> {
         fs::create_dir_all(&folder).expect("the test folder can be made");
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("own folder");
         fs::copy(&binary, folder.join("kiln")).expect("KILN_BIN names the binary");
-        Some(Prepared { bases, binary: folder.join("kiln"), folder })
+        Some(Prepared {
+            bases,
+            binary: folder.join("kiln"),
+            folder,
+        })
     });
     if found.is_none() {
         skipped("KILN_BIN and KILN_TEST_BASES are not set; `cargo xtask test` sets them");
@@ -107,7 +111,9 @@ impl Kiln {
     /// The store that all tests of this process share in a setting, with the named bases. None: skipped.
     pub fn shared(setting: Setting, bases: &[&str]) -> Option<&'static Self> {
         static SHARED: [OnceLock<Option<Kiln>>; 3] = [const { OnceLock::new() }; 3];
-        let kiln = SHARED[setting as usize].get_or_init(|| Self::new(setting)).as_ref()?;
+        let kiln = SHARED[setting as usize]
+            .get_or_init(|| Self::new(setting))
+            .as_ref()?;
         kiln.load(bases).then_some(kiln)
     }
 
@@ -157,9 +163,20 @@ impl Kiln {
 
     /// Puts base images into the store, each once.
     fn load(&self, bases: &[&str]) -> bool {
-        let mut loaded = self.loaded.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for name in bases.iter().filter(|name| !loaded.contains(**name)).copied().collect::<Vec<_>>() {
-            let base = BASES.iter().find(|base| base.name == name).expect("a known base");
+        let mut loaded = self
+            .loaded
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        for name in bases
+            .iter()
+            .filter(|name| !loaded.contains(**name))
+            .copied()
+            .collect::<Vec<_>>()
+        {
+            let base = BASES
+                .iter()
+                .find(|base| base.name == name)
+                .expect("a known base");
             let Ok(archive) = fs::File::open(base.archive(&self.bases)) else {
                 skipped(&format!("there is no base image {}", base.image));
                 return false;
@@ -204,7 +221,10 @@ impl Kiln {
             line.extend(namespace.enter().map(OsString::from));
         }
         if self.setting == Setting::User && is_root() {
-            let user = [format!("--reuid={PLAIN_USER}"), format!("--regid={PLAIN_USER}")];
+            let user = [
+                format!("--reuid={PLAIN_USER}"),
+                format!("--regid={PLAIN_USER}"),
+            ];
             line.push("setpriv".into());
             line.extend(user.map(OsString::from));
             line.extend(["--init-groups", "--"].map(OsString::from));
@@ -216,7 +236,10 @@ impl Kiln {
         command
             .args(&line[1..])
             .env_clear()
-            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env(
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            )
             .env("HOME", self.folder.join("home"))
             .env("KILN_ROOT", &self.store)
             .env("RUST_BACKTRACE", "1")
@@ -228,7 +251,10 @@ impl Kiln {
     /// Runs `kiln` to its end.
     pub fn run(&self, args: &[&str]) -> Outcome {
         let output = self.command(args).output().expect("kiln starts");
-        Outcome::new(format!("kiln {} # {:?}", args.join(" "), self.setting), &output)
+        Outcome::new(
+            format!("kiln {} # {:?}", args.join(" "), self.setting),
+            &output,
+        )
     }
 
     /// Runs `kiln build --progress plain` with `args`, the last of them the context.
@@ -252,8 +278,15 @@ impl Kiln {
     pub fn example(&self, name: &str) -> String {
         let folder = self.new_context();
         let from = xtask::workspace().join("examples").join(name).join(".");
-        let copied = Command::new("cp").args(["-rp", "--"]).arg(from).arg(&folder).status();
-        assert!(copied.is_ok_and(|status| status.success()), "cannot copy examples/{name}");
+        let copied = Command::new("cp")
+            .args(["-rp", "--"])
+            .arg(from)
+            .arg(&folder)
+            .status();
+        assert!(
+            copied.is_ok_and(|status| status.success()),
+            "cannot copy examples/{name}"
+        );
         own(&folder, self.setting);
         text(&folder)
     }
@@ -268,7 +301,10 @@ impl Kiln {
     /// Saves an image and reads it.
     pub fn save(&self, image: &str) -> xtask::compare::SavedImage {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let file = self.file(&format!("saved-{}.tar", NUMBER.fetch_add(1, Ordering::Relaxed)));
+        let file = self.file(&format!(
+            "saved-{}.tar",
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        ));
         self.run(&["save", "-o", &text(&file), image]).ok();
         let saved = xtask::compare::SavedImage::read(&file).expect("a readable archive");
         let _ = fs::remove_file(file);
@@ -277,7 +313,11 @@ impl Kiln {
 
     /// What is unique to this store in arguments, environments and mounts.
     fn needle(&self) -> String {
-        self.store.file_name().expect("has a name").to_string_lossy().into_owned()
+        self.store
+            .file_name()
+            .expect("has a name")
+            .to_string_lossy()
+            .into_owned()
     }
 
     /// Fails if processes or mounts of this store remain.
@@ -299,11 +339,16 @@ impl Drop for Kiln {
 fn own(folder: &Path, setting: Setting) {
     if setting == Setting::User && is_root() {
         let owner = format!("{PLAIN_USER}:");
-        let given = Command::new("chown").args(["-R", &owner]).arg(folder).status();
+        let given = Command::new("chown")
+            .args(["-R", &owner])
+            .arg(folder)
+            .status();
         assert!(given.is_ok_and(|status| status.success()), "chown failed");
     }
 }
 
 fn text(path: &Path) -> String {
-    path.to_str().expect("the test folder has a plain name").to_owned()
+    path.to_str()
+        .expect("the test folder has a plain name")
+        .to_owned()
 }

@@ -8,7 +8,13 @@ pub fn of(needle: &str, known: &[u32]) -> Vec<String> {
     let myself = std::process::id();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").expect("/proc is mounted").flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
         if known.contains(&pid) {
             continue;
         }
@@ -16,10 +22,18 @@ pub fn of(needle: &str, known: &[u32]) -> Vec<String> {
             let bytes = fs::read(entry.path().join(file)).unwrap_or_default();
             String::from_utf8_lossy(&bytes).replace('\0', " ")
         };
-        let mount = text("mountinfo").lines().find(|line| line.contains(needle)).map(str::to_owned);
+        let mount = text("mountinfo")
+            .lines()
+            .find(|line| line.contains(needle))
+            .map(str::to_owned);
         if let Some(mount) = mount {
-            found.push(format!("process {pid} ({}) has the mount {mount}", text("cmdline").trim()));
-        } else if pid != myself && (text("cmdline").contains(needle) || text("environ").contains(needle)) {
+            found.push(format!(
+                "process {pid} ({}) has the mount {mount}",
+                text("cmdline").trim()
+            ));
+        } else if pid != myself
+            && (text("cmdline").contains(needle) || text("environ").contains(needle))
+        {
             found.push(format!("process {pid}: {}", text("cmdline").trim()));
         }
     }

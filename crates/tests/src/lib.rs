@@ -4,7 +4,10 @@
 //! `cargo xtask test` prepares what is needed here and tells where it is: `KILN_BIN` (the binary), `KILN_TEST_BASES` (a
 //! folder of base images as archives), `KILN_TEST_DIR` (where stores go). Without them the tests are skipped, aloud.
 
-#![expect(clippy::return_self_not_must_use, reason = "assertions can be chained, and can be statements")]
+#![expect(
+    clippy::return_self_not_must_use,
+    reason = "assertions can be chained, and can be statements"
+)]
 
 pub mod kiln;
 pub mod leftovers;
@@ -20,7 +23,10 @@ pub use outcome::Outcome;
 /// `cargo xtask test` for root, who can run everything, it fails instead.
 pub fn skipped(why: &str) {
     use std::io::Write as _;
-    assert!(std::env::var_os("KILN_TEST_ALL").is_none(), "KILN_TEST_ALL is set, but {why}");
+    assert!(
+        std::env::var_os("KILN_TEST_ALL").is_none(),
+        "KILN_TEST_ALL is set, but {why}"
+    );
     let _ = writeln!(std::io::stderr(), "skipped: {why}");
 }
 

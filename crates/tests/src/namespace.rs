@@ -49,7 +49,9 @@ impl Namespace {
             .expect("unshare starts");
         let mut said = String::new();
         let stdout = holder.stdout.take().expect("piped");
-        BufReader::new(stdout).read_line(&mut said).expect("readable");
+        BufReader::new(stdout)
+            .read_line(&mut said)
+            .expect("readable");
         assert_eq!(said, "ready\n", "the namespace could not be made");
         let input = holder.stdin.take();
         Self { holder, input }
@@ -62,7 +64,11 @@ impl Namespace {
 
     /// What runs a program inside.
     pub fn enter(&self) -> [String; 3] {
-        ["nsenter".into(), format!("--mount=/proc/{}/ns/mnt", self.holder.id()), "--".into()]
+        [
+            "nsenter".into(),
+            format!("--mount=/proc/{}/ns/mnt", self.holder.id()),
+            "--".into(),
+        ]
     }
 }
 

@@ -33,7 +33,12 @@ impl Outcome {
     /// From a finished process.
     pub fn new(line: String, output: &Output) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Self { line, status: output.status, stdout: text(&output.stdout), stderr: text(&output.stderr) }
+        Self {
+            line,
+            status: output.status,
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+        }
     }
 
     /// Ended with code 0.
@@ -55,7 +60,10 @@ impl Outcome {
     #[track_caller]
     pub fn says(self, texts: &[&str]) -> Self {
         for text in texts {
-            assert!(self.stdout.contains(text) || self.stderr.contains(text), "does not say {text:?}:\n{self}");
+            assert!(
+                self.stdout.contains(text) || self.stderr.contains(text),
+                "does not say {text:?}:\n{self}"
+            );
         }
         self
     }
@@ -64,7 +72,10 @@ impl Outcome {
     #[track_caller]
     pub fn silent_about(self, texts: &[&str]) -> Self {
         for text in texts {
-            assert!(!self.stdout.contains(text) && !self.stderr.contains(text), "says {text:?}:\n{self}");
+            assert!(
+                !self.stdout.contains(text) && !self.stderr.contains(text),
+                "says {text:?}:\n{self}"
+            );
         }
         self
     }
@@ -72,26 +83,38 @@ impl Outcome {
     /// The instructions that a build with `--progress plain` ran, rather than finding their result: those whose number
     /// is not followed by `CACHED`.
     pub fn executed(&self) -> Vec<String> {
-        let cached: Vec<&str> =
-            self.stderr.lines().filter_map(|line| line.strip_suffix(" CACHED")).collect();
-        let mut steps: Vec<String> = self
+        let cached: Vec<&str> = self
             .stderr
             .lines()
-            .filter_map(|line| {
-                let (number, step) = line.split_once(' ')?;
-                let instruction = step.strip_prefix('[')?.split_once("] ")?.1;
-                let word = instruction.split(' ').next()?;
-                let runs = ["RUN", "COPY", "ADD", "WORKDIR"].contains(&word);
-                (number.starts_with('#') && runs && !cached.contains(&number)).then(|| instruction.to_owned())
-            })
+            .filter_map(|line| line.strip_suffix(" CACHED"))
             .collect();
-        steps.dedup();
+        let step = |line: &str| {
+            let (number, step) = line.split_once(' ')?;
+            let instruction = step.strip_prefix('[')?.split_once("] ")?.1;
+            let word = instruction.split(' ').next()?;
+            let runs = ["RUN", "COPY", "ADD", "WORKDIR"].contains(&word);
+            let wanted = number.starts_with('#') && runs && !cached.contains(&number);
+            wanted.then(|| (number.to_owned(), instruction.to_owned()))
+        };
+        // The header of a step is repeated where the output comes back to it.
+        let mut steps: Vec<(String, String)> = Vec::new();
+        for step in self.stderr.lines().filter_map(step) {
+            if !steps.contains(&step) {
+                steps.push(step);
+            }
+        }
         steps
+            .into_iter()
+            .map(|(_, instruction)| instruction)
+            .collect()
     }
 
     /// How many steps came from the cache.
     pub fn cached(&self) -> usize {
-        self.stderr.lines().filter(|line| line.starts_with('#') && line.ends_with(" CACHED")).count()
+        self.stderr
+            .lines()
+            .filter(|line| line.starts_with('#') && line.ends_with(" CACHED"))
+            .count()
     }
 }
 

@@ -39,10 +39,18 @@ impl Server {
     }
 }
 
-fn answer(stream: &TcpStream, files: &BTreeMap<String, Vec<u8>>, log: &Mutex<Vec<String>>) -> std::io::Result<()> {
+fn answer(
+    stream: &TcpStream,
+    files: &BTreeMap<String, Vec<u8>>,
+    log: &Mutex<Vec<String>>,
+) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream.take(64 * 1024)).lines();
     let request = lines.next().transpose()?.unwrap_or_default();
-    while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
+    while lines
+        .next()
+        .transpose()?
+        .is_some_and(|line| !line.is_empty())
+    {}
     let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
     let (status, body) = match files.get(&path) {
         Some(body) => ("200 OK", body.as_slice()),
@@ -50,7 +58,11 @@ fn answer(stream: &TcpStream, files: &BTreeMap<String, Vec<u8>>, log: &Mutex<Vec
     };
     log.lock().expect("no panic while held").push(path);
     let mut stream = stream;
-    write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    )?;
     if !request.starts_with("HEAD") {
         stream.write_all(body)?;
     }

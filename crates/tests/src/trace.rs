@@ -7,15 +7,52 @@ pub const WATCHED: &str = "trace=%file,%process,mount,move_mount,fsopen,fsmount,
     umount2,pivot_root,unshare,setns,fchmod,fchown,ftruncate,fsetxattr";
 
 const MOUNTS: [&str; 11] = [
-    "mount", "move_mount", "fsopen", "fsmount", "fsconfig", "open_tree", "mount_setattr", "umount2", "pivot_root",
-    "unshare", "setns",
+    "mount",
+    "move_mount",
+    "fsopen",
+    "fsmount",
+    "fsconfig",
+    "open_tree",
+    "mount_setattr",
+    "umount2",
+    "pivot_root",
+    "unshare",
+    "setns",
 ];
 const PROCESSES: [&str; 4] = ["clone", "clone3", "fork", "vfork"];
 const CHANGES: [&str; 32] = [
-    "creat", "truncate", "ftruncate", "mkdir", "mkdirat", "rmdir", "rename", "renameat", "renameat2", "unlink",
-    "unlinkat", "link", "linkat", "symlink", "symlinkat", "mknod", "mknodat", "chmod", "fchmod", "fchmodat",
-    "fchmodat2", "chown", "fchown", "lchown", "fchownat", "utime", "utimes", "utimensat", "futimesat", "setxattr",
-    "lsetxattr", "fsetxattr",
+    "creat",
+    "truncate",
+    "ftruncate",
+    "mkdir",
+    "mkdirat",
+    "rmdir",
+    "rename",
+    "renameat",
+    "renameat2",
+    "unlink",
+    "unlinkat",
+    "link",
+    "linkat",
+    "symlink",
+    "symlinkat",
+    "mknod",
+    "mknodat",
+    "chmod",
+    "fchmod",
+    "fchmodat",
+    "fchmodat2",
+    "chown",
+    "fchown",
+    "lchown",
+    "fchownat",
+    "utime",
+    "utimes",
+    "utimensat",
+    "futimesat",
+    "setxattr",
+    "lsetxattr",
+    "fsetxattr",
 ];
 
 /// The lines of `trace` that mount, start a process (threads are no processes), or change a file whose path does not
@@ -46,7 +83,9 @@ fn calls(trace: &str) -> Vec<String> {
     let mut whole = Vec::new();
     for line in trace.lines() {
         let (pid, call) = match line.split_once(' ') {
-            Some((pid, call)) if pid.bytes().all(|byte| byte.is_ascii_digit()) => (pid, call.trim_start()),
+            Some((pid, call)) if pid.bytes().all(|byte| byte.is_ascii_digit()) => {
+                (pid, call.trim_start())
+            }
             _ => ("", line),
         };
         if let Some(start) = call.strip_suffix(" <unfinished ...>") {
@@ -63,11 +102,14 @@ fn calls(trace: &str) -> Vec<String> {
 }
 
 fn failed(call: &str) -> bool {
-    call.rsplit_once(" = ").is_some_and(|(_, result)| result.starts_with("-1 "))
+    call.rsplit_once(" = ")
+        .is_some_and(|(_, result)| result.starts_with("-1 "))
 }
 
 fn writes(call: &str) -> bool {
-    ["O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "O_TMPFILE"].iter().any(|flag| call.contains(flag))
+    ["O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "O_TMPFILE"]
+        .iter()
+        .any(|flag| call.contains(flag))
 }
 
 /// Whether every path of the call begins with one of `allowed`: quoted paths relative to the folder that `-y` shows in
@@ -78,12 +120,22 @@ fn inside(call: &str, allowed: &[String]) -> bool {
     let mut paths = Vec::new();
     let mut rest = arguments;
     while let Some(at) = rest.find(['<', '"']) {
-        let (close, is_path) = if rest.as_bytes()[at] == b'<' { ('>', false) } else { ('"', true) };
-        let Some(end) = rest[at + 1..].find(close) else { break };
+        let (close, is_path) = if rest.as_bytes()[at] == b'<' {
+            ('>', false)
+        } else {
+            ('"', true)
+        };
+        let Some(end) = rest[at + 1..].find(close) else {
+            break;
+        };
         let text = &rest[at + 1..at + 1 + end];
         if is_path {
             let absolute = text.starts_with('/') || folder.is_empty();
-            paths.push(if absolute { text.to_owned() } else { format!("{folder}/{text}") });
+            paths.push(if absolute {
+                text.to_owned()
+            } else {
+                format!("{folder}/{text}")
+            });
         } else {
             folder = text;
         }
@@ -92,7 +144,9 @@ fn inside(call: &str, allowed: &[String]) -> bool {
     if paths.is_empty() {
         paths.push(folder.to_owned());
     }
-    paths.iter().all(|path| allowed.iter().any(|prefix| path.starts_with(prefix)))
+    paths
+        .iter()
+        .all(|path| allowed.iter().any(|prefix| path.starts_with(prefix)))
 }
 
 #[cfg(test)]

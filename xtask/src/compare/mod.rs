@@ -141,8 +141,8 @@ pub fn compare(kiln: &Kiln, peers: &Peers, request: &Request) -> Result<Vec<Stri
     let save = ["docker", "save", "-o"].map(OsString::from);
     run_command(peers.command(save).arg(inside.join("docker.tar")).arg(&tag))?;
 
-    output(&mut peers.command(["docker", "rmi", "-f", &tag]))?;
     output(&mut kiln.command(["rmi", &tag]))?;
+    output(&mut peers.command(["docker", "rmi", "-f", &tag]))?;
     let ours = SavedImage::read(&folder.path().join("kiln.tar"))?;
     let theirs = SavedImage::read(&folder.path().join("docker.tar"))?;
     Ok(image_differences(&ours, &theirs))

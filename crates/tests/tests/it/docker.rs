@@ -1,7 +1,7 @@
 //! The same Dockerfile, built by Kiln and by docker, gives the same files and the same config.
 
-use kiln_tests::skipped;
 use kiln_tests::server::Server;
+use kiln_tests::skipped;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
@@ -20,10 +20,13 @@ fn both(folder: &Path, bases: &[&str]) -> Option<(Kiln, Peers)> {
         skipped("docker is in a root for chroot, which only root may enter");
         return None;
     }
-    let kiln = Kiln::build(Profile::Dev).expect("KILN_BIN names it").with_store(&folder.join("store"));
+    let kiln = Kiln::build(Profile::Dev)
+        .expect("KILN_BIN names it")
+        .with_store(&folder.join("store"));
     for base in BASES.iter().filter(|base| bases.contains(&base.name)) {
         let archive = base.archive(Path::new(&archives));
-        xtask::process::run(kiln.command(["load", "-i"]).arg(archive)).expect("the base can be loaded");
+        xtask::process::run(kiln.command(["load", "-i"]).arg(archive))
+            .expect("the base can be loaded");
     }
     Some((kiln, peers))
 }
@@ -33,7 +36,11 @@ fn no_differences(bases: &[&str], request: &Request) {
     let folder = own_folder(&xtask::test::scratch());
     if let Some((kiln, peers)) = both(&folder, bases) {
         let differences = compare(&kiln, &peers, request).expect("both build it");
-        assert!(differences.is_empty(), "- Kiln, + docker:\n{}", differences.join("\n"));
+        assert!(
+            differences.is_empty(),
+            "- Kiln, + docker:\n{}",
+            differences.join("\n")
+        );
     }
     let _ = std::fs::remove_dir_all(folder);
 }
@@ -42,7 +49,9 @@ fn no_differences(bases: &[&str], request: &Request) {
 fn own_folder(parent: &Path) -> std::path::PathBuf {
     static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let folder = parent.join(format!("run-{}", std::process::id())).join(format!("docker-{number}"));
+    let folder = parent
+        .join(format!("run-{}", std::process::id()))
+        .join(format!("docker-{number}"));
     std::fs::create_dir_all(&folder).expect("the test folder can be made");
     folder
 }
@@ -50,17 +59,28 @@ fn own_folder(parent: &Path) -> std::path::PathBuf {
 fn example(name: &str, file: Option<&str>, build_args: Vec<String>) -> Request {
     let context = xtask::workspace().join("examples").join(name);
     let file = file.map(|file| context.join(file));
-    Request { context, file, build_args, ..Request::default() }
+    Request {
+        context,
+        file,
+        build_args,
+        ..Request::default()
+    }
 }
 
 #[test]
 fn go_onto_busybox() {
-    no_differences(&["busybox", "golang"], &example("go-hello", Some("Dockerfile.ms"), Vec::new()));
+    no_differences(
+        &["busybox", "golang"],
+        &example("go-hello", Some("Dockerfile.ms"), Vec::new()),
+    );
 }
 
 #[test]
 fn go_onto_scratch() {
-    no_differences(&["golang"], &example("go-hello", Some("Dockerfile.scratch"), Vec::new()));
+    no_differences(
+        &["golang"],
+        &example("go-hello", Some("Dockerfile.scratch"), Vec::new()),
+    );
 }
 
 #[test]
@@ -71,10 +91,19 @@ fn java() {
 #[test]
 fn download() {
     let context = xtask::workspace().join("examples/java-hello");
-    let tar = Command::new("tar").arg("-C").arg(context).args(["-cf", "-", "src"]).output().expect("tar starts").stdout;
+    let tar = Command::new("tar")
+        .arg("-C")
+        .arg(context)
+        .args(["-cf", "-", "src"])
+        .output()
+        .expect("tar starts")
+        .stdout;
     let server = Server::start(BTreeMap::from([("/x.tar".to_owned(), tar)]));
     let argument = format!("SERVER={}", server.address());
-    no_differences(&["busybox"], &example("download", Some("Dockerfile.numbers"), vec![argument]));
+    no_differences(
+        &["busybox"],
+        &example("download", Some("Dockerfile.numbers"), vec![argument]),
+    );
 }
 
 #[test]
@@ -108,9 +137,19 @@ ONBUILD RUN true
 "#;
     let context = own_folder(&xtask::test::scratch());
     std::fs::create_dir(context.join("sub")).expect("own folder");
-    for (name, content) in [("Dockerfile", dockerfile), ("file", "file\n"), ("sub/x", "x\n")] {
+    for (name, content) in [
+        ("Dockerfile", dockerfile),
+        ("file", "file\n"),
+        ("sub/x", "x\n"),
+    ] {
         std::fs::write(context.join(name), content).expect("own folder");
     }
     std::os::unix::fs::symlink("x", context.join("sub/link")).expect("own folder");
-    no_differences(&["busybox"], &Request { context, ..Request::default() });
+    no_differences(
+        &["busybox"],
+        &Request {
+            context,
+            ..Request::default()
+        },
+    );
 }

@@ -28,24 +28,44 @@ EXPOSE 80
 
 #[test]
 fn layers_are_equal_in_all_settings() {
-    let files = [("Dockerfile", DOCKERFILE), ("a.txt", "a\n"), ("sub/b.txt", "b\n"), ("sub/deeper/c.txt", "c\n")];
+    let files = [
+        ("Dockerfile", DOCKERFILE),
+        ("a.txt", "a\n"),
+        ("sub/b.txt", "b\n"),
+        ("sub/deeper/c.txt", "c\n"),
+    ];
     let mut images: Vec<(String, SavedImage)> = Vec::new();
     for setting in Setting::ALL {
-        let Some(kiln) = Kiln::fresh(setting, &["busybox"]) else { continue };
+        let Some(kiln) = Kiln::fresh(setting, &["busybox"]) else {
+            continue;
+        };
         let context = kiln.context(&files);
         for target in ["0", "1"] {
-            kiln.build(&["-t", "agreed", "--target", target, &context]).ok();
+            kiln.build(&["-t", "agreed", "--target", target, &context])
+                .ok();
             images.push((format!("{setting:?}, stage {target}"), kiln.save("agreed")));
         }
     }
     let (stages, rest) = images.split_at(images.len().min(2));
     for (number, (name, image)) in rest.iter().enumerate() {
         let (first_name, first) = &stages[number % 2];
-        assert_eq!(first.layers.len(), image.layers.len(), "{first_name} and {name}");
+        assert_eq!(
+            first.layers.len(),
+            image.layers.len(),
+            "{first_name} and {name}"
+        );
         let mut differences = config_differences(&first.config, &image.config);
         for (at, (left, right)) in first.layers.iter().zip(&image.layers).enumerate() {
-            differences.extend(tree_differences(left, right).into_iter().map(|line| format!("layer {at}: {line}")));
+            differences.extend(
+                tree_differences(left, right)
+                    .into_iter()
+                    .map(|line| format!("layer {at}: {line}")),
+            );
         }
-        assert!(differences.is_empty(), "- {first_name}, + {name}:\n{}", differences.join("\n"));
+        assert!(
+            differences.is_empty(),
+            "- {first_name}, + {name}:\n{}",
+            differences.join("\n")
+        );
     }
 }
