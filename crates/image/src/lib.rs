@@ -10,6 +10,7 @@ pub mod path;
 pub mod platform;
 pub mod reference;
 pub mod tar;
+pub mod tarlayer;
 pub mod view;
 
 pub use compress::Compression;
