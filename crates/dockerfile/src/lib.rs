@@ -11,6 +11,7 @@ mod lexer;
 mod lint;
 mod mount;
 mod parse;
+mod parse_checks;
 mod suggest;
 mod words;
 

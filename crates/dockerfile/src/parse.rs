@@ -6,7 +6,7 @@ use crate::ast::{
 use crate::flags::Flags;
 use crate::heredoc::Heredoc;
 use crate::lexer::{self, Logical};
-use crate::lint::{Rule, Warning};
+use crate::parse_checks::{check_casing, check_instruction, check_stage};
 use crate::suggest::did_you_mean;
 use crate::words::{self, Json};
 use crate::{Diagnostic, Lines, Mount, SourceText, duration};
@@ -106,6 +106,7 @@ pub fn parse(source: &SourceText) -> Result<Dockerfile, Box<Diagnostic>> {
                 stage.instructions.push(instruction);
             }
             None if matches!(instruction.kind, Kind::Arg(_)) => {
+                check_instruction(&instruction, &mut dockerfile.warnings);
                 dockerfile.global_args.push(instruction);
             }
             None => {
@@ -556,110 +557,4 @@ fn onbuild(logical: &Logical, escape: char) -> Result<String, Complaint> {
         text.push_str(&heredoc.name);
     }
     Ok(text)
-}
-
-fn is_lower(word: &str) -> bool {
-    !word.chars().any(char::is_uppercase)
-}
-
-fn is_upper(word: &str) -> bool {
-    !word.chars().any(char::is_lowercase)
-}
-
-fn check_casing(all: &[Logical], warnings: &mut Vec<Warning>) {
-    let upper = all
-        .iter()
-        .filter(|logical| is_upper(&logical.keyword))
-        .count();
-    let lower = all
-        .iter()
-        .filter(|logical| is_lower(&logical.keyword))
-        .count();
-    let (wanted, is_wanted): (&str, fn(&str) -> bool) = if lower > upper {
-        ("lowercase", is_lower)
-    } else {
-        ("uppercase", is_upper)
-    };
-    for logical in all.iter().filter(|logical| !is_wanted(&logical.keyword)) {
-        warnings.push(Warning {
-            rule: Rule::ConsistentInstructionCasing,
-            message: format!(
-                "Command '{}' should match the case of the command majority ({wanted})",
-                logical.keyword
-            ),
-            lines: logical.lines,
-        });
-    }
-}
-
-fn check_stage(logical: &Logical, stage: &Stage, earlier: &[Stage], warnings: &mut Vec<Warning>) {
-    let mut warn = |rule, message| {
-        warnings.push(Warning {
-            rule,
-            message,
-            lines: logical.lines,
-        });
-    };
-    let words = words::blanks(&logical.arguments);
-    let (Some(name), [_, keyword, written]) = (&stage.name, &words[..]) else {
-        return;
-    };
-    if !is_lower(written) {
-        warn(
-            Rule::StageNameCasing,
-            format!("Stage name '{written}' should be lowercase"),
-        );
-    }
-    let same_case = (is_lower(&logical.keyword) && is_lower(keyword))
-        || (is_upper(&logical.keyword) && is_upper(keyword));
-    if !same_case {
-        warn(
-            Rule::FromAsCasing,
-            format!(
-                "'{keyword}' and '{}' keywords' casing do not match",
-                logical.keyword
-            ),
-        );
-    }
-    if matches!(name.as_str(), "context" | "scratch") {
-        warn(
-            Rule::ReservedStageName,
-            format!("Stage name should not use the same name as reserved stage {name:?}"),
-        );
-    }
-    if earlier
-        .iter()
-        .any(|stage| stage.name.as_ref() == Some(name))
-    {
-        warn(
-            Rule::DuplicateStageName,
-            format!("Duplicate stage name {name:?}, stage names should be unique"),
-        );
-    }
-}
-
-fn check_instruction(instruction: &Instruction, warnings: &mut Vec<Warning>) {
-    let mut warn = |rule, message| {
-        warnings.push(Warning {
-            rule,
-            message,
-            lines: instruction.lines,
-        });
-    };
-    match &instruction.kind {
-        Kind::Maintainer(_) => {
-            warn(
-                Rule::MaintainerDeprecated,
-                "Maintainer instruction is deprecated in favor of using label".to_owned(),
-            );
-        }
-        Kind::Env(pairs) | Kind::Label(pairs) if pairs.iter().any(|pair| pair.legacy) => warn(
-            Rule::LegacyKeyValueFormat,
-            format!(
-                "\"{0} key=value\" should be used instead of legacy \"{0} key value\" format",
-                instruction.keyword
-            ),
-        ),
-        _ => {}
-    }
 }

@@ -1,11 +1,8 @@
 //! Turns stages into operations and configs, one instruction after the other.
 
-use kiln_dockerfile::{
-    Command, Diagnostic, ExpandError, Expander, Kind, Lines, Pair, Rule, Variables, did_you_mean,
-    nearest,
-};
+use kiln_dockerfile::{Command, Diagnostic, Expander, Kind, Lines, Pair, Rule, Variables};
 use kiln_graph::{
-    Edge, FileAction, FileActionKind, FileInput, FileOp, Graph, Op, OpKind, Owner, Place, UserRef,
+    Edge, FileAction, FileActionKind, FileInput, FileOp, Graph, Op, OpKind, Owner, UserRef,
 };
 use kiln_image::config::Healthcheck;
 use kiln_image::{ImageConfig, LayerPath, Platform};
@@ -64,7 +61,7 @@ pub(crate) struct Builder<'a> {
     pub proxies: Vec<String>,
     states: Vec<Option<State>>,
     /// Two nodes or more: titles name them.
-    several: bool,
+    pub several: bool,
 }
 
 /// A stage while its instructions are gone through.
@@ -80,8 +77,8 @@ pub(crate) struct Stage<'b, 'a> {
     /// Nothing of this stage comes from the cache.
     pub ignore_cache: bool,
     /// How many steps have a number, and the number of the latest one.
-    total: usize,
-    at: usize,
+    pub total: usize,
+    pub at: usize,
     /// Where the latest CMD, ENTRYPOINT and HEALTHCHECK of this stage stand.
     cmd: Option<Lines>,
     entrypoint: Option<Lines>,
@@ -237,10 +234,12 @@ impl Stage<'_, '_> {
         if base.is_image {
             self.check_base_platform();
         }
-        let title = if base.is_image && self.node.stage {
-            self.number(&base.title)
-        } else {
-            base.title.clone()
+        let title = match self.node.origin {
+            Origin::Image(_) if self.node.stage => self.number(&base.title),
+            _ => {
+                self.at += 1;
+                base.title.clone()
+            }
         };
         let place = self.place(title, base.title.clone());
         self.state.edge = base.add(&mut self.builder.graph, place);
@@ -572,163 +571,12 @@ impl Stage<'_, '_> {
         }
     }
 
-    fn check_secret(&mut self, keyword: &str, name: &str) {
-        const SECRET: &[&str] = &[
-            "apikey",
-            "auth",
-            "credential",
-            "credentials",
-            "key",
-            "password",
-            "pword",
-            "passwd",
-            "secret",
-            "token",
-        ];
-        let lower = name.to_lowercase();
-        let parts: Vec<&str> = lower.split('_').collect();
-        if parts.iter().any(|part| SECRET.contains(part)) && !parts.contains(&"public") {
-            let message = format!(
-                "Do not use ARG or ENV instructions for sensitive data ({keyword} {name:?})"
-            );
-            self.builder
-                .checks
-                .add(Rule::SecretsUsedInArgOrEnv, self.lines, message);
-        }
-    }
-
-    /// Expands a word.
-    pub(crate) fn word(&mut self, text: &str) -> Result<String, Wrong> {
-        self.word_with(text, Expander::new(self.builder.escape))
-    }
-
-    /// Expands a word in another way.
-    pub(crate) fn word_with(&mut self, text: &str, how: Expander) -> Result<String, Wrong> {
-        match how.expand(text, &self.state.env) {
-            Ok(expanded) => {
-                self.report_missing(expanded.missing.iter());
-                Ok(expanded.text)
-            }
-            Err(error) => Err(self.cannot_expand(&error)),
-        }
-    }
-
-    fn cannot_expand(&self, error: &ExpandError) -> Wrong {
-        let hint = error
-            .missing
-            .iter()
-            .find_map(|name| did_you_mean(name, self.state.env.names()));
-        Wrong {
-            message: error.to_string(),
-            hint,
-        }
-    }
-
-    fn report_missing<'n>(&mut self, names: impl Iterator<Item = &'n String>) {
-        for name in names {
-            // An ARG without a value is defined: it is empty.
-            if self.state.args.iter().any(|(known, _)| known == name) {
-                continue;
-            }
-            let mut message = format!("Usage of undefined variable '${name}'");
-            if let Some(near) = nearest(name, self.state.env.names()) {
-                message.extend([" (did you mean $", near, "?)"]);
-            }
-            self.builder
-                .checks
-                .add(Rule::UndefinedVar, self.lines, message);
-        }
-    }
-
     /// Adds a history line.
     pub(crate) fn history(&mut self, created_by: String, layer: bool) {
         self.state
             .config
             .history
             .push(config::history(created_by, layer, self.builder.epoch));
-    }
-
-    /// An instruction's text as the displays show it: keyword in upper case, variables expanded where that works.
-    pub(crate) fn step_text(&self, original: &str, how: Expander) -> String {
-        let expanded = how.expand(original, &self.state.env);
-        let text = expanded.map_or_else(|_| original.to_owned(), |expanded| expanded.text);
-        match text.split_once(' ') {
-            Some((keyword, rest)) => format!("{} {rest}", keyword.to_uppercase()),
-            None => text.to_uppercase(),
-        }
-    }
-
-    /// The title of the next step that has a number.
-    fn number(&mut self, step: &str) -> String {
-        self.at += 1;
-        self.titled(step)
-    }
-
-    /// The title of a part of the step that was numbered last.
-    pub(crate) fn titled(&self, step: &str) -> String {
-        if self.total == 0 {
-            return step.to_owned();
-        }
-        let mut title = "[".to_owned();
-        if self.builder.bases.options.multi_platform {
-            title.extend([&self.state.platform.to_string(), &self.cross_target(), " "]);
-        }
-        if self.builder.several {
-            title.push_str(&self.node.label);
-            title.push(' ');
-        }
-        let width = self.total.to_string().len();
-        title += &format!("{:>width$}/{}] ", self.at, self.total);
-        if self.trigger {
-            title.push_str("ONBUILD ");
-        }
-        title.push_str(step);
-        title
-    }
-
-    /// `->arm64` for a stage on the build platform that has declared the target platform.
-    fn cross_target(&self) -> String {
-        let (env, own) = (&self.state.env, &self.state.platform);
-        let part = |name: &str, own: &str| env.get(name).unwrap_or(own).to_owned();
-        let target = match env
-            .get("TARGETPLATFORM")
-            .and_then(|text| text.parse::<Platform>().ok())
-        {
-            Some(platform) => platform,
-            None => Platform::new(
-                &part("TARGETOS", &own.os),
-                &part("TARGETARCH", &own.architecture),
-                &part("TARGETVARIANT", &own.variant),
-            ),
-        };
-        if target.os != own.os {
-            return format!("->{target}");
-        }
-        if target.architecture == own.architecture {
-            return String::new();
-        }
-        let variant = if target.variant.is_empty() {
-            String::new()
-        } else {
-            format!("/{}", target.variant)
-        };
-        format!("->{}{variant}", target.architecture)
-    }
-
-    /// A place in this stage.
-    pub(crate) fn place(&self, title: String, step: String) -> Place {
-        Place {
-            title,
-            step,
-            stage: self.node.label.clone(),
-            lines: Some((self.lines.first, self.lines.last)),
-        }
-    }
-
-    /// The place of the next step that has a number.
-    pub(crate) fn numbered_place(&mut self, step: &str) -> Place {
-        let title = self.number(step);
-        self.place(title, step.to_owned())
     }
 
     /// The stage's tree as the first input of a file operation.

@@ -1,5 +1,7 @@
 //! The image's config: history lines as `BuildKit` writes them, ports, signals.
 
+use std::fmt::Write as _;
+
 use kiln_dockerfile::Healthcheck;
 use kiln_image::config::History;
 
@@ -30,6 +32,7 @@ pub(crate) fn plain_list(items: &[String]) -> String {
 
 /// Go's `strconv.Quote`.
 fn quote(text: &str) -> String {
+    // Writing into a string cannot fail.
     let mut quoted = String::with_capacity(text.len() + 2);
     quoted.push('"');
     for char in text.chars() {
@@ -44,10 +47,10 @@ fn quote(text: &str) -> String {
             '\t' => quoted.push_str("\\t"),
             '\u{b}' => quoted.push_str("\\v"),
             char if (char as u32) < 0x20 || char == '\u{7f}' => {
-                quoted += &format!("\\x{:02x}", char as u32)
+                let _ = write!(quoted, "\\x{:02x}", char as u32);
             }
             char if char.is_control() || (char.is_whitespace() && char != ' ') => {
-                quoted += &format!("\\u{:04x}", char as u32);
+                let _ = write!(quoted, "\\u{:04x}", char as u32);
             }
             char => quoted.push(char),
         }

@@ -1,6 +1,6 @@
 //! COPY and ADD.
 
-use kiln_dockerfile::{Expander, Transfer};
+use kiln_dockerfile::{Expander, Rule, Transfer};
 use kiln_graph::{
     CopyAction, Edge, FileAction, FileActionKind, FileInput, FileOp, Op, OpKind, Place, SourceOp,
 };
@@ -291,6 +291,29 @@ impl Stage<'_, '_> {
         copies.push(Some(edge), action);
     }
 
+    /// Warns about a path that the ignore file leaves out.
+    fn check_ignored(&mut self, source: &str, add: bool) -> Result<(), Wrong> {
+        if has_wildcards(source) {
+            return Ok(());
+        }
+        let path = LayerPath::clean(source);
+        let ignored = self
+            .builder
+            .bases
+            .ignored()?
+            .is_some_and(|matcher| matcher.matches_or_parent_matches(path.as_bytes()));
+        if ignored && !path.is_root() {
+            let keyword = if add { "Add" } else { "Copy" };
+            let message = format!(
+                "Attempting to {keyword} file {source:?} that is excluded by .dockerignore"
+            );
+            self.builder
+                .checks
+                .add(Rule::CopyIgnoredFile, self.lines, message);
+        }
+        Ok(())
+    }
+
     fn add_path(
         &mut self,
         source: &str,
@@ -300,7 +323,10 @@ impl Stage<'_, '_> {
         copies: &mut Copies,
     ) -> Result<(), Wrong> {
         let tree = match from {
-            None => self.main_context()?,
+            None => {
+                self.check_ignored(source, add)?;
+                self.main_context()?
+            }
             Some(node) => {
                 let later = || {
                     let (name, own) = (copy.from.as_deref().unwrap_or_default(), &self.node.label);
@@ -331,6 +357,19 @@ impl Stage<'_, '_> {
         copies.push(tree, action);
         Ok(())
     }
+}
+
+/// Whether a path is a pattern.
+fn has_wildcards(path: &str) -> bool {
+    let mut chars = path.chars();
+    while let Some(char) = chars.next() {
+        match char {
+            '*' | '?' | '[' => return true,
+            '\\' => drop(chars.next()),
+            _ => {}
+        }
+    }
+    false
 }
 
 /// The destination as an absolute path; a slash at its end stays, and several sources need one.

@@ -21,7 +21,7 @@ pub(crate) fn parse(source: &str) -> Option<Result<GitSource, String>> {
         .map_or((address, ""), |(remote, query)| (remote, query));
     let is_git = match remote.split_once("://") {
         Some(("git" | "ssh", rest)) => !rest.is_empty(),
-        Some(("http" | "https", rest)) => rest.ends_with(".git"),
+        Some(("http" | "https", rest)) => rest.strip_suffix(".git").is_some(),
         Some(_) => false,
         None => is_scp_like(remote),
     };

@@ -8,11 +8,13 @@ mod build;
 mod checks;
 mod config;
 mod copy;
+mod expansion;
 mod git;
 mod planner;
 mod run;
 mod sources;
 mod stages;
+mod titles;
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -124,6 +124,7 @@ fn resolve(
         let mut more = false;
         let mut missing = |missing: Missing, lines: Lines| match missing {
             Missing::Need(need) => {
+                let need = *need;
                 // The same image may be wanted at several places: the first one counts.
                 let same = |known: &Need| match (known, &need) {
                     (
@@ -153,6 +154,11 @@ fn resolve(
             })),
         };
         for node in nodes.reachable(target) {
+            if let Some(lines) = uses_main_context(nodes, node)
+                && let Err(error) = bases.main_context()
+            {
+                missing(error, lines)?;
+            }
             let triggers = match nodes.all[node].origin {
                 Origin::Stage(base) => nodes.triggers(base),
                 _ => match bases.base(nodes, node) {
@@ -164,11 +170,6 @@ fn resolve(
                 },
             };
             more |= nodes.add_triggers(node, &triggers)?;
-            if let Some(lines) = uses_main_context(nodes, node)
-                && let Err(error) = bases.main_context()
-            {
-                missing(error, lines)?;
-            }
         }
         if !more {
             return Ok(needs);

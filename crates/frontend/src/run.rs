@@ -207,7 +207,7 @@ impl Stage<'_, '_> {
         }
         let mut line = "RUN ".to_owned();
         if !shown.is_empty() {
-            line += &format!("|{} ", shown.len());
+            line.extend(["|", &shown.len().to_string(), " "]);
             for (name, value) in shown {
                 line.extend([name, "=", value, " "]);
             }

@@ -2,7 +2,9 @@
 
 use kiln_graph::{Edge, Op, OpKind, Place, SourceOp};
 use kiln_image::{ImageConfig, Platform, Reference};
+use kiln_source::PatternMatcher;
 
+use crate::build::Wrong;
 use crate::stages::{NodeId, Nodes, Origin};
 use crate::{Context, Facts, ImageFact, Need, Options};
 
@@ -30,7 +32,7 @@ pub(crate) struct Base {
 /// Why there is no base.
 pub(crate) enum Missing {
     /// Something must be known first.
-    Need(Need),
+    Need(Box<Need>),
     /// It cannot be.
     Wrong(String),
 }
@@ -103,7 +105,7 @@ impl Bases<'_> {
                         format!("[context {name}] {reference}"),
                     ))
                 }
-                plain => self.plain(name, plain, platform),
+                plain => self.plain(name, plain, &platform),
             },
         }
     }
@@ -135,11 +137,11 @@ impl Bases<'_> {
             };
             let title = format!("[{for_platform}internal] load metadata for {reference}");
             let (reference, platform) = key;
-            Missing::Need(Need::ImageConfig {
+            Missing::Need(Box::new(Need::ImageConfig {
                 reference,
                 platform,
                 place: place(title),
-            })
+            }))
         })
     }
 
@@ -169,13 +171,13 @@ impl Bases<'_> {
     }
 
     /// A context that is no image.
-    fn plain(&self, name: &str, context: &Context, platform: Platform) -> Result<Base, Missing> {
+    fn plain(&self, name: &str, context: &Context, platform: &Platform) -> Result<Base, Missing> {
         let source = match context {
             Context::Local => {
                 let Some(exclude) = self.facts.ignore.get(name) else {
-                    return Err(Missing::Need(Need::IgnoreFile {
+                    return Err(Missing::Need(Box::new(Need::IgnoreFile {
                         context: name.to_owned(),
-                    }));
+                    })));
                 };
                 Some(SourceOp::Local {
                     name: name.to_owned(),
@@ -210,10 +212,23 @@ impl Bases<'_> {
         Ok(Base {
             source,
             platform: None,
-            config: empty_config(&platform),
+            config: empty_config(platform),
             title,
             is_image: false,
         })
+    }
+
+    /// What the ignore file of the main context leaves out, where that is known.
+    pub(crate) fn ignored(&self) -> Result<Option<PatternMatcher>, Wrong> {
+        if self.options.context != Context::Local {
+            return Ok(None);
+        }
+        let Some(patterns) = self.facts.ignore.get(MAIN_CONTEXT) else {
+            return Ok(None);
+        };
+        let wrong = |error| Wrong::new(format!("invalid pattern in .dockerignore: {error}"));
+        Ok(Some(PatternMatcher::new(patterns).map_err(wrong)?)
+            .filter(|matcher| !matcher.is_empty()))
     }
 
     /// The main context.
@@ -221,7 +236,7 @@ impl Bases<'_> {
         self.plain(
             MAIN_CONTEXT,
             &self.options.context,
-            self.options.target_platform.clone(),
+            &self.options.target_platform,
         )
     }
 }
@@ -244,7 +259,7 @@ impl Base {
 /// The config of an image that is made from nothing.
 fn empty_config(platform: &Platform) -> ImageConfig {
     let mut config = ImageConfig::scratch(platform);
-    config.config.working_dir = "/".to_owned();
+    "/".clone_into(&mut config.config.working_dir);
     config.config.env = vec![format!("PATH={DEFAULT_PATH}")];
     config
 }

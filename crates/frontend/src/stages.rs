@@ -96,6 +96,7 @@ fn context(options: &Options, name: &str) -> Option<String> {
         .cloned()
 }
 
+#[expect(clippy::unnecessary_box_returns, reason = "every caller wants the box")]
 fn fail(file: &str, lines: Lines, message: impl Into<String>) -> Box<Diagnostic> {
     Box::new(Diagnostic {
         file: file.to_owned(),
@@ -144,7 +145,7 @@ impl<'a> Nodes<'a> {
                     ..*fail(file, lines, message)
                 }));
             }
-            invalid_default(&stage.base, &expander, globals, lines, checks);
+            invalid_default(&stage.base, expander, globals, lines, checks);
             let platform = match &stage.platform {
                 None => None,
                 Some(text) => {
@@ -467,7 +468,7 @@ fn undefined_in_from(expanded: &Expanded, globals: &Globals, lines: Lines, check
 
 fn invalid_default(
     base: &str,
-    expander: &Expander,
+    expander: Expander,
     globals: &Globals,
     lines: Lines,
     checks: &mut Checks,
