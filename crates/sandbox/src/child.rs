@@ -1,0 +1,517 @@
+//! The child between fork and exec: raw system calls only.
+//!
+//! It is a copy of one thread of the worker, so a lock or an allocation could wait for ever for a thread that is not
+//! there. All it uses was made before by [`keeper`](crate::keeper); `rustix` makes its calls without the C library.
+#![allow(
+    unsafe_code,
+    reason = "prctl, seccomp, signals and exec have no safe wrappers"
+)]
+
+use std::convert::Infallible;
+use std::ffi::{CStr, CString, c_char};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::ptr;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{
+    Access, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, access, fstat, openat, openat2,
+};
+use rustix::io::{DupFlags, Errno, Result, dup2, dup3};
+use rustix::mount::{
+    MountAttrFlags, MountFlags, UnmountFlags, mount, mount_bind_recursive, mount_remount, unmount,
+};
+use rustix::process::{Signal, chdir, fchdir, pivot_root, set_parent_process_death_signal, setsid};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use crate::seccomp::Instruction;
+use crate::sys;
+
+/// Capabilities of Docker's default set: chown, dac_override, fowner, fsetid, kill, setgid, setuid, setpcap,
+/// net_bind_service, net_raw, sys_chroot, mknod, audit_write, setfcap.
+pub(crate) const DOCKER_CAPABILITIES: u64 = 0xa804_25fb;
+
+/// Hidden under Docker's default confinement.
+pub(crate) const MASKED: [&CStr; 12] = [
+    c"/proc/acpi",
+    c"/proc/asound",
+    c"/proc/interrupts",
+    c"/proc/kcore",
+    c"/proc/keys",
+    c"/proc/latency_stats",
+    c"/proc/sched_debug",
+    c"/proc/scsi",
+    c"/proc/timer_list",
+    c"/proc/timer_stats",
+    c"/sys/devices/virtual/powercap",
+    c"/sys/firmware",
+];
+
+/// Read-only under Docker's default confinement.
+pub(crate) const READ_ONLY: [&CStr; 5] = [
+    c"/proc/bus",
+    c"/proc/fs",
+    c"/proc/irq",
+    c"/proc/sys",
+    c"/proc/sysrq-trigger",
+];
+
+/// Everything that the child needs, allocated.
+pub(crate) struct Plan {
+    /// The root, attached on top of the worker's.
+    pub(crate) root: OwnedFd,
+    /// The worker's root.
+    pub(crate) old_root: OwnedFd,
+    /// The folder for `/proc`.
+    pub(crate) proc_dest: OwnedFd,
+    /// Standard streams, all of them beyond 9.
+    pub(crate) stdio: [OwnedFd; 3],
+    /// Standard input is to be the controlling terminal.
+    pub(crate) terminal: bool,
+    /// Where a failure is told; beyond 9.
+    pub(crate) report: OwnedFd,
+    /// Docker's confinement; else none.
+    pub(crate) confined: bool,
+    /// The root is to be read-only.
+    pub(crate) read_only_root: bool,
+    pub(crate) no_new_privs: bool,
+    pub(crate) filter: Vec<Instruction>,
+    pub(crate) limits: Vec<(u32, libc::rlimit64)>,
+    /// Text for `/proc/self/oom_score_adj`; empty for none.
+    pub(crate) oom_score_adj: String,
+    pub(crate) cwd: CString,
+    pub(crate) uid: Uid,
+    pub(crate) gid: Gid,
+    pub(crate) groups: Vec<Gid>,
+    /// Paths to try, in order.
+    pub(crate) programs: Vec<CString>,
+    pub(crate) args: Vec<CString>,
+    pub(crate) env: Vec<CString>,
+}
+
+/// What the child was at when it failed. Sent as a byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Stage {
+    Orphaned,
+    Session,
+    Terminal,
+    Stdio,
+    Proc,
+    Pivot,
+    Mask,
+    ReadOnly,
+    ReadOnlyRoot,
+    Descriptors,
+    OomScore,
+    Limit,
+    Cwd,
+    NoNewPrivs,
+    Seccomp,
+    Bounding,
+    Groups,
+    Gid,
+    Uid,
+    Capabilities,
+    DeathSignal,
+    Exec,
+}
+
+impl Stage {
+    const ALL: [Self; 22] = [
+        Self::Orphaned,
+        Self::Session,
+        Self::Terminal,
+        Self::Stdio,
+        Self::Proc,
+        Self::Pivot,
+        Self::Mask,
+        Self::ReadOnly,
+        Self::ReadOnlyRoot,
+        Self::Descriptors,
+        Self::OomScore,
+        Self::Limit,
+        Self::Cwd,
+        Self::NoNewPrivs,
+        Self::Seccomp,
+        Self::Bounding,
+        Self::Groups,
+        Self::Gid,
+        Self::Uid,
+        Self::Capabilities,
+        Self::DeathSignal,
+        Self::Exec,
+    ];
+}
+
+/// Why the child failed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Failure {
+    pub(crate) stage: Stage,
+    /// Which one of several things.
+    pub(crate) index: usize,
+    pub(crate) error: Errno,
+}
+
+/// Bytes of a failure on the pipe.
+pub(crate) const FAILURE_SIZE: usize = 6;
+
+impl Failure {
+    fn encode(self) -> [u8; FAILURE_SIZE] {
+        let [a, b, c, d] = self.error.raw_os_error().to_ne_bytes();
+        [self.stage as u8, self.index.min(255) as u8, a, b, c, d]
+    }
+
+    pub(crate) fn decode([stage, index, error @ ..]: [u8; FAILURE_SIZE]) -> Option<Self> {
+        Some(Self {
+            stage: *Stage::ALL.get(usize::from(stage))?,
+            index: usize::from(index),
+            error: Errno::from_raw_os_error(i32::from_ne_bytes(error)),
+        })
+    }
+}
+
+/// Lists of pointers for exec, each ending with a null pointer.
+pub(crate) struct Pointers {
+    args: Vec<*const c_char>,
+    env: Vec<*const c_char>,
+}
+
+impl Pointers {
+    /// Valid as long as `plan` lives unchanged.
+    pub(crate) fn of(plan: &Plan) -> Self {
+        let list = |strings: &[CString]| {
+            strings
+                .iter()
+                .map(|string| string.as_ptr())
+                .chain([ptr::null()])
+                .collect::<Vec<_>>()
+        };
+        Self {
+            args: list(&plan.args),
+            env: list(&plan.env),
+        }
+    }
+}
+
+/// Becomes the program, or reports why not and ends.
+pub(crate) fn run(plan: &Plan, pointers: &Pointers) -> ! {
+    let Err(failure) = become_program(plan, pointers);
+    // After `Descriptors` the pipe is 3; its old number is closed then, so trying both is harmless.
+    for fd in [REPORT, plan.report.as_raw_fd()] {
+        let message = failure.encode();
+        // SAFETY: writes from a live buffer; if it fails nobody is left to be told.
+        unsafe { libc::write(fd, message.as_ptr().cast(), message.len()) };
+    }
+    // SAFETY: ends the process without running anything of its parent's.
+    unsafe { libc::_exit(1) }
+}
+
+/// The number of the report pipe while the program is being executed; it closes on exec.
+const REPORT: i32 = 3;
+
+fn become_program(plan: &Plan, pointers: &Pointers) -> std::result::Result<Infallible, Failure> {
+    let at = |stage| {
+        move |error| Failure {
+            stage,
+            index: 0,
+            error,
+        }
+    };
+    let nth = |stage, index| {
+        move |error| Failure {
+            stage,
+            index,
+            error,
+        }
+    };
+
+    die_with_worker(plan).map_err(at(Stage::Orphaned))?;
+    reset_signals();
+    setsid().map_err(at(Stage::Session))?;
+    // A session keyring of its own, so that the worker's keys are out of reach. Not every kernel has keyrings.
+    // SAFETY: no pointers but the null one, which asks for an unnamed keyring.
+    unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            1, /* KEYCTL_JOIN_SESSION_KEYRING */
+            ptr::null::<c_char>(),
+        )
+    };
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    connect_stdio(plan).map_err(at(Stage::Stdio))?;
+    if plan.terminal {
+        rustix::process::ioctl_tiocsctty(&plan.stdio[0]).map_err(at(Stage::Terminal))?;
+    }
+
+    mount_proc(plan).map_err(at(Stage::Proc))?;
+    turn_root(plan).map_err(at(Stage::Pivot))?;
+    if plan.confined {
+        for (index, path) in MASKED.iter().enumerate() {
+            mask(path).map_err(nth(Stage::Mask, index))?;
+        }
+        for (index, path) in READ_ONLY.iter().enumerate() {
+            make_read_only(path).map_err(nth(Stage::ReadOnly, index))?;
+        }
+    }
+    if plan.read_only_root {
+        let root = plan.root.as_fd();
+        sys::set_mount_attributes(root, MountAttrFlags::MOUNT_ATTR_RDONLY, false)
+            .map_err(at(Stage::ReadOnlyRoot))?;
+    }
+    // From here on nothing of the worker is open, so that no path through /proc/self/fd leads out.
+    close_descriptors(plan).map_err(at(Stage::Descriptors))?;
+
+    if !plan.oom_score_adj.is_empty() {
+        write_file(c"/proc/self/oom_score_adj", plan.oom_score_adj.as_bytes())
+            .map_err(at(Stage::OomScore))?;
+    }
+    for (index, (resource, limit)) in plan.limits.iter().enumerate() {
+        // SAFETY: reads one valid limit.
+        let result = unsafe { libc::setrlimit64(*resource as _, limit) };
+        sys::check(result.into()).map_err(nth(Stage::Limit, index))?;
+    }
+    enter(&plan.cwd).map_err(at(Stage::Cwd))?;
+    drop_privileges(plan)?;
+    Err(execute(plan, pointers))
+}
+
+/// The kernel kills this process when the keeper ends. If that has happened already the pipe has no reader.
+fn die_with_worker(plan: &Plan) -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    let mut pipe = [PollFd::new(&plan.report, PollFlags::empty())];
+    poll(
+        &mut pipe,
+        Some(&rustix::fs::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        }),
+    )?;
+    if pipe[0].revents().contains(PollFlags::ERR) {
+        Err(Errno::SRCH)
+    } else {
+        Ok(())
+    }
+}
+
+/// Exec keeps ignored signals ignored and blocked ones blocked (Rust ignores SIGPIPE).
+fn reset_signals() {
+    // SAFETY: sets default actions and an empty mask; the C library refuses its own two signals, which is fine.
+    unsafe {
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+    }
+}
+
+fn connect_stdio(plan: &Plan) -> Result<()> {
+    for (number, stream) in plan.stdio.iter().enumerate() {
+        // SAFETY: the descriptor is not closed by this value; 0 to 2 belong to nobody else in this process.
+        let mut target = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number as i32) });
+        dup2(stream, &mut target)?;
+    }
+    Ok(())
+}
+
+/// `/proc` shows the PID namespace of who mounts it, so it is mounted here.
+fn mount_proc(plan: &Plan) -> Result<()> {
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let proc = sys::new_mount(c"proc", &[], attributes)?;
+    sys::attach(proc.as_fd(), plan.proc_dest.as_fd())
+}
+
+/// Makes the new root `/` and lets go of the worker's mounts. The old root stays until now because a user namespace
+/// may mount `/proc` only where it sees a whole one already.
+fn turn_root(plan: &Plan) -> Result<()> {
+    fchdir(&plan.root)?;
+    // Both the same place: the old root lands on top of the new one.
+    pivot_root(c".", c".")?;
+    fchdir(&plan.old_root)?;
+    unmount(c".", UnmountFlags::DETACH)?;
+    chdir(c"/")
+}
+
+/// Hides a file behind `/dev/null`, or a folder behind an empty one.
+fn mask(path: &CStr) -> Result<()> {
+    match mount(c"/dev/null", path, c"", MountFlags::BIND, None) {
+        Err(Errno::NOTDIR) => mount(
+            c"tmpfs",
+            path,
+            c"tmpfs",
+            MountFlags::RDONLY,
+            Some(c"size=0k,nr_inodes=1"),
+        ),
+        Err(Errno::NOENT) => Ok(()),
+        other => other,
+    }
+}
+
+fn make_read_only(path: &CStr) -> Result<()> {
+    match mount_bind_recursive(path, path) {
+        Err(Errno::NOENT) => return Ok(()),
+        other => other?,
+    }
+    let flags = MountFlags::BIND
+        | MountFlags::RDONLY
+        | MountFlags::NOSUID
+        | MountFlags::NODEV
+        | MountFlags::NOEXEC;
+    mount_remount(path, flags, c"")
+}
+
+fn close_descriptors(plan: &Plan) -> Result<()> {
+    // SAFETY: number 3 belongs to nobody else in this process; it is not closed by this value.
+    let mut report = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(REPORT) });
+    dup3(&plan.report, &mut report, DupFlags::CLOEXEC)?;
+    // SAFETY: the plan's descriptors are closed under it, which is fine since only `run` looks at one of them again,
+    // and gets EBADF.
+    sys::check(unsafe { libc::syscall(libc::SYS_close_range, REPORT + 1, libc::c_uint::MAX, 0) })?;
+    Ok(())
+}
+
+fn write_file(path: &CStr, bytes: &[u8]) -> Result<()> {
+    let file = openat(CWD, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, bytes).map(drop)
+}
+
+/// Goes into the working folder, which must not be reached through a link of `/proc`.
+fn enter(cwd: &CStr) -> Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let root = openat(CWD, c"/", flags, Mode::empty())?;
+    fchdir(&openat2(&root, cwd, flags, Mode::empty(), resolve)?)
+}
+
+fn drop_privileges(plan: &Plan) -> std::result::Result<(), Failure> {
+    let at = |stage| {
+        move |error| Failure {
+            stage,
+            index: 0,
+            error,
+        }
+    };
+    if plan.no_new_privs {
+        rustix::thread::set_no_new_privs(true).map_err(at(Stage::NoNewPrivs))?;
+    }
+    // Without no_new_privs a filter needs CAP_SYS_ADMIN, so it comes before the capabilities go.
+    if !plan.filter.is_empty() {
+        install(&plan.filter).map_err(at(Stage::Seccomp))?;
+    }
+    if plan.confined {
+        limit_bounding_set(DOCKER_CAPABILITIES).map_err(at(Stage::Bounding))?;
+    }
+    match rustix::thread::set_thread_groups(&plan.groups) {
+        // Where only one id exists setgroups is switched off, and there is no other group to have.
+        Err(Errno::PERM) if plan.groups.iter().all(|gid| gid.is_root()) => {}
+        other => other.map_err(at(Stage::Groups))?,
+    }
+    let (uid, gid) = (plan.uid, plan.gid);
+    rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(at(Stage::Gid))?;
+    // From root to another user the kernel clears all capabilities.
+    rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(at(Stage::Uid))?;
+    if plan.confined && uid.is_root() {
+        let all = rustix::thread::capabilities(None).map_err(at(Stage::Capabilities))?;
+        let kept = all.permitted & CapabilitySet::from_bits_retain(DOCKER_CAPABILITIES);
+        let sets = CapabilitySets {
+            effective: kept,
+            permitted: kept,
+            inheritable: CapabilitySet::empty(),
+        };
+        rustix::thread::set_capabilities(None, sets).map_err(at(Stage::Capabilities))?;
+    }
+    // Changing ids has cleared it.
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(at(Stage::DeathSignal))
+}
+
+fn install(filter: &[Instruction]) -> Result<()> {
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_ptr().cast_mut(),
+    };
+    // SAFETY: the kernel copies the program, which it does not write to.
+    sys::check(unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &raw const program,
+        )
+    })?;
+    Ok(())
+}
+
+fn limit_bounding_set(keep: u64) -> Result<()> {
+    for capability in 0..64u64 {
+        if keep & (1 << capability) != 0 {
+            continue;
+        }
+        // SAFETY: only numbers.
+        match sys::check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }.into())
+        {
+            // Beyond the last one that this kernel knows.
+            Err(Errno::INVAL) => break,
+            other => drop(other?),
+        }
+    }
+    Ok(())
+}
+
+/// Tries the programs in order. The error is that of the one found, or of the last.
+fn execute(plan: &Plan, pointers: &Pointers) -> Failure {
+    let mut failure = Failure {
+        stage: Stage::Exec,
+        index: NOT_FOUND,
+        error: Errno::NOENT,
+    };
+    for (index, program) in plan.programs.iter().enumerate() {
+        // SAFETY: all strings and lists end with a null and live as long as the plan.
+        unsafe {
+            libc::execve(
+                program.as_ptr(),
+                pointers.args.as_ptr(),
+                pointers.env.as_ptr(),
+            )
+        };
+        let error = sys::check(-1).err().unwrap_or(Errno::NOENT);
+        match error {
+            // Not there; or it is, and its interpreter is not.
+            Errno::NOENT | Errno::NOTDIR if access(program.as_c_str(), Access::EXISTS).is_err() => {
+            }
+            Errno::ACCESS if is_folder(program) && plan.programs.len() > 1 => {}
+            Errno::ACCESS => {
+                failure = Failure {
+                    index,
+                    error,
+                    ..failure
+                }
+            }
+            error => {
+                return Failure {
+                    index,
+                    error,
+                    ..failure
+                };
+            }
+        }
+    }
+    failure
+}
+
+/// The index of a failed exec when there was nothing to execute.
+pub(crate) const NOT_FOUND: usize = 255;
+
+fn is_folder(path: &CStr) -> bool {
+    openat(
+        CWD,
+        path,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .and_then(|fd| fstat(&fd))
+    .is_ok()
+}

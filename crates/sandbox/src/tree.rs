@@ -1,0 +1,408 @@
+//! Puts the root together: the tree, the mounts that every container has, and the mounts asked for.
+//!
+//! Runs in the keeper's own mount namespace. New trees are stacked on top of the worker's `/`, where no path finds
+//! them: a path starts below the stack. They are reached by descriptor only.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use kiln_image::LayerPath;
+use rustix::fs::{
+    CWD, FileType, Gid, Mode, OFlags, Uid, fchown, fstat, makedev, mknodat, openat, statfs,
+    symlinkat,
+};
+use rustix::io::Errno;
+use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+use crate::error::SandboxError;
+use crate::keeper::{Job, OwnedMount, OwnedRoot, OwnedSource};
+use crate::process::Confinement;
+use crate::resolve::{Missing, open_folder, open_in_root, open_or_make};
+use crate::sys;
+
+const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
+
+/// The devices that every container has, with their numbers.
+const DEVICES: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
+
+const LINKS: [(&str, &str); 6] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+    ("core", "/proc/kcore"),
+];
+
+/// The finished tree.
+pub(crate) struct Tree {
+    pub(crate) root: OwnedFd,
+    pub(crate) proc_dest: OwnedFd,
+    pub(crate) made: Vec<LayerPath>,
+    pub(crate) terminal: Option<Terminal>,
+}
+
+/// Both ends of the container's terminal.
+pub(crate) struct Terminal {
+    pub(crate) outer: OwnedFd,
+    pub(crate) inner: OwnedFd,
+}
+
+type Result<T> = std::result::Result<T, SandboxError>;
+
+fn nosuid_nodev_noexec() -> MountAttrFlags {
+    MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC
+}
+
+/// Mounts everything but `/proc`, of which only the place is made.
+pub(crate) fn assemble(job: &Job) -> Result<Tree> {
+    // What comes from somewhere else is opened while nothing covers it.
+    let sources = job
+        .mounts
+        .iter()
+        .map(|mount| source(job, mount))
+        .collect::<Result<Vec<_>>>()?;
+    let devices = device_nodes(job)?;
+    let mut builder = Builder {
+        root: attach_root(job)?,
+        made: Vec::new(),
+    };
+
+    let proc_dest = builder.place("/proc", &Missing::Folder(0, 0))?;
+    builder.sys(job)?;
+    let terminal = builder.dev(job, &devices)?;
+    for (mount, source) in job.mounts.iter().zip(&sources) {
+        builder.attach(source.as_fd(), &mount.dest)?;
+    }
+    let cwd = Missing::Folder(job.user.uid, job.user.gid);
+    open_or_make(builder.root.as_fd(), &job.cwd, &cwd).map_err(|error| {
+        SandboxError::setup(format!("working folder {}", job.cwd.display()), error)
+    })?;
+    Ok(Tree {
+        root: builder.root,
+        proc_dest,
+        made: builder.made,
+        terminal,
+    })
+}
+
+/// Stacks a detached mount on the worker's root.
+fn stack(mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    move_mount(
+        mount,
+        c"",
+        CWD,
+        c"/",
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+}
+
+/// A copy of the mounts at and below a place.
+fn clone_tree(place: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(
+        place,
+        c"",
+        flags | OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::AT_RECURSIVE,
+    )
+}
+
+/// Devices in the image must not work: its files may claim to be the host's disk. Without a device controller the
+/// mount attribute is what stands in the way; the container lacks the privilege to change it.
+fn forbid_devices(job: &Job, mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    match job.confinement {
+        Confinement::Docker => {
+            sys::set_mount_attributes(mount, MountAttrFlags::MOUNT_ATTR_NODEV, true)
+        }
+        Confinement::Insecure => Ok(()),
+    }
+}
+
+fn attach_root(job: &Job) -> Result<OwnedFd> {
+    let root = match &job.root {
+        OwnedRoot::Mount(fd) => fd
+            .try_clone()
+            .map_err(|error| SandboxError::setup("root", error))?,
+        OwnedRoot::Folder(path) => open_folder(path)
+            .and_then(|folder| clone_tree(folder.as_fd()))
+            .map_err(|error| SandboxError::setup(format!("root {}", path.display()), error))?,
+    };
+    forbid_devices(job, root.as_fd())
+        .and_then(|()| stack(root.as_fd()))
+        .map_err(|error| SandboxError::setup("mounting the root", error))?;
+    Ok(root)
+}
+
+/// What is to be mounted, as a detached mount.
+fn source(job: &Job, mount: &OwnedMount) -> Result<OwnedFd> {
+    let failed = |what: String| {
+        move |source: std::io::Error| SandboxError::Mount {
+            dest: mount.dest.clone(),
+            what,
+            source,
+        }
+    };
+    let detached = match &mount.source {
+        OwnedSource::Bind { root, path } => {
+            let tree = match root {
+                OwnedRoot::Mount(fd) => {
+                    // Only an attached mount can be copied in part (before Linux 6.15).
+                    stack(fd.as_fd())
+                        .map_err(|error| failed("attaching its tree".into())(error.into()))?;
+                    fd.try_clone().map_err(failed("its tree".into()))?
+                }
+                OwnedRoot::Folder(path) => open_folder(path)
+                    .map_err(|error| failed(path.display().to_string())(error.into()))?,
+            };
+            let place = if path.as_os_str().is_empty() {
+                tree
+            } else {
+                open_in_root(tree.as_fd(), path)
+                    .map_err(|error| failed(path.display().to_string())(error.into()))?
+            };
+            clone_tree(place.as_fd())
+                .map_err(|error| failed("copying the mount".into())(error.into()))?
+        }
+        OwnedSource::Tmpfs { size, mode } => {
+            let mode = CString::new(format!("{mode:o}")).expect("digits");
+            let size = size.map(|size| CString::new(size.to_string()).expect("digits"));
+            let mut options = vec![(c"mode", mode.as_c_str())];
+            options.extend(size.as_deref().map(|size| (c"size", size)));
+            let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID;
+            sys::new_mount(c"tmpfs", &options, attributes)
+                .map_err(|error| failed("tmpfs".into())(error.into()))?
+        }
+        OwnedSource::File {
+            content,
+            mode,
+            uid,
+            gid,
+        } => memory_file(content, *mode, *uid, *gid).map_err(failed("file in memory".into()))?,
+    };
+    let attributes = if mount.read_only {
+        MountAttrFlags::MOUNT_ATTR_RDONLY
+    } else {
+        MountAttrFlags::empty()
+    };
+    forbid_devices(job, detached.as_fd())
+        .and_then(|()| sys::set_mount_attributes(detached.as_fd(), attributes, true))
+        .map_err(|error| failed("setting its attributes".into())(error.into()))?;
+    Ok(detached)
+}
+
+/// A mount of one file on a tmpfs of its own.
+fn memory_file(content: &[u8], mode: u32, uid: u32, gid: u32) -> std::io::Result<OwnedFd> {
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let memory = sys::new_mount(c"tmpfs", &[(c"mode", c"0700")], attributes)?;
+    stack(memory.as_fd())?;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = openat(&memory, c"file", flags, Mode::from_raw_mode(0o600))?;
+    let mut file = std::fs::File::from(file);
+    std::io::Write::write_all(&mut file, content)?;
+    if (uid, gid) != (0, 0) {
+        fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+    }
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
+    Ok(clone_tree(file.as_fd())?)
+}
+
+/// Mounts of the device nodes: our own where we may make some, so that a `chmod` inside does not reach the host's.
+fn device_nodes(_job: &Job) -> Result<Vec<OwnedFd>> {
+    let failed =
+        |name: &str, error: Errno| SandboxError::setup(format!("device /dev/{name}"), error);
+    let nodes = sys::new_mount(
+        c"tmpfs",
+        &[(c"mode", c"0700")],
+        MountAttrFlags::MOUNT_ATTR_NOSUID,
+    )
+    .map_err(|error| failed("", error))?;
+    stack(nodes.as_fd()).map_err(|error| failed("", error))?;
+    let device = |&(name, major, minor): &(&str, u32, u32)| {
+        let mode = Mode::from_raw_mode(0o666);
+        let place = match mknodat(
+            &nodes,
+            name,
+            FileType::CharacterDevice,
+            mode,
+            makedev(major, minor),
+        ) {
+            Ok(()) => openat(&nodes, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()),
+            Err(Errno::PERM) => open_folder(&Path::new("/dev").join(name)),
+            Err(error) => Err(error),
+        };
+        place
+            .and_then(|place| clone_tree(place.as_fd()))
+            .map_err(|error| failed(name, error))
+    };
+    DEVICES.iter().map(device).collect()
+}
+
+struct Builder {
+    root: OwnedFd,
+    made: Vec<LayerPath>,
+}
+
+impl Builder {
+    fn place(&mut self, dest: impl AsRef<Path>, missing: &Missing) -> Result<OwnedFd> {
+        let dest = dest.as_ref();
+        let place = open_or_make(self.root.as_fd(), dest, missing).map_err(|error| {
+            SandboxError::Mount {
+                dest: dest.into(),
+                what: "making the mount point".into(),
+                source: error.into(),
+            }
+        })?;
+        self.made.extend(place.made);
+        Ok(place.fd)
+    }
+
+    /// Attaches a detached mount; where nothing is, a folder or file is made.
+    fn attach(&mut self, mount: BorrowedFd<'_>, dest: impl AsRef<Path>) -> Result<()> {
+        let dest = dest.as_ref();
+        let failed = |what: &str, error: Errno| SandboxError::Mount {
+            dest: dest.into(),
+            what: what.into(),
+            source: error.into(),
+        };
+        let stat = fstat(mount).map_err(|error| failed("looking at the source", error))?;
+        let folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let missing = if folder {
+            Missing::Folder(0, 0)
+        } else {
+            Missing::File
+        };
+        let place = self.place(dest, &missing)?;
+        sys::attach(mount, place.as_fd()).map_err(|error| match error {
+            Errno::NOTDIR if folder => failed("a folder cannot be mounted on a file", error),
+            Errno::NOTDIR => failed("a file cannot be mounted on a folder", error),
+            error => failed("attaching", error),
+        })
+    }
+
+    fn mount(
+        &mut self,
+        dest: &str,
+        kind: &std::ffi::CStr,
+        options: &[(&std::ffi::CStr, &std::ffi::CStr)],
+        attributes: MountAttrFlags,
+    ) -> Result<OwnedFd> {
+        let mount =
+            sys::new_mount(kind, options, attributes).map_err(|error| SandboxError::Mount {
+                dest: dest.into(),
+                what: kind.to_string_lossy().into_owned(),
+                source: error.into(),
+            })?;
+        self.attach(mount.as_fd(), dest)?;
+        Ok(mount)
+    }
+
+    /// `/sys`, read-only. A user namespace may mount it only for a network namespace of its own; else the host's is
+    /// shown.
+    fn sys(&mut self, job: &Job) -> Result<()> {
+        let failed = |error: Errno| SandboxError::Mount {
+            dest: "/sys".into(),
+            what: "sysfs".into(),
+            source: error.into(),
+        };
+        let attributes = match job.confinement {
+            Confinement::Docker => nosuid_nodev_noexec() | MountAttrFlags::MOUNT_ATTR_RDONLY,
+            Confinement::Insecure => nosuid_nodev_noexec(),
+        };
+        match sys::new_mount(c"sysfs", &[], attributes) {
+            Ok(sysfs) => {
+                self.attach(sysfs.as_fd(), "/sys")?;
+                let unified = statfs(c"/sys/fs/cgroup")
+                    .is_ok_and(|stat| stat.f_type as u64 == CGROUP2_SUPER_MAGIC);
+                if unified && let Ok(cgroup) = sys::new_mount(c"cgroup2", &[], attributes) {
+                    self.attach(cgroup.as_fd(), "/sys/fs/cgroup")?;
+                }
+                Ok(())
+            }
+            Err(Errno::PERM) => {
+                let host = open_folder(Path::new("/sys"))
+                    .and_then(|place| clone_tree(place.as_fd()))
+                    .map_err(failed)?;
+                sys::set_mount_attributes(host.as_fd(), attributes, true).map_err(failed)?;
+                self.attach(host.as_fd(), "/sys")
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    fn dev(&mut self, job: &Job, devices: &[OwnedFd]) -> Result<Option<Terminal>> {
+        let mut attributes =
+            MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_STRICTATIME;
+        if job.confinement == Confinement::Docker {
+            attributes |= MountAttrFlags::MOUNT_ATTR_NODEV;
+        }
+        let dev = self.mount(
+            "/dev",
+            c"tmpfs",
+            &[(c"mode", c"0755"), (c"size", c"65536k")],
+            attributes,
+        )?;
+        for ((name, ..), device) in DEVICES.iter().zip(devices) {
+            self.attach(device.as_fd(), Path::new("/dev").join(name))?;
+        }
+        for (name, target) in LINKS {
+            symlinkat(target, &dev, name)
+                .map_err(|error| SandboxError::setup(format!("link /dev/{name}"), error))?;
+        }
+        let pts = self.pts()?;
+        let size = CString::new(job.shm_size.to_string()).expect("digits");
+        self.mount(
+            "/dev/shm",
+            c"tmpfs",
+            &[(c"mode", c"1777"), (c"size", &size)],
+            nosuid_nodev_noexec(),
+        )?;
+        self.mount("/dev/mqueue", c"mqueue", &[], nosuid_nodev_noexec())?;
+        job.terminal
+            .map(|size| self.terminal(job, &pts, size))
+            .transpose()
+    }
+
+    fn pts(&mut self) -> Result<OwnedFd> {
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        // Group 5 is `tty`; it does not exist where only one id is mapped.
+        let with_tty = [(c"ptmxmode", c"0666"), (c"mode", c"0620"), (c"gid", c"5")];
+        match self.mount("/dev/pts", c"devpts", &with_tty, attributes) {
+            Err(SandboxError::Mount { .. }) => {
+                self.mount("/dev/pts", c"devpts", &with_tty[..2], attributes)
+            }
+            other => other,
+        }
+    }
+
+    fn terminal(&mut self, job: &Job, pts: &OwnedFd, (rows, cols): (u16, u16)) -> Result<Terminal> {
+        let failed = |error: Errno| SandboxError::setup("terminal", error);
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let outer = openat(pts, c"ptmx", flags, Mode::empty()).map_err(failed)?;
+        unlockpt(&outer).map_err(failed)?;
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: cols,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(&outer, size).map_err(failed)?;
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let inner = ioctl_tiocgptpeer(&outer, flags).map_err(failed)?;
+        fchown(&inner, Some(Uid::from_raw(job.user.uid)), None).map_err(failed)?;
+        let console = clone_tree(inner.as_fd()).map_err(failed)?;
+        self.attach(console.as_fd(), "/dev/console")?;
+        Ok(Terminal { outer, inner })
+    }
+}
