@@ -116,7 +116,7 @@ impl<'a> Run<'a> {
                 _ => Ok(self.scratch()),
             })
             .collect::<Result<_, _>>()?;
-        let mut builder = Builder::new(base, layer_dir, self.ids)?;
+        let mut builder = Builder::new(&base, layer_dir, self.ids)?;
         for (&at, from) in actions.iter().zip(&trees) {
             self.action(&mut builder, &self.op.actions[at], from)?;
         }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use kiln_image::{Entry, Kind, LayerIndex, LayerPath, MergedView, ResolveError, Xattrs};
+use kiln_image::{Entry, Kind, LayerIndex, LayerPath, ResolveError, Xattrs};
 use kiln_store::layer_fs::{Content, Ids, LayerFs};
 
 use crate::FileOpError;
@@ -24,7 +24,7 @@ pub(crate) struct Made {
 
 /// The new layer: its entries, and its files on disk. The contents of plain files are copied late and in bulk.
 pub(crate) struct Builder<'a> {
-    base: Tree<'a>,
+    base: &'a Tree<'a>,
     layer_dir: PathBuf,
     ids: Ids,
     fs: LayerFs,
@@ -40,7 +40,7 @@ pub(crate) struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    pub(crate) fn new(base: Tree<'a>, layer_dir: &Path, ids: Ids) -> Result<Self, FileOpError> {
+    pub(crate) fn new(base: &'a Tree<'a>, layer_dir: &Path, ids: Ids) -> Result<Self, FileOpError> {
         let fs = LayerFs::create(layer_dir, ids).map_err(FileOpError::Write)?;
         Ok(Self {
             base,
@@ -56,8 +56,8 @@ impl<'a> Builder<'a> {
         })
     }
 
-    pub(crate) fn base(&self) -> &Tree<'a> {
-        &self.base
+    pub(crate) fn base(&self) -> &'a Tree<'a> {
+        self.base
     }
 
     /// What is at a path as it stands. The root need not be there.
@@ -274,16 +274,16 @@ impl<'a> Builder<'a> {
                     (Some(_), None) => self.base_has_dir(&entry.path),
                     (None, _) => false,
                 };
-                if old_dir.is_none() {
-                    self.seen = None;
-                }
             }
-            _ => {
-                if old_dir.is_some() {
-                    self.forget_below(&entry.path);
-                }
-                self.seen = None;
-            }
+            _ if old_dir.is_some() => self.forget_below(&entry.path),
+            _ => {}
+        }
+        if self
+            .seen
+            .as_ref()
+            .is_some_and(|(folder, _)| folder.below(&entry.path).is_some())
+        {
+            self.seen = None;
         }
         if let Some(at) = old {
             self.entries[at] = Some(entry);

@@ -6,13 +6,15 @@ use std::collections::HashMap;
 
 use kiln_graph::CopyAction;
 use kiln_image::{Entry, Kind, LayerPath};
+use kiln_source::Stamp;
 
 use crate::FileOpError;
 use crate::builder::{Builder, Made};
 use crate::mode::Chmod;
 use crate::select::{Item, Source, sources};
 use crate::transfer::Job;
-use crate::tree::{Place, Tree};
+use crate::tree::{Folders, Place, Tree};
+use crate::unpack::{is_archive, unpack};
 
 /// What a copy changes of the metadata of what it copies.
 pub(crate) struct Changes {
@@ -81,6 +83,9 @@ pub(crate) fn copy<'a>(
         }
     }
     for source in sources(action, from.view)? {
+        if action.attempt_unpack && unpacked(builder, action, from, &source, changes)? {
+            continue;
+        }
         Copier {
             builder,
             from,
@@ -90,6 +95,38 @@ pub(crate) fn copy<'a>(
         .source(action, &source)?;
     }
     Ok(())
+}
+
+/// Unpacks a source if it is an archive; tells whether it is one.
+fn unpacked(
+    builder: &mut Builder<'_>,
+    action: &CopyAction,
+    from: &Tree<'_>,
+    source: &Source<'_>,
+    changes: &Changes,
+) -> Result<bool, FileOpError> {
+    let Some(node) = source.node.filter(|node| node.entry.is_file()) else {
+        return Ok(false);
+    };
+    let path = &source.path;
+    let unreadable = |source: std::io::Error| FileOpError::Read {
+        path: path.clone(),
+        source,
+    };
+    let mut file = Folders::new(&from.dirs)
+        .open(node.layer, path)
+        .map_err(unreadable)?;
+    if !is_archive(&mut file).map_err(unreadable)? {
+        return Ok(false);
+    }
+    unpack(builder, path, &mut file, &action.dest, changes)?;
+    if let Some(stamp) = from.stamps.and_then(|stamps| stamps.get(path)) {
+        let stat = rustix::fs::fstat(&file).map_err(|errno| unreadable(errno.into()))?;
+        if Stamp::of(&stat) != *stamp {
+            builder.changed.push(path.clone());
+        }
+    }
+    Ok(true)
 }
 
 struct Copier<'a, 'b> {

@@ -12,6 +12,7 @@ mod owner;
 mod select;
 mod transfer;
 mod tree;
+mod unpack;
 
 pub use apply::{Applied, apply};
 pub use error::FileOpError;
