@@ -9,7 +9,7 @@ use base64::prelude::BASE64_STANDARD;
 use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use reqwest::{RequestBuilder, Url};
 use serde::Deserialize;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OnceCell};
 
 use crate::config::is_loopback;
 use crate::credentials::{Credential, Credentials};
@@ -45,7 +45,9 @@ impl Scopes {
     fn with(&self, more: &str) -> Self {
         let mut scopes = self.0.clone();
         // The same actions in another order are nothing new.
-        let new = more.split_whitespace().filter(|asked| !self.0.iter().any(|own| covers(own, asked)));
+        let new = more
+            .split_whitespace()
+            .filter(|asked| !self.0.iter().any(|own| covers(own, asked)));
         scopes.extend(new.map(str::to_owned));
         Self(scopes)
     }
@@ -55,7 +57,10 @@ impl Scopes {
 fn covers(own: &str, asked: &str) -> bool {
     match (own.rsplit_once(':'), asked.rsplit_once(':')) {
         (Some((resource, own)), Some((same, asked))) => {
-            resource == same && asked.split(',').all(|action| own.split(',').any(|known| known == action))
+            resource == same
+                && asked
+                    .split(',')
+                    .all(|action| own.split(',').any(|known| known == action))
         }
         _ => false,
     }
@@ -82,8 +87,7 @@ struct Token {
 #[derive(Default)]
 struct Host {
     demand: Option<Demand>,
-    /// `None` until asked for.
-    credential: Option<Option<Credential>>,
+    credential: OnceCell<Option<Credential>>,
     tokens: HashMap<Scopes, Token>,
 }
 
@@ -96,11 +100,17 @@ pub(crate) struct Auth {
 
 impl Auth {
     pub(crate) fn new(credentials: Arc<dyn Credentials>) -> Self {
-        Self { credentials, hosts: std::sync::Mutex::default() }
+        Self {
+            credentials,
+            hosts: std::sync::Mutex::default(),
+        }
     }
 
     fn host(&self, endpoint: &Endpoint) -> Arc<Mutex<Host>> {
-        let mut hosts = self.hosts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut hosts = self
+            .hosts
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         hosts.entry(endpoint.registry.clone()).or_default().clone()
     }
 
@@ -129,14 +139,22 @@ impl Auth {
         headers: &HeaderMap,
         used: Option<&HeaderValue>,
     ) -> Result<bool, Error> {
-        let Some(demand) = demand(headers) else { return Ok(false) };
+        let Some(demand) = demand(headers) else {
+            return Ok(false);
+        };
         let host = self.host(endpoint);
         let mut host = host.lock().await;
         host.tokens.retain(|_, token| Some(&token.header) != used);
-        let header = self.answer(net, endpoint, scopes, &mut host, &demand).await?;
+        let header = self
+            .answer(net, endpoint, scopes, &mut host, &demand)
+            .await?;
         host.demand = Some(match demand {
             Demand::Basic => Demand::Basic,
-            Demand::Bearer { realm, service, .. } => Demand::Bearer { realm, service, scope: None },
+            Demand::Bearer { realm, service, .. } => Demand::Bearer {
+                realm,
+                service,
+                scope: None,
+            },
         });
         Ok(header.is_some() && header.as_ref() != used)
     }
@@ -149,32 +167,44 @@ impl Auth {
         host: &mut Host,
         demand: &Demand,
     ) -> Result<Option<HeaderValue>, Error> {
-        let credential = match &host.credential {
-            Some(credential) => credential.clone(),
-            None => {
-                let (credentials, registry) = (self.credentials.clone(), endpoint.registry.clone());
-                let credential = tokio::task::spawn_blocking(move || credentials.get(&registry))
-                    .await
-                    .map_err(|error| Error::Config(format!("looking up credentials: {error}")))??;
-                host.credential.insert(credential).clone()
-            }
+        let (credentials, registry) = (self.credentials.clone(), endpoint.registry.clone());
+        let ask = async || {
+            tokio::task::spawn_blocking(move || credentials.get(&registry))
+                .await
+                .map_err(|error| Error::Config(format!("looking up credentials: {error}")))?
+                .map_err(Error::from)
         };
+        let credential = host.credential.get_or_try_init(ask).await?.clone();
         if let Some(Credential::RegistryToken(token)) = &credential {
             return secret("Bearer", token).map(Some);
         }
         match demand {
             Demand::Basic => match &credential {
-                Some(Credential::Password { username, password }) => basic(username, password).map(Some),
+                Some(Credential::Password { username, password }) => {
+                    basic(username, password).map(Some)
+                }
                 _ => Ok(None),
             },
-            Demand::Bearer { realm, service, scope } => {
+            Demand::Bearer {
+                realm,
+                service,
+                scope,
+            } => {
                 if let Some(token) = host.tokens.get(scopes)
                     && token.ends > Instant::now()
                 {
                     return Ok(Some(token.header.clone()));
                 }
                 let asked = scopes.with(scope.as_deref().unwrap_or_default());
-                let token = fetch(net, endpoint, realm, service.as_deref(), &asked, credential.as_ref()).await?;
+                let token = fetch(
+                    net,
+                    endpoint,
+                    realm,
+                    service.as_deref(),
+                    &asked,
+                    credential.as_ref(),
+                )
+                .await?;
                 let header = token.header.clone();
                 host.tokens.insert(scopes.clone(), token);
                 Ok(Some(header))
@@ -199,7 +229,10 @@ async fn fetch(
         expires_in: Option<u64>,
     }
     let what = format!("token for {}", endpoint.registry);
-    let wrong = |problem: String| Error::Protocol { what: what.clone(), problem };
+    let wrong = |problem: String| Error::Protocol {
+        what: what.clone(),
+        problem,
+    };
     let url = Url::parse(realm).map_err(|error| wrong(format!("realm {realm:?}: {error}")))?;
     let safe = match url.scheme() {
         "https" => true,
@@ -208,14 +241,28 @@ async fn fetch(
         _ => false,
     };
     if !safe {
-        return Err(wrong(format!("realm {realm:?} is not safe to send credentials to")));
+        return Err(wrong(format!(
+            "realm {realm:?} is not safe to send credentials to"
+        )));
     }
 
     let request = |http: &reqwest::Client| -> Result<RequestBuilder, Error> {
-        let mut fields: Vec<(&str, &str)> = service.map(|service| ("service", service)).into_iter().collect();
+        let mut fields: Vec<(&str, &str)> = service
+            .map(|service| ("service", service))
+            .into_iter()
+            .collect();
         if let Some(Credential::IdentityToken(token)) = credential {
-            let scope = scopes.0.iter().map(String::as_str).collect::<Vec<_>>().join(" ");
-            fields.extend([("client_id", CLIENT_ID), ("grant_type", "refresh_token"), ("refresh_token", token)]);
+            let scope = scopes
+                .0
+                .iter()
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join(" ");
+            fields.extend([
+                ("client_id", CLIENT_ID),
+                ("grant_type", "refresh_token"),
+                ("refresh_token", token),
+            ]);
             fields.push(("scope", &scope));
             return Ok(http
                 .post(url.clone())
@@ -237,22 +284,38 @@ async fn fetch(
         })
     };
     let http = endpoint.http.clone();
-    let response = net.send_retrying(&endpoint.registry, || request(&http), net::PATIENCE).await?;
+    let response = net
+        .send_retrying(&endpoint.registry, || request(&http), net::PATIENCE)
+        .await?;
     let status = response.status();
     let issued = Instant::now();
     let body = net::body(response, &what).await?;
     if !status.is_success() {
         let message = net::message(&body);
         return Err(match status.as_u16() {
-            400 | 401 | 403 => Error::Denied { what, registry: endpoint.registry.clone(), message },
-            status => Error::Status { what, status, message },
+            400 | 401 | 403 => Error::Denied {
+                what,
+                registry: endpoint.registry.clone(),
+                message,
+            },
+            status => Error::Status {
+                what,
+                status,
+                message,
+            },
         });
     }
     let answer: Answer = serde_json::from_slice(&body).map_err(|error| wrong(error.to_string()))?;
-    let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
+    let token = answer
+        .token
+        .or(answer.access_token)
+        .filter(|token| !token.is_empty());
     let token = token.ok_or_else(|| wrong("no token in it".to_owned()))?;
     let life = Duration::from_secs(answer.expires_in.unwrap_or(USUAL_LIFE).clamp(1, 24 * 3600));
-    Ok(Token { header: secret("Bearer", &token)?, ends: issued + life.saturating_sub(LAST_MOMENT).max(life / 2) })
+    Ok(Token {
+        header: secret("Bearer", &token)?,
+        ends: issued + life.saturating_sub(LAST_MOMENT).max(life / 2),
+    })
 }
 
 fn form(fields: &[(&str, &str)]) -> String {
@@ -262,7 +325,10 @@ fn form(fields: &[(&str, &str)]) -> String {
 }
 
 fn basic(username: &str, password: &str) -> Result<HeaderValue, Error> {
-    secret("Basic", &BASE64_STANDARD.encode(format!("{username}:{password}")))
+    secret(
+        "Basic",
+        &BASE64_STANDARD.encode(format!("{username}:{password}")),
+    )
 }
 
 /// A header value that no log shows.
@@ -281,16 +347,26 @@ fn demand(headers: &HeaderMap) -> Option<Demand> {
         .filter_map(|value| value.to_str().ok())
         .flat_map(challenges)
         .collect();
-    let bearer = challenges.iter().find(|(scheme, parameters)| scheme == "bearer" && parameters.contains_key("realm"));
+    let bearer = challenges
+        .iter()
+        .find(|(scheme, parameters)| scheme == "bearer" && parameters.contains_key("realm"));
     if let Some((_, parameters)) = bearer {
-        let parameter = |name: &str| parameters.get(name).filter(|value| !value.is_empty()).cloned();
+        let parameter = |name: &str| {
+            parameters
+                .get(name)
+                .filter(|value| !value.is_empty())
+                .cloned()
+        };
         return Some(Demand::Bearer {
             realm: parameter("realm")?,
             service: parameter("service"),
             scope: parameter("scope"),
         });
     }
-    challenges.iter().any(|(scheme, _)| scheme == "basic").then_some(Demand::Basic)
+    challenges
+        .iter()
+        .any(|(scheme, _)| scheme == "basic")
+        .then_some(Demand::Basic)
 }
 
 /// Reads a `WWW-Authenticate` value (RFC 7235, 2.1 and 4.1): schemes and parameter names in lower case.
@@ -309,12 +385,11 @@ fn challenges(mut text: &str) -> Vec<(String, HashMap<String, String>)> {
             continue;
         };
         let value = value.trim_start_matches([' ', '\t']);
-        let (value, rest) = match value.strip_prefix('"') {
-            Some(quoted) => unquote(quoted),
-            None => {
-                let end = value.find([' ', '\t', ',']).unwrap_or(value.len());
-                (value[..end].to_owned(), &value[end..])
-            }
+        let (value, rest) = if let Some(quoted) = value.strip_prefix('"') {
+            unquote(quoted)
+        } else {
+            let end = value.find([' ', '\t', ',']).unwrap_or(value.len());
+            (value[..end].to_owned(), &value[end..])
         };
         text = rest;
         if let Some((_, parameters)) = found.last_mut() {
@@ -365,8 +440,14 @@ mod tests {
                 &[r#"Bearer realm="https://a/t",service="r.io",scope="repository:x:pull,push""#],
                 bearer("https://a/t", Some("r.io"), Some("repository:x:pull,push")),
             ),
-            (&["bearer Realm = https://a/t , error=\"x\\\"y\""], bearer("https://a/t", None, None)),
-            (&["Basic realm=\"x\", Bearer realm=\"y\",service=\"\""], bearer("y", None, None)),
+            (
+                &["bearer Realm = https://a/t , error=\"x\\\"y\""],
+                bearer("https://a/t", None, None),
+            ),
+            (
+                &["Basic realm=\"x\", Bearer realm=\"y\",service=\"\""],
+                bearer("y", None, None),
+            ),
             (&["Basic", "Bearer realm=y"], bearer("y", None, None)),
             (&["Basic realm=\"a, Bearer realm=b\""], Some(Demand::Basic)),
             (&["Bearer"], None),
@@ -382,7 +463,10 @@ mod tests {
     #[test]
     fn scopes_are_joined() {
         let own = Scopes::push("a", Some("b"));
-        assert_eq!(own.0.iter().collect::<Vec<_>>(), ["repository:a:pull,push", "repository:b:pull"]);
+        assert_eq!(
+            own.0.iter().collect::<Vec<_>>(),
+            ["repository:a:pull,push", "repository:b:pull"]
+        );
         assert_eq!(own.with("repository:a:push,pull"), own);
         assert_eq!(own.with(""), own);
         assert_eq!(Scopes::pull("a").with("repository:c:pull").0.len(), 2);
@@ -390,7 +474,10 @@ mod tests {
 
     #[test]
     fn forms_are_encoded() {
-        assert_eq!(form(&[("a b", "c&d=e"), ("scope", "x:y z")]), "a+b=c%26d%3De&scope=x%3Ay+z");
+        assert_eq!(
+            form(&[("a b", "c&d=e"), ("scope", "x:y z")]),
+            "a+b=c%26d%3De&scope=x%3Ay+z"
+        );
     }
 
     proptest! {

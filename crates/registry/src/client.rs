@@ -65,24 +65,42 @@ impl Resolved {
 impl Client {
     /// Makes a client. Nothing happens before the first request.
     pub fn new(config: ClientConfig) -> Self {
-        Self(Arc::new(Inner { net: Net::new(config), runtime: OnceLock::new() }))
+        Self(Arc::new(Inner {
+            net: Net::new(config),
+            runtime: OnceLock::new(),
+        }))
     }
 
     /// Asks what a tag points to, without fetching it: with Docker Hub that does not count as a pull. A reference with
     /// a digest is checked to exist.
-    pub fn head(&self, reference: &Reference, observer: &dyn Observer) -> Result<Descriptor, Error> {
-        self.wait(observer, self.pull(reference, async |endpoint| self.head_at(endpoint, reference).await))
+    pub fn head(
+        &self,
+        reference: &Reference,
+        observer: &dyn Observer,
+    ) -> Result<Descriptor, Error> {
+        self.wait(
+            observer,
+            self.pull(reference, async |endpoint| {
+                self.head_at(endpoint, reference).await
+            }),
+        )
     }
 
     /// Fetches what a reference points to.
-    pub fn resolve(&self, reference: &Reference, observer: &dyn Observer) -> Result<Resolved, Error> {
+    pub fn resolve(
+        &self,
+        reference: &Reference,
+        observer: &dyn Observer,
+    ) -> Result<Resolved, Error> {
         let pull = self.pull(reference, async |endpoint| {
             let digest = match reference.digest() {
                 Some(digest) => digest,
                 None => match self.head_at(endpoint, reference).await {
                     Ok(head) => head.digest,
                     // Some registries name no digest in answers to HEAD.
-                    Err(Error::Protocol { .. }) => return self.get_at(endpoint, reference, None).await,
+                    Err(Error::Protocol { .. }) => {
+                        return self.get_at(endpoint, reference, None).await;
+                    }
                     Err(error) => return Err(error),
                 },
             };
@@ -98,7 +116,12 @@ impl Client {
         digest: &Digest,
         observer: &dyn Observer,
     ) -> Result<Resolved, Error> {
-        self.wait(observer, self.pull(reference, async |endpoint| self.get_at(endpoint, reference, Some(*digest)).await))
+        self.wait(
+            observer,
+            self.pull(reference, async |endpoint| {
+                self.get_at(endpoint, reference, Some(*digest)).await
+            }),
+        )
     }
 
     /// Puts a manifest or an index at the reference's tag, or at its own digest if the reference has no tag.
@@ -110,7 +133,9 @@ impl Client {
         observer: &dyn Observer,
     ) -> Result<Digest, Error> {
         let digest = sha256(bytes);
-        let name = reference.tag().map_or_else(|| digest.to_string(), str::to_owned);
+        let name = reference
+            .tag()
+            .map_or_else(|| digest.to_string(), str::to_owned);
         let bytes = Bytes::copy_from_slice(bytes);
         self.wait(observer, async {
             let what = reference.to_string();
@@ -120,14 +145,20 @@ impl Client {
             let response = self
                 .net()
                 .send(&endpoint, &scopes, PATIENCE, |http| {
-                    http.put(url.clone()).header(CONTENT_TYPE, media_type).body(bytes.clone())
+                    http.put(url.clone())
+                        .header(CONTENT_TYPE, media_type)
+                        .body(bytes.clone())
                 })
                 .await?;
             if !response.status().is_success() {
                 return Err(net::failure(response, &endpoint.registry, &what).await);
             }
             match digest_header(response.headers()) {
-                Some(got) if got != digest => Err(Error::Corrupt { what, expected: digest, got: got.to_string() }),
+                Some(got) if got != digest => Err(Error::Corrupt {
+                    what,
+                    expected: digest,
+                    got: got.to_string(),
+                }),
                 _ => Ok(digest),
             }
         })
@@ -138,7 +169,12 @@ impl Client {
         self.wait(observer, async {
             let endpoint = self.net().endpoint(registry).await?;
             let url = endpoint.base.clone();
-            let response = self.net().send(&endpoint, &Scopes::none(), PATIENCE, |http| http.get(url.clone())).await?;
+            let response = self
+                .net()
+                .send(&endpoint, &Scopes::none(), PATIENCE, |http| {
+                    http.get(url.clone())
+                })
+                .await?;
             if response.status().is_success() {
                 return Ok(());
             }
@@ -146,17 +182,32 @@ impl Client {
         })
     }
 
-    async fn head_at(&self, endpoint: &Endpoint, reference: &Reference) -> Result<Descriptor, Error> {
+    async fn head_at(
+        &self,
+        endpoint: &Endpoint,
+        reference: &Reference,
+    ) -> Result<Descriptor, Error> {
         let name = reference.digest().map(|digest| digest.to_string());
         let name = name.as_deref().or(reference.tag()).unwrap_or("latest");
-        let response = self.manifest_request(endpoint, reference, name, true).await?;
-        let digest = reference.digest().or_else(|| digest_header(response.headers()));
+        let response = self
+            .manifest_request(endpoint, reference, name, true)
+            .await?;
+        let digest = reference
+            .digest()
+            .or_else(|| digest_header(response.headers()));
         let digest = digest.ok_or_else(|| Error::Protocol {
             what: reference.to_string(),
             problem: "no sha256 digest in it".to_owned(),
         })?;
-        let size = response.headers().get(CONTENT_LENGTH).and_then(|size| size.to_str().ok()?.parse().ok());
-        Ok(Descriptor::new(&media_type_header(response.headers()), digest, size.unwrap_or(0)))
+        let size = response
+            .headers()
+            .get(CONTENT_LENGTH)
+            .and_then(|size| size.to_str().ok()?.parse().ok());
+        Ok(Descriptor::new(
+            &media_type_header(response.headers()),
+            digest,
+            size.unwrap_or(0),
+        ))
     }
 
     async fn get_at(
@@ -167,14 +218,24 @@ impl Client {
     ) -> Result<Resolved, Error> {
         let name = digest.map(|digest| digest.to_string());
         let name = name.as_deref().or(reference.tag()).unwrap_or("latest");
-        let response = self.manifest_request(endpoint, reference, name, false).await?;
+        let response = self
+            .manifest_request(endpoint, reference, name, false)
+            .await?;
         let media_type = media_type_header(response.headers());
         let what = reference.to_string();
         let bytes = net::body(response, &what).await?.to_vec();
         let got = sha256(&bytes);
         match digest {
-            Some(expected) if expected != got => Err(Error::Corrupt { what, expected, got: got.to_string() }),
-            _ => Ok(Resolved { digest: got, media_type, bytes }),
+            Some(expected) if expected != got => Err(Error::Corrupt {
+                what,
+                expected,
+                got: got.to_string(),
+            }),
+            _ => Ok(Resolved {
+                digest: got,
+                media_type,
+                bytes,
+            }),
         }
     }
 
@@ -191,7 +252,11 @@ impl Client {
         let response = self
             .net()
             .send(endpoint, &scopes, PATIENCE, |http| {
-                let request = if head { http.head(url.clone()) } else { http.get(url.clone()) };
+                let request = if head {
+                    http.head(url.clone())
+                } else {
+                    http.get(url.clone())
+                };
                 request.header(ACCEPT, &accept)
             })
             .await?;
@@ -289,6 +354,14 @@ fn digest_header(headers: &HeaderMap) -> Option<Digest> {
 
 /// The media type without its parameters.
 fn media_type_header(headers: &HeaderMap) -> String {
-    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    value.split(';').next().unwrap_or_default().trim().to_owned()
+    let value = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    value
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }

@@ -89,7 +89,7 @@ impl Default for Retry {
             attempts: 6,
             connects: 3,
             pause: Duration::from_millis(250),
-            longest_pause: Duration::from_secs(60),
+            longest_pause: Duration::from_mins(1),
         }
     }
 }
@@ -102,19 +102,27 @@ impl ClientConfig {
 
 /// The host that serves a registry of this name.
 pub(crate) fn serving_host(registry: &str) -> &str {
-    if registry == DOCKER_HUB { DOCKER_HUB_HOST } else { registry }
+    if registry == DOCKER_HUB {
+        DOCKER_HUB_HOST
+    } else {
+        registry
+    }
 }
 
 /// Whether a `host`, `host:port` or `[address]:port` is on the loopback interface.
 pub(crate) fn is_loopback(authority: &str) -> bool {
     if let Some(rest) = authority.strip_prefix('[') {
         let address = rest.split(']').next().unwrap_or_default();
-        return address.parse().is_ok_and(|address: Ipv6Addr| address.is_loopback());
+        return address
+            .parse()
+            .is_ok_and(|address: Ipv6Addr| address.is_loopback());
     }
     let host = authority.split(':').next().unwrap_or_default();
     host == "localhost"
         || host.ends_with(".localhost")
-        || host.parse().is_ok_and(|address: Ipv4Addr| address.is_loopback())
+        || host
+            .parse()
+            .is_ok_and(|address: Ipv4Addr| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -123,10 +131,24 @@ mod tests {
 
     #[test]
     fn loopback_hosts() {
-        for host in ["localhost", "localhost:5000", "127.0.0.1:1", "127.9.9.9", "[::1]:5000", "a.localhost"] {
+        for host in [
+            "localhost",
+            "localhost:5000",
+            "127.0.0.1:1",
+            "127.9.9.9",
+            "[::1]:5000",
+            "a.localhost",
+        ] {
             assert!(is_loopback(host), "{host}");
         }
-        for host in ["docker.io", "10.0.0.1:5000", "[::2]:5000", "localhost.example", "127.0.0.1.example", ""] {
+        for host in [
+            "docker.io",
+            "10.0.0.1:5000",
+            "[::2]:5000",
+            "localhost.example",
+            "127.0.0.1.example",
+            "",
+        ] {
             assert!(!is_loopback(host), "{host}");
         }
     }

@@ -24,7 +24,7 @@ pub enum Credential {
         /// The password.
         password: String,
     },
-    /// An OAuth2 refresh token, from which access tokens are made.
+    /// An `OAuth2` refresh token, from which access tokens are made.
     IdentityToken(String),
     /// A bearer token that goes to the registry as it is.
     RegistryToken(String),
@@ -119,14 +119,18 @@ impl DockerConfig {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        serde_json::from_str(text).map(Self).map_err(|error| CredentialError::Config(error.to_string()))
+        serde_json::from_str(text)
+            .map(Self)
+            .map_err(|error| CredentialError::Config(error.to_string()))
     }
 
     /// The file's content, indented by tabs as Docker writes it.
     pub fn to_text(&self) -> String {
         let mut text = Vec::new();
-        let mut writer =
-            serde_json::Serializer::with_formatter(&mut text, serde_json::ser::PrettyFormatter::with_indent(b"\t"));
+        let mut writer = serde_json::Serializer::with_formatter(
+            &mut text,
+            serde_json::ser::PrettyFormatter::with_indent(b"\t"),
+        );
         // Writing a JSON value into memory cannot fail.
         let _ = serde::Serialize::serialize(&self.0, &mut writer);
         text.push(b'\n');
@@ -136,16 +140,32 @@ impl DockerConfig {
     /// The helper's program for a registry: its own one, or that for all.
     pub fn helper(&self, registry: &str) -> Option<String> {
         let own = self.object("credHelpers").and_then(|helpers| {
-            helpers.iter().find(|(key, _)| registry_of(key) == registry_of(registry)).map(|(_, helper)| helper)
+            helpers
+                .iter()
+                .find(|(key, _)| registry_of(key) == registry_of(registry))
+                .map(|(_, helper)| helper)
         });
-        let name = own.or_else(|| self.0.get("credsStore"))?.as_str().filter(|name| !name.is_empty())?;
+        let name = own
+            .or_else(|| self.0.get("credsStore"))?
+            .as_str()
+            .filter(|name| !name.is_empty())?;
         Some(format!("docker-credential-{name}"))
     }
 
     /// The credential that stands in the file itself.
     pub fn stored(&self, registry: &str) -> Result<Option<Credential>, CredentialError> {
-        let Some(entry) = self.key(registry).and_then(|key| self.object("auths")?.get(&key)) else { return Ok(None) };
-        let text = |name: &str| entry.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let Some(entry) = self
+            .key(registry)
+            .and_then(|key| self.object("auths")?.get(&key))
+        else {
+            return Ok(None);
+        };
+        let text = |name: &str| {
+            entry
+                .get(name)
+                .and_then(Value::as_str)
+                .filter(|text| !text.is_empty())
+        };
         if let Some(token) = text("registrytoken") {
             return Ok(Some(Credential::RegistryToken(token.to_owned())));
         }
@@ -154,17 +174,24 @@ impl DockerConfig {
         }
         if let Some(auth) = text("auth") {
             let wrong = || CredentialError::Auth(registry.to_owned());
-            let pair = BASE64_STANDARD.decode(auth).ok().and_then(|pair| String::from_utf8(pair).ok());
+            let pair = BASE64_STANDARD
+                .decode(auth)
+                .ok()
+                .and_then(|pair| String::from_utf8(pair).ok());
             let pair = pair.ok_or_else(wrong)?;
             let (username, password) = pair.split_once(':').ok_or_else(wrong)?;
             // Old versions of Docker padded the pair with zero bytes.
             let password = password.trim_matches('\0');
-            return Ok(Some(Credential::Password { username: username.to_owned(), password: password.to_owned() }));
+            return Ok(Some(Credential::Password {
+                username: username.to_owned(),
+                password: password.to_owned(),
+            }));
         }
         Ok(match (text("username"), text("password")) {
-            (Some(username), Some(password)) => {
-                Some(Credential::Password { username: username.to_owned(), password: password.to_owned() })
-            }
+            (Some(username), Some(password)) => Some(Credential::Password {
+                username: username.to_owned(),
+                password: password.to_owned(),
+            }),
             _ => None,
         })
     }
@@ -207,7 +234,10 @@ impl DockerConfig {
         if auths.contains_key(&exact) {
             return Some(exact);
         }
-        auths.keys().find(|key| registry_of(key) == registry_of(registry)).cloned()
+        auths
+            .keys()
+            .find(|key| registry_of(key) == registry_of(registry))
+            .cloned()
     }
 
     fn object(&self, name: &str) -> Option<&Map<String, Value>> {
@@ -218,14 +248,25 @@ impl DockerConfig {
 /// The name under which Docker keeps a registry's credential, in the file and in helpers.
 fn server(registry: &str) -> String {
     let name = registry_of(registry);
-    if name == DOCKER_HUB { DOCKER_HUB_KEY.to_owned() } else { name.to_owned() }
+    if name == DOCKER_HUB {
+        DOCKER_HUB_KEY.to_owned()
+    } else {
+        name.to_owned()
+    }
 }
 
 /// The registry that a key means: keys come with scheme and path, and Docker Hub has several names.
 fn registry_of(key: &str) -> &str {
-    let host = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
+    let host = key
+        .strip_prefix("https://")
+        .or_else(|| key.strip_prefix("http://"))
+        .unwrap_or(key);
     let host = host.split('/').next().unwrap_or_default();
-    if matches!(host, "index.docker.io" | "registry-1.docker.io") { DOCKER_HUB } else { host }
+    if matches!(host, "index.docker.io" | "registry-1.docker.io") {
+        DOCKER_HUB
+    } else {
+        host
+    }
 }
 
 /// The credentials of a `config.json` and of the helpers that it names.
@@ -247,16 +288,24 @@ impl DockerCredentials {
     }
 
     /// Keeps a credential: with the helper if there is one, in the configuration else.
-    pub fn store(&mut self, registry: &str, credential: &Credential) -> Result<(), CredentialError> {
+    pub fn store(
+        &mut self,
+        registry: &str,
+        credential: &Credential,
+    ) -> Result<(), CredentialError> {
         let Some(helper) = self.config.helper(registry) else {
             self.config.set(registry, Some(credential));
             return Ok(());
         };
         let (username, secret) = match credential {
             Credential::Password { username, password } => (username.as_str(), password),
-            Credential::IdentityToken(token) | Credential::RegistryToken(token) => (TOKEN_USER, token),
+            Credential::IdentityToken(token) | Credential::RegistryToken(token) => {
+                (TOKEN_USER, token)
+            }
         };
-        let input = json!({ "ServerURL": server(registry), "Username": username, "Secret": secret }).to_string();
+        let input =
+            json!({ "ServerURL": server(registry), "Username": username, "Secret": secret })
+                .to_string();
         self.run(&helper, "store", &input)?;
         self.config.set(registry, None);
         Ok(())
@@ -272,24 +321,34 @@ impl DockerCredentials {
     }
 
     fn run(&self, helper: &str, action: &str, input: &str) -> Result<String, CredentialError> {
-        let output = self
-            .runner
-            .run(helper, action, input)
-            .map_err(|source| CredentialError::Start { helper: helper.to_owned(), source })?;
+        let output =
+            self.runner
+                .run(helper, action, input)
+                .map_err(|source| CredentialError::Start {
+                    helper: helper.to_owned(),
+                    source,
+                })?;
         if output.ok {
             return Ok(output.stdout);
         }
-        Err(CredentialError::Helper { helper: helper.to_owned(), message: output.stdout.trim().to_owned() })
+        Err(CredentialError::Helper {
+            helper: helper.to_owned(),
+            message: output.stdout.trim().to_owned(),
+        })
     }
 }
 
 impl Credentials for DockerCredentials {
     fn get(&self, registry: &str) -> Result<Option<Credential>, CredentialError> {
-        let Some(helper) = self.config.helper(registry) else { return self.config.stored(registry) };
+        let Some(helper) = self.config.helper(registry) else {
+            return self.config.stored(registry);
+        };
         let answer = match self.run(&helper, "get", &server(registry)) {
             Ok(answer) => answer,
             // The one error that all helpers share, by its words.
-            Err(CredentialError::Helper { message, .. }) if message.contains("credentials not found") => {
+            Err(CredentialError::Helper { message, .. })
+                if message.contains("credentials not found") =>
+            {
                 return self.config.stored(registry);
             }
             Err(error) => return Err(error),
@@ -298,10 +357,13 @@ impl Credentials for DockerCredentials {
         let text = |name: &str| answer.get(name).and_then(Value::as_str);
         match (text("Username"), text("Secret")) {
             (_, Some("")) => Ok(None),
-            (Some(TOKEN_USER), Some(secret)) => Ok(Some(Credential::IdentityToken(secret.to_owned()))),
-            (Some(username), Some(secret)) => {
-                Ok(Some(Credential::Password { username: username.to_owned(), password: secret.to_owned() }))
+            (Some(TOKEN_USER), Some(secret)) => {
+                Ok(Some(Credential::IdentityToken(secret.to_owned())))
             }
+            (Some(username), Some(secret)) => Ok(Some(Credential::Password {
+                username: username.to_owned(),
+                password: secret.to_owned(),
+            })),
             _ => {
                 let message = "its answer has no Username and Secret".to_owned();
                 Err(CredentialError::Helper { helper, message })
@@ -318,7 +380,10 @@ mod tests {
     use super::*;
 
     fn password(username: &str, password: &str) -> Credential {
-        Credential::Password { username: username.to_owned(), password: password.to_owned() }
+        Credential::Password {
+            username: username.to_owned(),
+            password: password.to_owned(),
+        }
     }
 
     #[test]
@@ -340,8 +405,14 @@ mod tests {
             ("legacy.example", Some(password("a", "b"))),
             ("plain.example", Some(password("a", "b:c"))),
             ("padded.example", Some(password("a", "b"))),
-            ("token.example", Some(Credential::IdentityToken("t".to_owned()))),
-            ("bearer.example:5000", Some(Credential::RegistryToken("r".to_owned()))),
+            (
+                "token.example",
+                Some(Credential::IdentityToken("t".to_owned())),
+            ),
+            (
+                "bearer.example:5000",
+                Some(Credential::RegistryToken("r".to_owned())),
+            ),
             ("bearer.example", None),
             ("fields.example", Some(password("u", "p"))),
             ("empty.example", None),
@@ -363,10 +434,16 @@ mod tests {
         assert_eq!(config.to_text(), text);
         config.set("localhost:5000", Some(&password("u", "p")));
         config.set("docker.io", Some(&password("a", "c")));
-        assert_eq!(config.stored("docker.io").unwrap(), Some(password("a", "c")), "replaced under its old key");
+        assert_eq!(
+            config.stored("docker.io").unwrap(),
+            Some(password("a", "c")),
+            "replaced under its old key"
+        );
         assert!(config.remove("docker.io"));
         assert!(!config.remove("docker.io"));
-        let after = text.replace("docker.io", "localhost:5000").replace("YTpi", "dTpw");
+        let after = text
+            .replace("docker.io", "localhost:5000")
+            .replace("YTpi", "dTpw");
         assert_eq!(config.to_text(), after);
 
         let mut empty = DockerConfig::default();
@@ -379,11 +456,23 @@ mod tests {
         let config =
             DockerConfig::parse(r#"{"credsStore": "all", "credHelpers": {"https://one.example": "one", "index.docker.io": "hub"}}"#)
                 .unwrap();
-        for (registry, helper) in [("one.example", "one"), ("docker.io", "hub"), ("x.example", "all")] {
-            assert_eq!(config.helper(registry), Some(format!("docker-credential-{helper}")));
+        for (registry, helper) in [
+            ("one.example", "one"),
+            ("docker.io", "hub"),
+            ("x.example", "all"),
+        ] {
+            assert_eq!(
+                config.helper(registry),
+                Some(format!("docker-credential-{helper}"))
+            );
         }
         assert_eq!(DockerConfig::default().helper("x"), None);
-        assert_eq!(DockerConfig::parse(r#"{"credsStore": ""}"#).unwrap().helper("x"), None);
+        assert_eq!(
+            DockerConfig::parse(r#"{"credsStore": ""}"#)
+                .unwrap()
+                .helper("x"),
+            None
+        );
     }
 
     /// A helper that keeps its secrets in memory.
@@ -396,11 +485,19 @@ mod tests {
                 return Err(io::ErrorKind::NotFound.into());
             }
             let mut kept = self.0.lock().unwrap();
-            let answer = |ok, stdout: &str| Ok(HelperOutput { ok, stdout: stdout.to_owned() });
+            let answer = |ok, stdout: &str| {
+                Ok(HelperOutput {
+                    ok,
+                    stdout: stdout.to_owned(),
+                })
+            };
             match action {
                 "store" => {
                     let value: Value = serde_json::from_str(input).unwrap();
-                    kept.insert(value["ServerURL"].as_str().unwrap().to_owned(), input.to_owned());
+                    kept.insert(
+                        value["ServerURL"].as_str().unwrap().to_owned(),
+                        input.to_owned(),
+                    );
                     answer(true, "")
                 }
                 "get" if input == "broken.example" => answer(true, "hello"),
@@ -419,23 +516,46 @@ mod tests {
 
     #[test]
     fn a_helper_keeps_credentials() {
-        let config = DockerConfig::parse(r#"{"credsStore": "memory", "credHelpers": {"gone.example": "gone"}}"#).unwrap();
+        let config = DockerConfig::parse(
+            r#"{"credsStore": "memory", "credHelpers": {"gone.example": "gone"}}"#,
+        )
+        .unwrap();
         let mut credentials = DockerCredentials::new(config, Arc::new(Memory::default()));
         assert_eq!(credentials.get("docker.io").unwrap(), None);
         credentials.store("docker.io", &password("a", "b")).unwrap();
-        credentials.store("x.example", &Credential::IdentityToken("t".to_owned())).unwrap();
-        assert_eq!(credentials.get("docker.io").unwrap(), Some(password("a", "b")));
-        assert_eq!(credentials.get("x.example").unwrap(), Some(Credential::IdentityToken("t".to_owned())));
+        credentials
+            .store("x.example", &Credential::IdentityToken("t".to_owned()))
+            .unwrap();
+        assert_eq!(
+            credentials.get("docker.io").unwrap(),
+            Some(password("a", "b"))
+        );
+        assert_eq!(
+            credentials.get("x.example").unwrap(),
+            Some(Credential::IdentityToken("t".to_owned()))
+        );
         let text = credentials.config().to_text();
-        assert!(text.contains("\"x.example\": {}") && !text.contains("YTpi"), "{text}");
+        assert!(
+            text.contains("\"x.example\": {}") && !text.contains("YTpi"),
+            "{text}"
+        );
         assert!(credentials.erase("docker.io").unwrap());
         assert!(!credentials.erase("docker.io").unwrap());
         assert_eq!(credentials.get("docker.io").unwrap(), None);
 
         for (registry, message) in [
-            ("broken.example", "credential helper docker-credential-memory: its answer has no Username and Secret"),
-            ("locked.example", "credential helper docker-credential-memory: the keychain is locked"),
-            ("gone.example", "credential helper docker-credential-gone: entity not found"),
+            (
+                "broken.example",
+                "credential helper docker-credential-memory: its answer has no Username and Secret",
+            ),
+            (
+                "locked.example",
+                "credential helper docker-credential-memory: the keychain is locked",
+            ),
+            (
+                "gone.example",
+                "credential helper docker-credential-gone: entity not found",
+            ),
         ] {
             assert_eq!(credentials.get(registry).unwrap_err().to_string(), message);
         }

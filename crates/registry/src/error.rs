@@ -90,10 +90,12 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Denied { registry, .. } => Some(format!("if it exists, log in with `kiln login {registry}`")),
-            Self::RateLimited { registry, .. } => {
-                Some(format!("requests with an account are often limited less: `kiln login {registry}`"))
+            Self::Denied { registry, .. } => {
+                Some(format!("if it exists, log in with `kiln login {registry}`"))
             }
+            Self::RateLimited { registry, .. } => Some(format!(
+                "requests with an account are often limited less: `kiln login {registry}`"
+            )),
             _ => None,
         }
     }
@@ -105,9 +107,15 @@ impl Error {
 }
 
 fn detail(message: &str) -> String {
-    if message.is_empty() { String::new() } else { format!(": {message}") }
+    if message.is_empty() {
+        String::new()
+    } else {
+        format!(": {message}")
+    }
 }
 
 fn later(time: Option<Duration>) -> String {
-    time.map_or_else(String::new, |time| format!(" (try again in {} s)", time.as_secs()))
+    time.map_or_else(String::new, |time| {
+        format!(" (try again in {} s)", time.as_secs())
+    })
 }

@@ -16,7 +16,7 @@ use crate::config::{ClientConfig, is_loopback, serving_host};
 use crate::error::Error;
 
 /// How long a server may take to begin its answer, or to send the next piece of it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 const CONNECT_PATIENCE: Duration = Duration::from_secs(15);
 /// No manifest and no error message is larger. The distribution spec lets registries refuse more than 4 MiB.
 const LARGEST_BODY: usize = 8 << 20;
@@ -77,7 +77,12 @@ impl Net {
         // Fails only if the program has chosen a provider already, which is then used.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let auth = Auth::new(config.credentials.clone());
-        Self { config, auth, clients: Mutex::default(), speaks_tls: Mutex::default() }
+        Self {
+            config,
+            auth,
+            clients: Mutex::default(),
+            speaks_tls: Mutex::default(),
+        }
     }
 
     /// The registry's own host.
@@ -111,7 +116,9 @@ impl Net {
             Url::parse(&format!("{scheme}://{}/v2/", place.authority))
                 .map_err(|error| Error::Config(format!("{}: {error}", place.authority)))
         };
-        let plain = host.plain_http.unwrap_or_else(|| is_loopback(&place.authority));
+        let plain = host
+            .plain_http
+            .unwrap_or_else(|| is_loopback(&place.authority));
         let base = match place.scheme.as_deref() {
             Some(scheme) => base(scheme)?,
             None if plain => base("http")?,
@@ -119,25 +126,35 @@ impl Net {
             None => {
                 let tls = base("https")?;
                 let known = lock(&self.speaks_tls).get(&place.registry).copied();
-                let speaks = match known {
-                    Some(speaks) => speaks,
-                    None => {
-                        let answer = timeout(PATIENCE, http.get(tls.clone()).send()).await;
-                        let speaks = matches!(&answer, Ok(Ok(_)));
-                        lock(&self.speaks_tls).insert(place.registry.clone(), speaks);
-                        speaks
-                    }
+                let speaks = if let Some(speaks) = known {
+                    speaks
+                } else {
+                    let speaks = matches!(
+                        timeout(PATIENCE, http.get(tls.clone()).send()).await,
+                        Ok(Ok(_))
+                    );
+                    lock(&self.speaks_tls).insert(place.registry.clone(), speaks);
+                    speaks
                 };
                 if speaks { tls } else { base("http")? }
             }
         };
-        Ok(Endpoint { registry: place.registry, base, prefix: place.prefix, http })
+        Ok(Endpoint {
+            registry: place.registry,
+            base,
+            prefix: place.prefix,
+            http,
+        })
     }
 
     /// The connections for a host: shared by all hosts without settings of their own.
     fn http(&self, registry: &str) -> Result<reqwest::Client, Error> {
         let host = self.config.host(registry);
-        let key = if host.insecure || !host.certificates.is_empty() { registry } else { "" };
+        let key = if host.insecure || !host.certificates.is_empty() {
+            registry
+        } else {
+            ""
+        };
         let mut clients = lock(&self.clients);
         if let Some(client) = clients.get(key) {
             return Ok(client.clone());
@@ -164,10 +181,16 @@ impl Net {
             }
             Ok(builder)
         };
-        let client = match builder()?.tls_certs_merge(certificates.iter().cloned()).build() {
+        let client = match builder()?
+            .tls_certs_merge(certificates.iter().cloned())
+            .build()
+        {
             Ok(client) => client,
             // A machine without any trusted certificates can still talk to those that were given, and without TLS.
-            Err(_) => builder()?.tls_certs_only(certificates).build().map_err(broken)?,
+            Err(_) => builder()?
+                .tls_certs_only(certificates)
+                .build()
+                .map_err(broken)?,
         };
         clients.insert(key.to_owned(), client.clone());
         Ok(client)
@@ -191,13 +214,18 @@ impl Net {
                     None => request,
                 })
             };
-            let response = self.send_retrying(&endpoint.registry, build, patience).await?;
+            let response = self
+                .send_retrying(&endpoint.registry, build, patience)
+                .await?;
             // The second one is for a token that just ended.
             if response.status() != StatusCode::UNAUTHORIZED || challenges == 2 {
                 return Ok(response);
             }
             challenges += 1;
-            if !self.challenged(endpoint, scopes, response.headers(), header.as_ref()).await? {
+            if !self
+                .challenged(endpoint, scopes, response.headers(), header.as_ref())
+                .await?
+            {
                 return Ok(response);
             }
         }
@@ -220,7 +248,9 @@ impl Net {
         headers: &HeaderMap,
         used: Option<&HeaderValue>,
     ) -> Result<bool, Error> {
-        self.auth.challenged(self, endpoint, scopes, headers, used).await
+        self.auth
+            .challenged(self, endpoint, scopes, headers, used)
+            .await
     }
 
     /// Sends a request, again and again while it fails in a way that may pass.
@@ -238,9 +268,14 @@ impl Net {
                     match self.pause(attempt, self.config.retry.attempts, wanted) {
                         Some(pause) => sleep(pause).await,
                         None if response.status() == StatusCode::TOO_MANY_REQUESTS => {
-                            let message = message(&body(response, registry).await.unwrap_or_default());
+                            let message =
+                                message(&body(response, registry).await.unwrap_or_default());
                             let registry = registry.to_owned();
-                            return Err(Error::RateLimited { registry, message, retry_after: wanted });
+                            return Err(Error::RateLimited {
+                                registry,
+                                message,
+                                retry_after: wanted,
+                            });
                         }
                         None => return Ok(response),
                     }
@@ -253,7 +288,10 @@ impl Net {
                         Break::Later => self.config.retry.attempts,
                     };
                     let Some(pause) = self.pause(attempt, attempts, None) else {
-                        return Err(Error::Unreachable { registry: registry.to_owned(), cause: broken.cause });
+                        return Err(Error::Unreachable {
+                            registry: registry.to_owned(),
+                            cause: broken.cause,
+                        });
                     };
                     sleep(pause).await;
                 }
@@ -263,14 +301,24 @@ impl Net {
     }
 
     /// How long to wait after a failed attempt, counted from 1; `None` to give up.
-    pub(crate) fn pause(&self, attempt: u32, attempts: u32, wanted: Option<Duration>) -> Option<Duration> {
+    pub(crate) fn pause(
+        &self,
+        attempt: u32,
+        attempts: u32,
+        wanted: Option<Duration>,
+    ) -> Option<Duration> {
         let retry = &self.config.retry;
         if attempt >= attempts || wanted.is_some_and(|wanted| wanted > retry.longest_pause) {
             return None;
         }
-        let doubled = retry.pause.saturating_mul(1 << (attempt - 1).min(16)).min(retry.longest_pause);
+        let doubled = retry
+            .pause
+            .saturating_mul(1 << (attempt - 1).min(16))
+            .min(retry.longest_pause);
         // Many clients that failed together should not come back together: up to a quarter more, by the clock's digits.
-        let nanos = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.subsec_nanos());
+        let nanos = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |time| time.subsec_nanos());
         let spread = doubled.mul_f64(f64::from(nanos % 1000) / 4000.0);
         Some(wanted.unwrap_or(Duration::ZERO).max(doubled) + spread)
     }
@@ -288,9 +336,20 @@ fn mirror_place(mirror: &str) -> Place {
     };
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     let path = path.trim_matches('/');
-    let path = path.strip_prefix("v2").map_or(path, |rest| rest.strip_prefix('/').unwrap_or(path));
-    let prefix = if path.is_empty() || path == "v2" { String::new() } else { format!("{path}/") };
-    Place { registry: authority.to_owned(), authority: authority.to_owned(), prefix, scheme }
+    let path = path
+        .strip_prefix("v2")
+        .map_or(path, |rest| rest.strip_prefix('/').unwrap_or(path));
+    let prefix = if path.is_empty() || path == "v2" {
+        String::new()
+    } else {
+        format!("{path}/")
+    };
+    Place {
+        registry: authority.to_owned(),
+        authority: authority.to_owned(),
+        prefix,
+        scheme,
+    }
 }
 
 /// How a request broke.
@@ -319,9 +378,15 @@ pub(crate) async fn once(request: RequestBuilder, patience: Duration) -> Result<
             } else {
                 Break::Later
             };
-            Err(Broken { kind, cause: root_cause(&error) })
+            Err(Broken {
+                kind,
+                cause: root_cause(&error),
+            })
         }
-        Err(_) => Err(Broken { kind: Break::Later, cause: format!("no answer within {} s", patience.as_secs()) }),
+        Err(_) => Err(Broken {
+            kind: Break::Later,
+            cause: format!("no answer within {} s", patience.as_secs()),
+        }),
     }
 }
 
@@ -329,7 +394,9 @@ pub(crate) async fn once(request: RequestBuilder, patience: Duration) -> Result<
 fn is_distrust(error: &reqwest::Error) -> bool {
     let mut source = error.source();
     while let Some(error) = source {
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let inner = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
         let tls = error
             .downcast_ref::<rustls::Error>()
             .or_else(|| inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()));
@@ -368,7 +435,10 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 /// Reads a body that has to be small.
 pub(crate) async fn body(mut response: Response, what: &str) -> Result<Bytes, Error> {
-    let wrong = |problem: String| Error::Protocol { what: what.to_owned(), problem };
+    let wrong = |problem: String| Error::Protocol {
+        what: what.to_owned(),
+        problem,
+    };
     let mut bytes = BytesMut::new();
     loop {
         match timeout(PATIENCE, response.chunk()).await {
@@ -392,8 +462,16 @@ pub(crate) async fn failure(response: Response, registry: &str, what: &str) -> E
     let (what, registry, message) = (what.to_owned(), registry.to_owned(), message(&bytes));
     match status {
         404 => Error::NotFound { what },
-        401 | 403 => Error::Denied { what, registry, message },
-        status => Error::Status { what, status, message },
+        401 | 403 => Error::Denied {
+            what,
+            registry,
+            message,
+        },
+        status => Error::Status {
+            what,
+            status,
+            message,
+        },
     }
 }
 
@@ -402,22 +480,35 @@ pub(crate) fn message(body: &[u8]) -> String {
     let text = match serde_json::from_slice::<serde_json::Value>(body) {
         Ok(json) => {
             let text = |value: &serde_json::Value, names: &[&str]| {
-                let found = names.iter().filter_map(|name| value.get(name)?.as_str()).find(|text| !text.is_empty());
+                let found = names
+                    .iter()
+                    .filter_map(|name| value.get(name)?.as_str())
+                    .find(|text| !text.is_empty());
                 found.map(str::to_owned)
             };
             match json.get("errors").and_then(serde_json::Value::as_array) {
-                Some(errors) => {
-                    errors.iter().filter_map(|error| text(error, &["message", "code"])).collect::<Vec<_>>().join("; ")
-                }
-                None => text(&json, &["details", "error_description", "message", "error"]).unwrap_or_default(),
+                Some(errors) => errors
+                    .iter()
+                    .filter_map(|error| text(error, &["message", "code"]))
+                    .collect::<Vec<_>>()
+                    .join("; "),
+                None => text(&json, &["details", "error_description", "message", "error"])
+                    .unwrap_or_default(),
             }
         }
         // A web page is no message.
         Err(_) if body.starts_with(b"<") => String::new(),
         Err(_) => String::from_utf8_lossy(body).into_owned(),
     };
-    let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
-    line.chars().filter(|char| !char.is_control()).take(LONGEST_MESSAGE).collect()
+    let line = text
+        .lines()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .unwrap_or_default();
+    line.chars()
+        .filter(|char| !char.is_control())
+        .take(LONGEST_MESSAGE)
+        .collect()
 }
 
 #[cfg(test)]
@@ -430,14 +521,28 @@ mod tests {
             ("mirror.example", "mirror.example", "", None),
             ("http://10.0.0.1:5000", "10.0.0.1:5000", "", Some("http")),
             ("https://m.example/", "m.example", "", Some("https")),
-            ("harbor.example/proxy.docker.io", "harbor.example", "proxy.docker.io/", None),
+            (
+                "harbor.example/proxy.docker.io",
+                "harbor.example",
+                "proxy.docker.io/",
+                None,
+            ),
             ("https://m.example/v2/", "m.example", "", Some("https")),
-            ("https://m.example/v2/a/b/", "m.example", "a/b/", Some("https")),
+            (
+                "https://m.example/v2/a/b/",
+                "m.example",
+                "a/b/",
+                Some("https"),
+            ),
             ("m.example/v2x", "m.example", "v2x/", None),
         ] {
             let place = mirror_place(mirror);
             assert_eq!(
-                (place.authority.as_str(), place.prefix.as_str(), place.scheme.as_deref()),
+                (
+                    place.authority.as_str(),
+                    place.prefix.as_str(),
+                    place.scheme.as_deref()
+                ),
                 (authority, prefix, scheme),
                 "{mirror}"
             );
@@ -447,9 +552,18 @@ mod tests {
     #[test]
     fn messages() {
         for (body, expected) in [
-            (r#"{"errors":[{"code":"DENIED","message":"no"},{"code":"X"}]}"#, "no; X"),
-            (r#"{"details":"incorrect username or password"}"#, "incorrect username or password"),
-            (r#"{"error":"invalid_grant","error_description":"bad token"}"#, "bad token"),
+            (
+                r#"{"errors":[{"code":"DENIED","message":"no"},{"code":"X"}]}"#,
+                "no; X",
+            ),
+            (
+                r#"{"details":"incorrect username or password"}"#,
+                "incorrect username or password",
+            ),
+            (
+                r#"{"error":"invalid_grant","error_description":"bad token"}"#,
+                "bad token",
+            ),
             ("<html>Bad Gateway</html>", ""),
             ("\n  slow\x1b down \nmore", "slow down"),
             ("", ""),
@@ -464,7 +578,10 @@ mod tests {
         let net = Net::new(ClientConfig::default());
         let within = |pause: Option<Duration>, least: u64| {
             let (pause, least) = (pause.unwrap(), Duration::from_millis(least));
-            assert!(pause >= least && pause <= least.mul_f64(1.25), "{pause:?} {least:?}");
+            assert!(
+                pause >= least && pause <= least.mul_f64(1.25),
+                "{pause:?} {least:?}"
+            );
         };
         within(net.pause(1, 6, None), 250);
         within(net.pause(3, 6, None), 1000);
@@ -478,8 +595,14 @@ mod tests {
     fn retry_after_is_seconds_or_a_date() {
         let header = |value: &str| HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]);
         assert_eq!(retry_after(&header("7")), Some(Duration::from_secs(7)));
-        assert_eq!(retry_after(&header("Wed, 21 Oct 2015 07:28:00 GMT")), Some(Duration::ZERO));
-        assert!(retry_after(&header("Wed, 21 Oct 2099 07:28:00 GMT")) > Some(Duration::from_secs(1 << 20)));
+        assert_eq!(
+            retry_after(&header("Wed, 21 Oct 2015 07:28:00 GMT")),
+            Some(Duration::ZERO)
+        );
+        assert!(
+            retry_after(&header("Wed, 21 Oct 2099 07:28:00 GMT"))
+                > Some(Duration::from_secs(1 << 20))
+        );
         assert_eq!(retry_after(&header("soon")), None);
     }
 }

@@ -105,7 +105,11 @@ impl BlobReader {
     }
 
     fn corrupt(&self, got: String) -> Error {
-        Error::Corrupt { what: self.what(), expected: self.digest, got }
+        Error::Corrupt {
+            what: self.what(),
+            expected: self.digest,
+            got,
+        }
     }
 
     fn verify(&mut self) -> Result<(), Error> {
@@ -146,7 +150,10 @@ impl BlobReader {
             };
             self.failures += 1;
             let Some(pause) = net.pause(self.failures, net.config.retry.attempts, None) else {
-                return Err(Error::Unreachable { registry: self.reference.registry().to_owned(), cause });
+                return Err(Error::Unreachable {
+                    registry: self.reference.registry().to_owned(),
+                    cause,
+                });
             };
             tokio::time::sleep(pause).await;
         }
@@ -165,28 +172,50 @@ impl BlobReader {
 
     async fn open_at(&mut self, net: &Net) -> Result<Response, Error> {
         let endpoint = net.source(self.reference.registry(), self.source).await?;
-        let url = endpoint.url(self.reference.repository(), &format!("blobs/{}", self.digest))?;
+        let url = endpoint.url(
+            self.reference.repository(),
+            &format!("blobs/{}", self.digest),
+        )?;
         let scopes = Scopes::pull(&endpoint.repository(self.reference.repository()));
         let offset = self.offset;
         let response = net
             .send(&endpoint, &scopes, PATIENCE, |http| {
                 let request = http.get(url.clone());
-                if offset > 0 { request.header(RANGE, format!("bytes={offset}-")) } else { request }
+                if offset > 0 {
+                    request.header(RANGE, format!("bytes={offset}-"))
+                } else {
+                    request
+                }
             })
             .await?;
         let (begin, rest) = match response.status() {
             StatusCode::OK => (0, self.size),
             StatusCode::PARTIAL_CONTENT => {
-                let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
-                let begin = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
+                let range = response
+                    .headers()
+                    .get(CONTENT_RANGE)
+                    .and_then(|range| range.to_str().ok());
+                let begin = range.and_then(|range| {
+                    range
+                        .strip_prefix("bytes ")?
+                        .split('-')
+                        .next()?
+                        .parse()
+                        .ok()
+                });
                 (begin.unwrap_or(offset), self.size - offset)
             }
-            StatusCode::RANGE_NOT_SATISFIABLE => return Err(self.corrupt(format!("at most {offset} bytes"))),
+            StatusCode::RANGE_NOT_SATISFIABLE => {
+                return Err(self.corrupt(format!("at most {offset} bytes")));
+            }
             _ => return Err(net::failure(response, &endpoint.registry, &self.what()).await),
         };
         if begin > offset {
             let problem = format!("bytes from {begin} on were not asked for");
-            return Err(Error::Protocol { what: self.what(), problem });
+            return Err(Error::Protocol {
+                what: self.what(),
+                problem,
+            });
         }
         if let Some(length) = response.content_length()
             && length != rest
@@ -209,8 +238,9 @@ impl Read for BlobReader {
                 return Ok(0);
             }
             let (client, observer) = (self.client.clone(), self.observer.clone());
-            self.chunk =
-                client.wait(observer.as_ref(), self.fetch(client.net())).map_err(io::Error::other)?;
+            self.chunk = client
+                .wait(observer.as_ref(), self.fetch(client.net()))
+                .map_err(io::Error::other)?;
         }
         let count = self.chunk.len().min(buffer.len());
         self.chunk.copy_to_slice(&mut buffer[..count]);

@@ -8,7 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream;
 use kiln_image::{Descriptor, Reference};
-use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, LOCATION, RANGE};
+use reqwest::header::{
+    AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, LOCATION, RANGE,
+};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use tokio::sync::mpsc;
 
@@ -19,7 +21,7 @@ use crate::error::Error;
 use crate::net::{self, Endpoint, Net, PATIENCE};
 
 /// How long a registry may take to check and store a blob after its last byte.
-const UPLOAD_PATIENCE: Duration = Duration::from_secs(15 * 60);
+const UPLOAD_PATIENCE: Duration = Duration::from_mins(15);
 /// Pieces in which the source is read, and how many are read ahead.
 const PIECE: usize = 256 << 10;
 const PIECES_AHEAD: usize = 4;
@@ -65,7 +67,17 @@ impl Client {
             let net = self.net();
             let endpoint = net.endpoint(reference.registry()).await?;
             let scopes = Scopes::push(reference.repository(), mount_from);
-            Push { net, endpoint, scopes, reference, descriptor, source, sent }.run(mount_from).await
+            Push {
+                net,
+                endpoint,
+                scopes,
+                reference,
+                descriptor,
+                source,
+                sent,
+            }
+            .run(mount_from)
+            .await
         })?;
         observer.progress(descriptor.size, descriptor.size);
         Ok(pushed)
@@ -87,7 +99,9 @@ struct Push<'a> {
 enum Attempt {
     Done,
     /// The registry has forgotten the upload, or lost count: only a new one helps.
-    StartOver { cause: String },
+    StartOver {
+        cause: String,
+    },
 }
 
 /// How a request with a body ended, if it did not simply succeed.
@@ -107,7 +121,9 @@ impl Push<'_> {
         let mut mount_from = mount_from;
         let mut attempt = 1;
         loop {
-            let Some(location) = self.begin(mount_from).await? else { return Ok(Pushed::Mounted) };
+            let Some(location) = self.begin(mount_from).await? else {
+                return Ok(Pushed::Mounted);
+            };
             // One refusal is enough: the second time the blob is not there either.
             mount_from = None;
             match self.upload(location).await? {
@@ -119,7 +135,11 @@ impl Push<'_> {
     }
 
     fn what(&self) -> String {
-        format!("blob {} of {}", self.descriptor.digest, self.reference.name())
+        format!(
+            "blob {} of {}",
+            self.descriptor.digest,
+            self.reference.name()
+        )
     }
 
     async fn failure(&self, response: Response) -> Error {
@@ -127,16 +147,30 @@ impl Push<'_> {
     }
 
     async fn pause(&self, failures: u32, cause: String) -> Result<(), Error> {
-        let Some(pause) = self.net.pause(failures, self.net.config.retry.attempts, None) else {
-            return Err(Error::Unreachable { registry: self.endpoint.registry.clone(), cause });
+        let Some(pause) = self
+            .net
+            .pause(failures, self.net.config.retry.attempts, None)
+        else {
+            return Err(Error::Unreachable {
+                registry: self.endpoint.registry.clone(),
+                cause,
+            });
         };
         tokio::time::sleep(pause).await;
         Ok(())
     }
 
     async fn exists(&self) -> Result<bool, Error> {
-        let url = self.endpoint.url(self.reference.repository(), &format!("blobs/{}", self.descriptor.digest))?;
-        let response = self.net.send(&self.endpoint, &self.scopes, PATIENCE, |http| http.head(url.clone())).await?;
+        let url = self.endpoint.url(
+            self.reference.repository(),
+            &format!("blobs/{}", self.descriptor.digest),
+        )?;
+        let response = self
+            .net
+            .send(&self.endpoint, &self.scopes, PATIENCE, |http| {
+                http.head(url.clone())
+            })
+            .await?;
         match response.status() {
             StatusCode::OK => Ok(true),
             StatusCode::NOT_FOUND => Ok(false),
@@ -146,14 +180,20 @@ impl Push<'_> {
 
     /// Begins an upload and gives its address; `None` when the blob was mounted instead.
     async fn begin(&self, mount_from: Option<&str>) -> Result<Option<Url>, Error> {
-        let mut url = self.endpoint.url(self.reference.repository(), "blobs/uploads/")?;
+        let mut url = self
+            .endpoint
+            .url(self.reference.repository(), "blobs/uploads/")?;
         if let Some(from) = mount_from {
             let digest = self.descriptor.digest.to_string();
-            url.query_pairs_mut().append_pair("mount", &digest).append_pair("from", from);
+            url.query_pairs_mut()
+                .append_pair("mount", &digest)
+                .append_pair("from", from);
         }
         let response = self
             .net
-            .send(&self.endpoint, &self.scopes, PATIENCE, |http| http.post(url.clone()).header(CONTENT_LENGTH, 0))
+            .send(&self.endpoint, &self.scopes, PATIENCE, |http| {
+                http.post(url.clone()).header(CONTENT_LENGTH, 0)
+            })
             .await?;
         match response.status() {
             StatusCode::CREATED if mount_from.is_some() => Ok(None),
@@ -163,8 +203,13 @@ impl Push<'_> {
     }
 
     fn location(&self, asked: &Url, headers: &HeaderMap) -> Result<Url, Error> {
-        let location = headers.get(LOCATION).and_then(|location| asked.join(location.to_str().ok()?).ok());
-        location.ok_or_else(|| Error::Protocol { what: self.what(), problem: "no address to upload to".to_owned() })
+        let location = headers
+            .get(LOCATION)
+            .and_then(|location| asked.join(location.to_str().ok()?).ok());
+        location.ok_or_else(|| Error::Protocol {
+            what: self.what(),
+            problem: "no address to upload to".to_owned(),
+        })
     }
 
     async fn upload(&self, mut location: Url) -> Result<Attempt, Error> {
@@ -173,8 +218,14 @@ impl Push<'_> {
         let mut failures = 0;
         loop {
             let done = if offset < size {
-                let end = self.net.config.upload_chunk.map_or(size, |chunk| size.min(offset + chunk.max(1)));
-                self.patch(&location, offset, end).await.map(|next| (next, end))
+                let end = self
+                    .net
+                    .config
+                    .upload_chunk
+                    .map_or(size, |chunk| size.min(offset + chunk.max(1)));
+                self.patch(&location, offset, end)
+                    .await
+                    .map(|next| (next, end))
             } else {
                 match self.put(&location).await {
                     Ok(()) => return Ok(Attempt::Done),
@@ -211,15 +262,30 @@ impl Push<'_> {
         if !self.endpoint.owns(location) {
             return Ok(None);
         }
-        let response =
-            self.net.send(&self.endpoint, &self.scopes, PATIENCE, |http| http.get(location.clone())).await?;
+        let response = self
+            .net
+            .send(&self.endpoint, &self.scopes, PATIENCE, |http| {
+                http.get(location.clone())
+            })
+            .await?;
         if !response.status().is_success() {
             return Ok(None);
         }
-        let range = response.headers().get(RANGE).and_then(|range| range.to_str().ok());
-        let last = range.and_then(|range| range.trim_start_matches("bytes=").strip_prefix("0-")?.parse::<u64>().ok());
+        let range = response
+            .headers()
+            .get(RANGE)
+            .and_then(|range| range.to_str().ok());
+        let last = range.and_then(|range| {
+            range
+                .trim_start_matches("bytes=")
+                .strip_prefix("0-")?
+                .parse::<u64>()
+                .ok()
+        });
         // `0-0` is said of one byte as well as of none.
-        let Some(last) = last.filter(|last| *last > 0) else { return Ok(None) };
+        let Some(last) = last.filter(|last| *last > 0) else {
+            return Ok(None);
+        };
         let next = if response.headers().contains_key(LOCATION) {
             self.location(location, response.headers())?
         } else {
@@ -230,7 +296,10 @@ impl Push<'_> {
 
     /// Sends the bytes of a range, and gives the address for those that follow.
     async fn patch(&self, location: &Url, from: u64, to: u64) -> Result<Url, Setback> {
-        let reader = self.source.open(from).map_err(|error| Setback::Final(Error::Source(error)))?;
+        let reader = self
+            .source
+            .open(from)
+            .map_err(|error| Setback::Final(Error::Source(error)))?;
         let (body, broken) = self.body(reader, from, to);
         let whole = from == 0 && to == self.descriptor.size;
         let request = |method_url: RequestBuilder| {
@@ -239,7 +308,11 @@ impl Push<'_> {
                 .header(CONTENT_LENGTH, to - from)
                 .body(body);
             // A single stream has no range (distribution spec 1.1, "Pushing a blob in chunks").
-            if whole { request } else { request.header(CONTENT_RANGE, format!("{from}-{}", to - 1)) }
+            if whole {
+                request
+            } else {
+                request.header(CONTENT_RANGE, format!("{from}-{}", to - 1))
+            }
         };
         let result = self.once(Method::PATCH, location, request).await;
         let source_error = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -248,8 +321,12 @@ impl Push<'_> {
         }
         let response = result?;
         match response.status() {
-            StatusCode::RANGE_NOT_SATISFIABLE => Err(Setback::Passing("the registry lost count of the bytes".to_owned())),
-            status if status.is_success() => self.location(location, response.headers()).map_err(Setback::Final),
+            StatusCode::RANGE_NOT_SATISFIABLE => Err(Setback::Passing(
+                "the registry lost count of the bytes".to_owned(),
+            )),
+            status if status.is_success() => self
+                .location(location, response.headers())
+                .map_err(Setback::Final),
             _ => Err(Setback::Final(self.failure(response).await)),
         }
     }
@@ -257,16 +334,27 @@ impl Push<'_> {
     /// Tells the registry that all is sent.
     async fn put(&self, location: &Url) -> Result<(), Setback> {
         let mut url = location.clone();
-        url.query_pairs_mut().append_pair("digest", &self.descriptor.digest.to_string());
-        let response = self.once(Method::PUT, &url, |request| request.header(CONTENT_LENGTH, 0)).await?;
+        url.query_pairs_mut()
+            .append_pair("digest", &self.descriptor.digest.to_string());
+        let response = self
+            .once(Method::PUT, &url, |request| {
+                request.header(CONTENT_LENGTH, 0)
+            })
+            .await?;
         if response.status().is_success() {
             return Ok(());
         }
         let error = self.failure(response).await;
         Err(Setback::Final(match error {
-            Error::Status { what, status: 400, message } if message.contains("digest") => {
-                Error::Corrupt { what, expected: self.descriptor.digest, got: message }
-            }
+            Error::Status {
+                what,
+                status: 400,
+                message,
+            } if message.contains("digest") => Error::Corrupt {
+                what,
+                expected: self.descriptor.digest,
+                got: message,
+            },
             error => error,
         }))
     }
@@ -282,7 +370,10 @@ impl Push<'_> {
         // An upload may go to another host, which is no reason to show it our tokens.
         let own = self.endpoint.owns(url);
         let header = if own {
-            self.net.authorization(&self.endpoint, &self.scopes).await.map_err(Setback::Final)?
+            self.net
+                .authorization(&self.endpoint, &self.scopes)
+                .await
+                .map_err(Setback::Final)?
         } else {
             None
         };
@@ -293,34 +384,50 @@ impl Push<'_> {
             Ok(response) => response,
             Err(broken) if broken.kind == net::Break::Final => {
                 let registry = self.endpoint.registry.clone();
-                return Err(Setback::Final(Error::Unreachable { registry, cause: broken.cause }));
+                return Err(Setback::Final(Error::Unreachable {
+                    registry,
+                    cause: broken.cause,
+                }));
             }
             Err(broken) => return Err(Setback::Passing(broken.cause)),
         };
         match response.status() {
             StatusCode::UNAUTHORIZED if own => {
                 let headers = response.headers();
-                let again = self.net.challenged(&self.endpoint, &self.scopes, headers, header.as_ref()).await;
-                match again.map_err(Setback::Final)? {
-                    true => Err(Setback::Passing("the token ended".to_owned())),
-                    false => Err(Setback::Final(self.failure(response).await)),
+                let again = self
+                    .net
+                    .challenged(&self.endpoint, &self.scopes, headers, header.as_ref())
+                    .await;
+                if again.map_err(Setback::Final)? {
+                    Err(Setback::Passing("the token ended".to_owned()))
+                } else {
+                    Err(Setback::Final(self.failure(response).await))
                 }
             }
-            StatusCode::NOT_FOUND => Err(Setback::Forgotten("the registry does not know the upload".to_owned())),
-            status if net::may_pass(status) => Err(Setback::Passing(format!("the registry answers {status}"))),
+            StatusCode::NOT_FOUND => Err(Setback::Forgotten(
+                "the registry does not know the upload".to_owned(),
+            )),
+            status if net::may_pass(status) => {
+                Err(Setback::Passing(format!("the registry answers {status}")))
+            }
             _ => Ok(response),
         }
     }
 
     /// A request body that reads the source on a thread of its own, with the place where its error ends up.
-    fn body(&self, mut reader: Box<dyn Read + Send>, from: u64, to: u64) -> (reqwest::Body, Arc<Mutex<Option<io::Error>>>) {
+    fn body(
+        &self,
+        mut reader: Box<dyn Read + Send>,
+        from: u64,
+        to: u64,
+    ) -> (reqwest::Body, Arc<Mutex<Option<io::Error>>>) {
         let broken = Arc::new(Mutex::new(None));
         let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(PIECES_AHEAD);
         let failed = broken.clone();
         tokio::task::spawn_blocking(move || {
             let mut left = to - from;
             while left > 0 {
-                let mut piece = Vec::new();
+                let mut piece = Vec::with_capacity(left.min(PIECE as u64) as usize);
                 let want = left.min(PIECE as u64);
                 let read = match reader.by_ref().take(want).read_to_end(&mut piece) {
                     Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),

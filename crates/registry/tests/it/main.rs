@@ -1,0 +1,6 @@
+//! The client against a real registry, and against a server that does everything wrong.
+
+mod faults;
+mod real;
+mod support;
+mod tokens;
