@@ -23,6 +23,9 @@ pub(super) const MINOR: Range<usize> = 337..345;
 pub(super) const PREFIX: Range<usize> = 345..500;
 /// In the star format the prefix is shorter, times follow, and the block ends with `tar\0`.
 pub(super) const STAR_PREFIX: Range<usize> = 345..476;
+/// GNU's format has times there.
+pub(super) const GNU_ATIME: Range<usize> = 345..357;
+pub(super) const GNU_CTIME: Range<usize> = 357..369;
 
 pub(super) const USTAR_MAGIC: &[u8; 8] = b"ustar\x0000";
 const GNU_MAGIC: &[u8; 8] = b"ustar  \0";

@@ -277,7 +277,13 @@ fn header(block: &Block, records: &Records) -> Result<Header, Fault> {
     let prefix = match format {
         Format::Ustar => field(block::PREFIX),
         Format::Star => field(block::STAR_PREFIX),
-        Format::V7 | Format::Gnu => Vec::new(),
+        // Go before 1.8 wrote prefixes into GNU's format, where times stand: what is no number is a prefix.
+        Format::Gnu => {
+            let time = |range| block::number(&block[range]).is_ok();
+            let prefix = field(block::PREFIX);
+            if time(block::GNU_ATIME) && time(block::GNU_CTIME) || !prefix.is_ascii() { Vec::new() } else { prefix }
+        }
+        Format::V7 => Vec::new(),
     };
     if !prefix.is_empty() {
         header.path = [&prefix[..], &header.path].join(&b'/');

@@ -187,6 +187,10 @@ fn old_formats() {
             gnu(block);
             block[block::PREFIX][..11].copy_from_slice(b"00000000001");
         }),
+        raw(b'0', b"prefixed", 0, |block| {
+            gnu(block);
+            block[block::PREFIX][..5].copy_from_slice(b"go1.7");
+        }),
         raw(0, b"folder/", 0, |block| block[block::MAGIC].fill(0)),
         raw(b'0', b"numbers", 0, |block| {
             gnu(block);
@@ -204,9 +208,10 @@ fn old_formats() {
         (&name[..200], &b"to"[..], EntryKind::Symlink)
     );
     assert_eq!(entries[1].path, b"times");
-    assert_eq!(entries[2].kind, EntryKind::Dir);
-    assert_eq!((entries[3].uid, entries[3].gid, entries[3].mode), (4_294_967_294, -1, 0o755));
-    assert_eq!((&entries[4].path[..], entries[4].kind), (&b"pre/name"[..], EntryKind::File));
+    assert_eq!(entries[2].path, b"go1.7/prefixed");
+    assert_eq!(entries[3].kind, EntryKind::Dir);
+    assert_eq!((entries[4].uid, entries[4].gid, entries[4].mode), (4_294_967_294, -1, 0o755));
+    assert_eq!((&entries[5].path[..], entries[5].kind), (&b"pre/name"[..], EntryKind::File));
 }
 
 #[test]

@@ -7,17 +7,21 @@ use std::io::{self, Read, Write};
 use super::block::{self, Block, fits_octal, put_checksum, put_octal};
 use super::{BLOCK, EntryKind, Header, pax};
 
+/// How much is copied at once.
+const CHUNK: usize = 64 * 1024;
+
 /// Writes an archive.
 #[derive(Debug)]
 pub struct Writer<W> {
     out: W,
     written: u64,
+    buffer: Vec<u8>,
 }
 
 impl<W: Write> Writer<W> {
     /// Starts an archive.
     pub fn new(out: W) -> Self {
-        Self { out, written: 0 }
+        Self { out, written: 0, buffer: Vec::new() }
     }
 
     /// Appends an entry. Of a regular file exactly `header.size` bytes are taken from `content`; of anything else
@@ -32,7 +36,7 @@ impl<W: Write> Writer<W> {
         if header.kind != EntryKind::File {
             return Ok(());
         }
-        let copied = io::copy(&mut content.take(header.size), &mut self.out)?;
+        let copied = self.copy(content, header.size)?;
         if copied < header.size {
             let path = String::from_utf8_lossy(&header.path);
             let what = format!("{path}: {copied} bytes where {} were expected", header.size);
@@ -42,6 +46,24 @@ impl<W: Write> Writer<W> {
         self.out.write_all(&[0; BLOCK][..padding])?;
         self.written += copied + padding as u64;
         Ok(())
+    }
+
+    fn copy(&mut self, content: &mut dyn Read, size: u64) -> io::Result<u64> {
+        self.buffer.resize(CHUNK, 0);
+        let mut copied = 0;
+        while copied < size {
+            let most = CHUNK.min(usize::try_from(size - copied).unwrap_or(CHUNK));
+            match content.read(&mut self.buffer[..most]) {
+                Ok(0) => break,
+                Ok(got) => {
+                    self.out.write_all(&self.buffer[..got])?;
+                    copied += got as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(copied)
     }
 
     /// Ends the archive with two blocks of zeros and gives back the destination and the size of the archive.
@@ -68,7 +90,12 @@ pub fn header_bytes(header: &Header) -> io::Result<Vec<u8>> {
             pax::put_record(&mut body, key, value);
         }
         let mut block = [0; BLOCK];
-        put_text(&mut block[block::NAME], &ascii(&extension_name(&header.path)));
+        let mut name = ascii(&extension_name(&header.path));
+        name.truncate(block::NAME.len());
+        while name.ends_with(b"/") {
+            name.pop();
+        }
+        put_text(&mut block[block::NAME], &name);
         for field in [block::MODE, block::UID, block::GID, block::MTIME] {
             put_octal(&mut block[field], 0);
         }
