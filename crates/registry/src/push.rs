@@ -427,8 +427,8 @@ impl Push<'_> {
         tokio::task::spawn_blocking(move || {
             let mut left = to - from;
             while left > 0 {
-                let mut piece = Vec::with_capacity(left.min(PIECE as u64) as usize);
                 let want = left.min(PIECE as u64);
+                let mut piece = Vec::with_capacity(want as usize);
                 let read = match reader.by_ref().take(want).read_to_end(&mut piece) {
                     Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
                     Ok(_) => Ok(Bytes::from(piece)),
