@@ -11,7 +11,7 @@ use crate::walk::{Found, belongs, whiteout};
 /// What a program changed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
-    /// The entries of the new layer, in no order.
+    /// The entries of the new layer, in path order; groups of hard links are numbered by first name.
     pub(crate) entries: Vec<Entry>,
     /// What makes the folder that was compared hold the entries and nothing else, in this order.
     pub(crate) fixes: Vec<Fix>,
@@ -30,7 +30,12 @@ pub(crate) enum Fix {
 
 /// Compares `found` (in path order, from the root) with the merged layers below it. `ignore` are paths that count only
 /// if something was made of them.
-pub(crate) fn diff(mut found: Vec<Found>, view: &MergedView, ignore: &[LayerPath], ids: Ids) -> Changes {
+pub(crate) fn diff(
+    mut found: Vec<Found>,
+    view: &MergedView,
+    ignore: &[LayerPath],
+    ids: Ids,
+) -> Changes {
     if ids == Ids::Recorded {
         for found in &mut found {
             recall(&mut found.entry, view);
@@ -49,7 +54,18 @@ pub(crate) fn diff(mut found: Vec<Found>, view: &MergedView, ignore: &[LayerPath
     while let Some(folder) = diff.folders.pop() {
         diff.leave(folder);
     }
-    diff.changes
+    let mut changes = diff.changes;
+    changes.entries.sort_by(|a, b| a.path.cmp(&b.path));
+    let mut numbers: HashMap<u32, u32> = HashMap::new();
+    for group in changes
+        .entries
+        .iter_mut()
+        .filter_map(|entry| entry.hardlink.as_mut())
+    {
+        let next = numbers.len() as u32;
+        *group = *numbers.entry(*group).or_insert(next);
+    }
+    changes
 }
 
 struct Diff<'a> {
@@ -69,18 +85,27 @@ struct Folder<'a> {
     changed: bool,
     /// Something in it is a change.
     leads_on: bool,
-    /// The names in it, where all those that are not among them are gone.
+    /// Nothing of the layers below shows in it or in folders in it.
+    complete: bool,
+    /// The names in it, where those of the layers below that are not among them are gone.
     names: Option<Vec<&'a [u8]>>,
 }
 
 impl<'a> Diff<'a> {
     fn add(&mut self, found: &'a Found) {
         let path = &found.entry.path;
-        while self.folders.last().is_some_and(|folder| path.below(folder.path).is_none()) {
+        while self
+            .folders
+            .last()
+            .is_some_and(|folder| path.below(folder.path).is_none())
+        {
             let folder = self.folders.pop().expect("just seen");
             self.leave(folder);
         }
-        if let Some(Folder { names: Some(names), .. }) = self.folders.last_mut() {
+        if let Some(Folder {
+            names: Some(names), ..
+        }) = self.folders.last_mut()
+        {
             names.push(path.name());
         }
         if found.same {
@@ -99,13 +124,26 @@ impl<'a> Diff<'a> {
                 self.keep(whiteout(path.clone()));
             }
             Kind::Whiteout | Kind::Socket => self.fix(Fix::Remove, path),
-            _ if unchanged && entry.hardlink.is_none_or(|group| self.groups.contains(&group)) => {
+            _ if unchanged
+                && entry
+                    .hardlink
+                    .is_none_or(|group| self.groups.contains(&group)) =>
+            {
                 self.fix(Fix::Remove, path);
             }
-            Kind::File { size: 0, .. } if stub && entry.hardlink.is_none() => self.fix(Fix::Remove, path),
+            Kind::File { size: 0, .. } if stub && entry.hardlink.is_none() => {
+                self.fix(Fix::Remove, path)
+            }
             Kind::Char(..) | Kind::Block(..) => {
                 // Devices live in the index only; on disk nothing of what they took the place of may show.
-                self.fix(if base.is_some() { Fix::Whiteout } else { Fix::Remove }, path);
+                self.fix(
+                    if base.is_some() {
+                        Fix::Whiteout
+                    } else {
+                        Fix::Remove
+                    },
+                    path,
+                );
                 self.keep(entry.clone());
             }
             Kind::File { .. } | Kind::Symlink(_) | Kind::Fifo => self.keep(entry.clone()),
@@ -125,10 +163,22 @@ impl<'a> Diff<'a> {
         }
         if unchanged && let Some(base) = base {
             entry = base.clone();
-            entry.kind = Kind::Dir { opaque: false, implied: true };
+            entry.kind = Kind::Dir {
+                opaque: false,
+                implied: true,
+            };
         }
-        let names = (found.complete && base.is_some_and(Entry::is_dir)).then(Vec::new);
-        self.folders.push(Folder { path, entry, changed, leads_on: false, names });
+        // In a folder that hides what is below it, the kernel marks no folder again.
+        let complete = found.complete || self.folders.last().is_some_and(|parent| parent.complete);
+        let names = (complete && self.view.is_dir(path)).then(Vec::new);
+        self.folders.push(Folder {
+            path,
+            entry,
+            changed,
+            leads_on: false,
+            complete,
+            names,
+        });
     }
 
     fn leave(&mut self, mut folder: Folder<'a>) {
@@ -180,16 +230,24 @@ fn same(entry: &Entry, base: &Entry) -> bool {
         (a, b) => a == b && modes() && times(),
     };
     let own = |xattrs: &'_ Xattrs| -> Vec<_> {
-        xattrs.iter().filter(|(name, _)| belongs(name)).cloned().collect()
+        xattrs
+            .iter()
+            .filter(|(name, _)| belongs(name))
+            .cloned()
+            .collect()
     };
-    alike && (entry.uid, entry.gid) == (base.uid, base.gid) && own(&entry.xattrs) == own(&base.xattrs)
+    alike
+        && (entry.uid, entry.gid) == (base.uid, base.gid)
+        && own(&entry.xattrs) == own(&base.xattrs)
 }
 
 /// The groups of hard links of which every name is the same below, and all are names of one file there too.
 fn unchanged_groups(found: &[Found], view: &MergedView) -> HashSet<u32> {
     let mut groups: HashMap<u32, Option<(usize, u32)>> = HashMap::new();
     for found in found {
-        let Some(group) = found.entry.hardlink.filter(|_| !found.same) else { continue };
+        let Some(group) = found.entry.hardlink.filter(|_| !found.same) else {
+            continue;
+        };
         let below = view
             .get(&found.entry.path)
             .filter(|node| same(&found.entry, node.entry))
@@ -199,13 +257,17 @@ fn unchanged_groups(found: &[Found], view: &MergedView) -> HashSet<u32> {
             *known = None;
         }
     }
-    groups.into_iter().filter_map(|(group, below)| below.map(|_| group)).collect()
+    groups
+        .into_iter()
+        .filter_map(|(group, below)| below.map(|_| group))
+        .collect()
 }
 
 /// Where files do not carry their owners and full modes: those of the file below.
 fn recall(entry: &mut Entry, view: &MergedView) {
     let base = view.get(&entry.path).map(|node| node.entry);
-    let base = base.filter(|base| std::mem::discriminant(&base.kind) == std::mem::discriminant(&entry.kind));
+    let base = base
+        .filter(|base| std::mem::discriminant(&base.kind) == std::mem::discriminant(&entry.kind));
     (entry.uid, entry.gid) = base.map_or((0, 0), |base| (base.uid, base.gid));
     if let Some(base) = base {
         // As `LayerFs` widens modes for the one user.
@@ -214,5 +276,165 @@ fn recall(entry: &mut Entry, view: &MergedView) {
         if entry.mode == widened {
             entry.mode = base.mode;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kiln_image::{FileDigest, LayerIndex};
+
+    use super::*;
+    use crate::walk::Stamp;
+
+    fn entry(path: &str, kind: Kind) -> Entry {
+        Entry {
+            kind,
+            ..Entry::dir(LayerPath::clean(path), 0o755, 3, 4, (1, 2))
+        }
+    }
+
+    fn file(fill: u8) -> Kind {
+        Kind::File {
+            size: 1,
+            digest: FileDigest::new([fill; 32]),
+        }
+    }
+
+    const DIR: Kind = Kind::Dir {
+        opaque: false,
+        implied: false,
+    };
+
+    fn found(entry: Entry) -> Found {
+        Found {
+            entry,
+            same: false,
+            complete: false,
+            opaque: false,
+            stamp: Stamp::default(),
+        }
+    }
+
+    fn below(entries: Vec<Entry>) -> MergedView {
+        MergedView::new([Arc::new(LayerIndex::new(entries))])
+    }
+
+    /// The root, then the given entries, as they come out of a walk.
+    fn changes(view: &MergedView, ids: Ids, mut list: Vec<Found>) -> (Vec<String>, Vec<String>) {
+        list.insert(0, found(unset_root()));
+        let changes = diff(list, view, &[], ids);
+        let entries = changes.entries.iter().map(|entry| {
+            let kind = format!("{:?}", entry.kind);
+            let end = kind.find([' ', '(']).unwrap_or(kind.len());
+            format!(
+                "{} {} {:o} {}:{}",
+                entry.path,
+                &kind[..end],
+                entry.mode,
+                entry.uid,
+                entry.gid
+            )
+        });
+        let fixes = changes.fixes.iter().map(|fix| format!("{fix:?}"));
+        (entries.collect(), fixes.collect())
+    }
+
+    #[test]
+    fn devices_live_in_the_index_only() {
+        let view = below(vec![entry("a", file(1)), entry("null", Kind::Char(1, 3))]);
+        let list = vec![
+            found(entry("a", Kind::Block(8, 1))),
+            found(entry("null", Kind::Char(1, 3))),
+            found(entry("z", Kind::Char(1, 5))),
+        ];
+        let (entries, fixes) = changes(&view, Ids::Real, list);
+        assert_eq!(entries, ["/a Block 755 3:4", "/z Char 755 3:4"]);
+        assert_eq!(
+            fixes,
+            [r#"Whiteout("/a")"#, r#"Remove("/null")"#, r#"Remove("/z")"#]
+        );
+    }
+
+    #[test]
+    fn what_is_known_to_be_the_same_keeps_its_folder_whole() {
+        let view = below(vec![
+            entry("d", DIR),
+            entry("d/a", file(1)),
+            entry("d/b", file(2)),
+            entry("d/c", file(3)),
+        ]);
+        let same = |path| Found {
+            same: true,
+            ..found(entry(path, file(0)))
+        };
+        let list = vec![
+            Found {
+                complete: true,
+                opaque: true,
+                ..found(entry("d", DIR))
+            },
+            same("d/a"),
+            same("d/c"),
+        ];
+        let (entries, fixes) = changes(&view, Ids::Real, list);
+        assert_eq!(entries, ["/d Dir 755 3:4", "/d/b Whiteout 0 0:0"]);
+        assert_eq!(fixes, [r#"Unmark("/d")"#, r#"Whiteout("/d/b")"#]);
+    }
+
+    #[test]
+    fn recorded_owners_and_modes_are_those_below() {
+        let narrow = Entry {
+            mode: 0o555,
+            ..entry("d", DIR)
+        };
+        let secret = Entry {
+            mode: 0o040,
+            ..entry("d/secret", file(1))
+        };
+        let view = below(vec![narrow, secret.clone()]);
+        let own = |path, kind, mode| {
+            found(Entry {
+                mode,
+                uid: 0,
+                gid: 0,
+                ..entry(path, kind)
+            })
+        };
+        let list = vec![
+            own("d", DIR, 0o755),
+            own("d/new", file(2), 0o644),
+            own("d/secret", file(1), 0o640),
+        ];
+        let (entries, _) = changes(&view, Ids::Recorded, list);
+        assert_eq!(entries, ["/d Dir 555 3:4", "/d/new File 644 0:0"]);
+        let list = vec![own("d", DIR, 0o755), own("d/secret", file(9), 0o640)];
+        let (entries, _) = changes(&view, Ids::Recorded, list);
+        assert_eq!(entries, ["/d Dir 555 3:4", "/d/secret File 40 3:4"]);
+    }
+
+    #[test]
+    fn hard_links_are_dropped_all_or_none() {
+        let linked = |path, fill, group| Entry {
+            hardlink: Some(group),
+            ..entry(path, file(fill))
+        };
+        let view = below(vec![
+            linked("a", 1, 7),
+            linked("b", 1, 7),
+            entry("c", file(1)),
+        ]);
+        let group = |list: &[(&'static str, u8)]| {
+            let list = list
+                .iter()
+                .map(|&(path, fill)| found(linked(path, fill, 3)))
+                .collect();
+            changes(&view, Ids::Real, list).0.len()
+        };
+        assert_eq!(group(&[("a", 1), ("b", 1)]), 0, "one file below, too");
+        assert_eq!(group(&[("a", 1), ("c", 1)]), 2, "two files below");
+        assert_eq!(group(&[("a", 1), ("b", 1), ("n", 1)]), 3, "one more name");
+        assert_eq!(group(&[("a", 2), ("b", 2)]), 2, "other content");
     }
 }

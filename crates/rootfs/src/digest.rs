@@ -24,7 +24,9 @@ pub(crate) fn fill(root: &Folder, found: &mut [Found]) -> Result<(), RootfsError
     let mut first_name: HashMap<u32, usize> = HashMap::new();
     let mut cost = 0;
     for (at, found) in found.iter().enumerate() {
-        let Kind::File { size, .. } = found.entry.kind else { continue };
+        let Kind::File { size, .. } = found.entry.kind else {
+            continue;
+        };
         let again = |group| *first_name.entry(group).or_insert(at) != at;
         if found.same || found.entry.hardlink.is_some_and(again) {
             continue;
@@ -33,7 +35,9 @@ pub(crate) fn fill(root: &Folder, found: &mut [Found]) -> Result<(), RootfsError
         work.push(at);
     }
     let digests = if cost < WORTH_A_THREAD || work.len() < 2 {
-        work.iter().map(|&at| Ok((at, hash(root, &found[at])?))).collect::<Result<Vec<_>, RootfsError>>()?
+        work.iter()
+            .map(|&at| Ok((at, hash(root, &found[at])?)))
+            .collect::<Result<Vec<_>, RootfsError>>()?
     } else {
         in_two_threads(root, found, &work)?
     };
@@ -43,7 +47,10 @@ pub(crate) fn fill(root: &Folder, found: &mut [Found]) -> Result<(), RootfsError
         }
     }
     for at in 0..found.len() {
-        let first = found[at].entry.hardlink.and_then(|group| first_name.get(&group));
+        let first = found[at]
+            .entry
+            .hardlink
+            .and_then(|group| first_name.get(&group));
         if let Some(&first) = first
             && first != at
         {
@@ -69,7 +76,11 @@ fn in_two_threads(
     std::thread::scope(|scope| {
         let other = scope.spawn(run);
         let mut digests: Vec<_> = run()?;
-        digests.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        digests.extend(
+            other
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
+        );
         Ok(digests)
     })
 }
@@ -80,7 +91,9 @@ fn hash(root: &Folder, found: &Found) -> Result<FileDigest, RootfsError> {
     if !matches!(found.entry.kind, Kind::File { size: 0, .. }) {
         // Without NONBLOCK, opening what became a fifo since would wait for a writer.
         let file = File::from(root.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK)?);
-        hasher.update_reader(file).map_err(root.error("read", path))?;
+        hasher
+            .update_reader(file)
+            .map_err(root.error("read", path))?;
     }
     Ok(FileDigest::new(*hasher.finalize().as_bytes()))
 }

@@ -47,12 +47,23 @@ pub enum RootfsError {
 }
 
 fn said(log: &str) -> String {
-    if log.is_empty() { String::new() } else { format!(" ({log})") }
+    if log.is_empty() {
+        String::new()
+    } else {
+        format!(" ({log})")
+    }
 }
 
 impl RootfsError {
     /// For `map_err`: an input or output error at `path`.
-    pub(crate) fn io<E: Into<io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
-        move |source| Self::Io { action, path: path.to_owned(), source: source.into() }
+    pub(crate) fn io<E: Into<io::Error>>(
+        action: &'static str,
+        path: &Path,
+    ) -> impl FnOnce(E) -> Self {
+        move |source| Self::Io {
+            action,
+            path: path.to_owned(),
+            source: source.into(),
+        }
     }
 }

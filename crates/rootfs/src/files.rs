@@ -20,8 +20,12 @@ pub(crate) struct Folder {
 impl Folder {
     pub(crate) fn open(path: &Path) -> Result<Self, RootfsError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(RootfsError::io("open", path))?;
-        Ok(Self { fd, path: path.to_owned() })
+        let fd =
+            rustix::fs::open(path, flags, Mode::empty()).map_err(RootfsError::io("open", path))?;
+        Ok(Self {
+            fd,
+            path: path.to_owned(),
+        })
     }
 
     /// An error at `path` below this folder, for `map_err`.
@@ -35,8 +39,12 @@ impl Folder {
 
     /// Opens what is at `path`; no component, the last one included, may be a symbolic link.
     pub(crate) fn open_at(&self, path: &LayerPath, flags: OFlags) -> Result<OwnedFd, RootfsError> {
-        open_beneath(self.fd.as_fd(), path.as_bytes(), flags | OFlags::CLOEXEC | OFlags::NOFOLLOW)
-            .map_err(self.error("open", path))
+        open_beneath(
+            self.fd.as_fd(),
+            path.as_bytes(),
+            flags | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+        )
+        .map_err(self.error("open", path))
     }
 
     /// Opens the folder at `path`.
@@ -65,7 +73,9 @@ fn open_beneath(from: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<Owne
         Err(Errno::NOSYS | Errno::PERM) => {}
         other => return other,
     }
-    in_pieces(from, path, flags, 0, |from, name, flags| rustix::fs::openat(from, name, flags, Mode::empty()))
+    in_pieces(from, path, flags, 0, |from, name, flags| {
+        rustix::fs::openat(from, name, flags, Mode::empty())
+    })
 }
 
 /// Opens `path` by way of the folders in between, at least one component and at most `longest` bytes at a time.
@@ -79,17 +89,35 @@ fn in_pieces(
     let between = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut held: Option<OwnedFd> = None;
     while path.len() > longest {
-        let fits = path[..longest.min(path.len())].iter().rposition(|&byte| byte == b'/');
-        let Some(slash) = fits.or_else(|| path.iter().position(|&byte| byte == b'/')) else { break };
-        held = Some(open(held.as_ref().map_or(from, AsFd::as_fd), &path[..slash], between)?);
+        let fits = path[..longest.min(path.len())]
+            .iter()
+            .rposition(|&byte| byte == b'/');
+        let Some(slash) = fits.or_else(|| path.iter().position(|&byte| byte == b'/')) else {
+            break;
+        };
+        held = Some(open(
+            held.as_ref().map_or(from, AsFd::as_fd),
+            &path[..slash],
+            between,
+        )?);
         path = &path[slash + 1..];
     }
-    open(held.as_ref().map_or(from, AsFd::as_fd), if path.is_empty() { b"." } else { path }, flags)
+    open(
+        held.as_ref().map_or(from, AsFd::as_fd),
+        if path.is_empty() { b"." } else { path },
+        flags,
+    )
 }
 
 /// Access time left alone, modification time as given.
 pub(crate) fn times((tv_sec, nanoseconds): (i64, u32)) -> Timestamps {
-    let last_access = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
+    let last_access = Timespec {
+        tv_sec: 0,
+        tv_nsec: rustix::fs::UTIME_OMIT,
+    };
     let tv_nsec = nanoseconds.min(999_999_999).into();
-    Timestamps { last_access, last_modification: Timespec { tv_sec, tv_nsec } }
+    Timestamps {
+        last_access,
+        last_modification: Timespec { tv_sec, tv_nsec },
+    }
 }

@@ -93,7 +93,11 @@ impl Rootfs {
             Provider::Overlay => State::Overlay(overlay::prepare(lowers, layer_dir, ids)?),
             Provider::PlainTree => State::Plain(plain::Tree::prepare(lowers, layer_dir, ids)?),
         };
-        Ok(Self { layer_dir: layer_dir.to_owned(), ids, state })
+        Ok(Self {
+            layer_dir: layer_dir.to_owned(),
+            ids,
+            state,
+        })
     }
 
     /// What the sandbox mounts as `/`.
@@ -111,7 +115,11 @@ impl Rootfs {
     /// # Errors
     /// When files cannot be read or changed, or when the overlay holds marks that it was told not to make. The
     /// layer's folder is then good for nothing but deletion.
-    pub fn changes(self, view: &MergedView, ignore: &[LayerPath]) -> Result<LayerIndex, RootfsError> {
+    pub fn changes(
+        self,
+        view: &MergedView,
+        ignore: &[LayerPath],
+    ) -> Result<LayerIndex, RootfsError> {
         match self.state {
             State::Overlay(mount) => {
                 // Unmounted first: the folder must be nobody's upper when it is tidied up.

@@ -26,7 +26,8 @@ pub(crate) fn settle(
         match fix {
             Fix::Remove(path) => fs.remove(&path).map_err(root.error("remove", &path))?,
             Fix::Whiteout(path) => {
-                fs.put(&whiteout(path.clone()), Content::None).map_err(root.error("make a whiteout at", &path))?;
+                fs.put(&whiteout(path.clone()), Content::None)
+                    .map_err(root.error("make a whiteout at", &path))?;
             }
             Fix::Unmark(path) => match rustix::fs::fremovexattr(root.open_dir(&path)?, OPAQUE) {
                 Ok(()) | Err(Errno::NODATA) => {}
@@ -35,6 +36,7 @@ pub(crate) fn settle(
         }
     }
     let index = LayerIndex::new(changes.entries);
-    fs.finish(&index).map_err(RootfsError::io("finish the layer in", layer_dir))?;
+    fs.finish(&index)
+        .map_err(RootfsError::io("finish the layer in", layer_dir))?;
     Ok(index)
 }

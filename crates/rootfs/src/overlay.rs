@@ -15,8 +15,8 @@ use kiln_store::layer_fs::{Content, Ids, LayerFs, delete_layer};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenTreeFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
 };
 
 use crate::diff::unset_root;
@@ -27,20 +27,35 @@ use crate::{Lower, RootfsError};
 const MOST_LOWERS: usize = 500;
 
 const FLAGS: [&str; 2] = ["userxattr", "volatile"];
-const OPTIONS: [(&str, &str); 4] =
-    [("index", "off"), ("metacopy", "off"), ("redirect_dir", "nofollow"), ("xino", "off")];
+const OPTIONS: [(&str, &str); 4] = [
+    ("index", "off"),
+    ("metacopy", "off"),
+    ("redirect_dir", "nofollow"),
+    ("xino", "off"),
+];
 
 /// Makes `layer_dir/fs` the upper folder over `lowers` (lowest first) and mounts both, attached nowhere.
-pub(crate) fn prepare(lowers: &[Lower], layer_dir: &Path, ids: Ids) -> Result<OwnedFd, RootfsError> {
+pub(crate) fn prepare(
+    lowers: &[Lower],
+    layer_dir: &Path,
+    ids: Ids,
+) -> Result<OwnedFd, RootfsError> {
     if lowers.len() > MOST_LOWERS {
-        return Err(RootfsError::TooManyLayers { layers: lowers.len(), most: MOST_LOWERS });
+        return Err(RootfsError::TooManyLayers {
+            layers: lowers.len(),
+            most: MOST_LOWERS,
+        });
     }
     clean(layer_dir)?;
     if make_dir(&layer_dir.join("fs"))? {
         set_root(lowers, layer_dir, ids)?;
     }
     make_dir(&layer_dir.join("work"))?;
-    let mut dirs: Vec<PathBuf> = lowers.iter().rev().map(|lower| lower.dir.join("fs")).collect();
+    let mut dirs: Vec<PathBuf> = lowers
+        .iter()
+        .rev()
+        .map(|lower| lower.dir.join("fs"))
+        .collect();
     if dirs.is_empty() {
         // The kernel wants one.
         let empty = layer_dir.join("empty");
@@ -65,10 +80,15 @@ fn set_root(lowers: &[Lower], layer_dir: &Path, ids: Ids) -> Result<(), RootfsEr
     let path = layer_dir.join("fs");
     // As in the merged view: an implied folder speaks only where nothing below it does.
     let implied = |entry: &Entry| matches!(entry.kind, Kind::Dir { implied: true, .. });
-    let below = lowers.iter().filter_map(|lower| lower.index.get(&LayerPath::root()));
+    let below = lowers
+        .iter()
+        .filter_map(|lower| lower.index.get(&LayerPath::root()));
     let below = below.reduce(|known, entry| if implied(entry) { known } else { entry });
     let mut entry = below.cloned().unwrap_or_else(unset_root);
-    entry.kind = Kind::Dir { opaque: false, implied: false };
+    entry.kind = Kind::Dir {
+        opaque: false,
+        implied: false,
+    };
     let set = || -> io::Result<()> {
         LayerFs::create(layer_dir, ids)?.put(&entry, Content::None)?;
         if ids == Ids::Real {
@@ -100,9 +120,12 @@ pub(crate) fn mount(lowers: &[PathBuf], layer_dir: &Path) -> Result<OwnedFd, Roo
     .map_err(|refusal| match refusal {
         Refusal::NoAppend => unreachable!("only the first way needs it"),
         Refusal::File(error) => error,
-        Refusal::Mount { what, log, source } => {
-            RootfsError::Mount { path: layer_dir.to_owned(), what, log, source: source.into() }
-        }
+        Refusal::Mount { what, log, source } => RootfsError::Mount {
+            path: layer_dir.to_owned(),
+            what,
+            log,
+            source: source.into(),
+        },
     })
 }
 
@@ -110,12 +133,20 @@ enum Refusal {
     /// The kernel does not take lower folders one by one: older than 6.5.
     NoAppend,
     File(RootfsError),
-    Mount { what: String, log: String, source: Errno },
+    Mount {
+        what: String,
+        log: String,
+        source: Errno,
+    },
 }
 
 impl Refusal {
     fn mount(what: impl Into<String>) -> impl FnOnce(Errno) -> Self {
-        move |source| Self::Mount { what: what.into(), log: String::new(), source }
+        move |source| Self::Mount {
+            what: what.into(),
+            log: String::new(),
+            source,
+        }
     }
 }
 
@@ -135,7 +166,11 @@ fn mount_appending(lowers: &[PathBuf], layer_dir: &Path) -> Result<OwnedFd, Refu
     };
     let explain = |what: String| {
         let context = &context;
-        move |source| Refusal::Mount { what, log: kernel_log(context), source }
+        move |source| Refusal::Mount {
+            what,
+            log: kernel_log(context),
+            source,
+        }
     };
     let set = |key: &str, value: &str| fsconfig_set_string(&context, key, value);
     set("source", "overlay").map_err(explain("source".into()))?;
@@ -156,12 +191,19 @@ fn mount_appending(lowers: &[PathBuf], layer_dir: &Path) -> Result<OwnedFd, Refu
         set(key, value).map_err(explain(format!("{key}={value}")))?;
     }
     fsconfig_create(&context).map_err(explain("create".into()))?;
-    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(explain("fsmount".into()))
+    fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )
+    .map_err(explain("fsmount".into()))
 }
 
 /// What the kernel wrote about the mount context; each read gives one message, `e ` before errors.
 fn kernel_log(context: &OwnedFd) -> String {
-    let Ok(context) = context.try_clone() else { return String::new() };
+    let Ok(context) = context.try_clone() else {
+        return String::new();
+    };
     let mut context = std::fs::File::from(context);
     let mut buffer = [0; 1024];
     let mut log = Vec::new();
@@ -178,8 +220,14 @@ fn kernel_log(context: &OwnedFd) -> String {
 fn mount_at_once(lowers: &[PathBuf], layer_dir: &Path) -> Result<OwnedFd, Refusal> {
     let at = layer_dir.join("mnt");
     make_dir(&at).map_err(Refusal::File)?;
-    let lowers = lowers.iter().map(|path| folder(path)).collect::<Result<Vec<_>, _>>()?;
-    let (upper, work) = (folder(&layer_dir.join("fs"))?, folder(&layer_dir.join("work"))?);
+    let lowers = lowers
+        .iter()
+        .map(|path| folder(path))
+        .collect::<Result<Vec<_>, _>>()?;
+    let (upper, work) = (
+        folder(&layer_dir.join("fs"))?,
+        folder(&layer_dir.join("work"))?,
+    );
     let options = |flags: &[&str]| {
         let names: Vec<_> = lowers.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
         let folders = [
@@ -194,11 +242,20 @@ fn mount_at_once(lowers: &[PathBuf], layer_dir: &Path) -> Result<OwnedFd, Refusa
     };
     let mount = || {
         // SAFETY: CLONE_FS gives this thread a working directory of its own; no descriptor table is unshared.
-        #[expect(unsafe_code, reason = "no safe wrapper: other flags would split the descriptor table")]
+        #[expect(
+            unsafe_code,
+            reason = "no safe wrapper: other flags would split the descriptor table"
+        )]
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }?;
         rustix::process::chdir("/proc/self/fd")?;
         let mount = |options: &CString| {
-            rustix::mount::mount("overlay", &at, "overlay", MountFlags::empty(), options.as_c_str())
+            rustix::mount::mount(
+                "overlay",
+                &at,
+                "overlay",
+                MountFlags::empty(),
+                options.as_c_str(),
+            )
         };
         match mount(&options(&FLAGS)) {
             // Kernels before 5.10 do not know `volatile`.
@@ -207,7 +264,10 @@ fn mount_at_once(lowers: &[PathBuf], layer_dir: &Path) -> Result<OwnedFd, Refusa
         }
     };
     let mounted = std::thread::scope(|scope| {
-        scope.spawn(mount).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        scope
+            .spawn(mount)
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
     mounted.map_err(Refusal::mount("mount"))?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
@@ -216,4 +276,41 @@ fn mount_at_once(lowers: &[PathBuf], layer_dir: &Path) -> Result<OwnedFd, Refusa
     let tree = tree.map_err(Refusal::mount("open_tree"))?;
     rustix::fs::rmdir(&at).map_err(|error| Refusal::File(RootfsError::io("remove", &at)(error)))?;
     Ok(tree)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Kernels before 6.5 are not at hand, but every kernel still takes their way.
+    #[test]
+    #[expect(clippy::print_stderr, reason = "a test that did not run must say so")]
+    fn all_at_once() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let lowers: Vec<PathBuf> = (0..MOST_LOWERS)
+            .map(|number| dir.path().join(format!("lower, {number}")))
+            .collect();
+        for (number, lower) in lowers.iter().enumerate() {
+            std::fs::create_dir(lower).unwrap();
+            std::fs::write(lower.join("top"), number.to_string()).unwrap();
+            std::fs::write(lower.join(format!("file-{number}")), "").unwrap();
+        }
+        for name in ["fs", "work"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let Ok(mount) = mount_at_once(&lowers, dir.path()) else {
+            panic!("refused")
+        };
+        let inside = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
+        assert_eq!(std::fs::read_to_string(inside.join("top")).unwrap(), "0");
+        assert_eq!(std::fs::read_dir(&inside).unwrap().count(), MOST_LOWERS + 1);
+        std::fs::write(inside.join("new"), "").unwrap();
+        drop(mount);
+        assert!(dir.path().join("fs/new").is_file());
+        assert!(!dir.path().join("mnt").exists());
+    }
 }

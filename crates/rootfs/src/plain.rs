@@ -35,7 +35,11 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    pub(crate) fn prepare(lowers: &[Lower], layer_dir: &Path, ids: Ids) -> Result<Self, RootfsError> {
+    pub(crate) fn prepare(
+        lowers: &[Lower],
+        layer_dir: &Path,
+        ids: Ids,
+    ) -> Result<Self, RootfsError> {
         let dir = layer_dir.join("tree");
         delete_layer(&dir).map_err(RootfsError::io("remove", &dir))?;
         rustix::fs::mkdir(&dir, Mode::RWXU).map_err(RootfsError::io("make the folder", &dir))?;
@@ -43,9 +47,24 @@ impl Tree {
         let unmade = copy(&view, lowers, &dir, ids)?;
         let root = dir.join("fs");
         let found = walk(&Folder::open(&root)?, |_, _| true)?;
-        let table: HashMap<_, _> = found.into_iter().map(|found| (found.entry.path, found.stamp)).collect();
-        outlast(&dir, table.values().map(|stamp| stamp.ctime).max().unwrap_or_default())?;
-        Ok(Self { dir, root, table, unmade })
+        let table: HashMap<_, _> = found
+            .into_iter()
+            .map(|found| (found.entry.path, found.stamp))
+            .collect();
+        outlast(
+            &dir,
+            table
+                .values()
+                .map(|stamp| stamp.ctime)
+                .max()
+                .unwrap_or_default(),
+        )?;
+        Ok(Self {
+            dir,
+            root,
+            table,
+            unmade,
+        })
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -74,7 +93,8 @@ impl Tree {
         let index = LayerIndex::new(diff(found, view, ignore, ids).entries);
         let fs = LayerFs::create(layer_dir, ids).map_err(RootfsError::io("open", layer_dir))?;
         take(&root, &fs, &index)?;
-        fs.finish(&index).map_err(RootfsError::io("finish the layer in", layer_dir))?;
+        fs.finish(&index)
+            .map_err(RootfsError::io("finish the layer in", layer_dir))?;
         self.remove()?;
         Ok(index)
     }
@@ -85,16 +105,32 @@ impl Tree {
             return;
         }
         let known = |found: &&Found| {
-            self.table.get(&found.entry.path).is_some_and(|stamp| stamp.inode == found.stamp.inode)
+            self.table
+                .get(&found.entry.path)
+                .is_some_and(|stamp| stamp.inode == found.stamp.inode)
         };
-        let kept: HashSet<LayerPath> = found.iter().filter(known).map(|found| found.entry.path.clone()).collect();
-        let taken: HashSet<LayerPath> = found.iter().map(|found| found.entry.path.clone()).collect();
+        let kept: HashSet<LayerPath> = found
+            .iter()
+            .filter(known)
+            .map(|found| found.entry.path.clone())
+            .collect();
+        let taken: HashSet<LayerPath> =
+            found.iter().map(|found| found.entry.path.clone()).collect();
         for entry in &self.unmade {
-            let in_place = entry.path.parent().is_some_and(|parent| kept.contains(&parent));
+            let in_place = entry
+                .path
+                .parent()
+                .is_some_and(|parent| kept.contains(&parent));
             if in_place && !taken.contains(&entry.path) {
                 let stamp = Stamp::default();
                 let entry = entry.clone();
-                found.push(Found { entry, same: true, complete: false, opaque: false, stamp });
+                found.push(Found {
+                    entry,
+                    same: true,
+                    complete: false,
+                    opaque: false,
+                    stamp,
+                });
             }
         }
         found.sort_by(|a, b| a.entry.path.cmp(&b.entry.path));
@@ -102,9 +138,16 @@ impl Tree {
 }
 
 /// Copies the merged layers to `dir/fs`; gives what could not be made.
-fn copy(view: &MergedView, lowers: &[Lower], dir: &Path, ids: Ids) -> Result<Vec<Entry>, RootfsError> {
-    let sources =
-        lowers.iter().map(|lower| Folder::open(&lower.dir.join("fs"))).collect::<Result<Vec<_>, _>>()?;
+fn copy(
+    view: &MergedView,
+    lowers: &[Lower],
+    dir: &Path,
+    ids: Ids,
+) -> Result<Vec<Entry>, RootfsError> {
+    let sources = lowers
+        .iter()
+        .map(|lower| Folder::open(&lower.dir.join("fs")))
+        .collect::<Result<Vec<_>, _>>()?;
     let fs = LayerFs::create(dir, ids).map_err(RootfsError::io("open", dir))?;
     let target = Folder::open(&dir.join("fs"))?;
     let mut first_names: HashMap<(usize, u32), LayerPath> = HashMap::new();
@@ -114,20 +157,29 @@ fn copy(view: &MergedView, lowers: &[Lower], dir: &Path, ids: Ids) -> Result<Vec
         let mut entry = node.entry.clone();
         if let Some(group) = entry.hardlink {
             if let Some(first) = first_names.get(&(node.layer, group)) {
-                fs.link(&entry, first).map_err(target.error("link", &path))?;
+                fs.link(&entry, first)
+                    .map_err(target.error("link", &path))?;
                 continue;
             }
             first_names.insert((node.layer, group), path.clone());
         }
-        let put = |content: Content<'_>| fs.put(&entry, content).map_err(target.error("copy to", &path));
+        let put = |content: Content<'_>| {
+            fs.put(&entry, content)
+                .map_err(target.error("copy to", &path))
+        };
         match entry.kind {
             Kind::Dir { .. } => {
-                entry.kind = Kind::Dir { opaque: false, implied: false };
-                fs.put(&entry, Content::None).map_err(target.error("make", &path))?;
+                entry.kind = Kind::Dir {
+                    opaque: false,
+                    implied: false,
+                };
+                fs.put(&entry, Content::None)
+                    .map_err(target.error("make", &path))?;
                 folders.push(entry);
             }
             Kind::File { .. } => {
-                let source = sources[node.layer].open_at(&path, OFlags::RDONLY | OFlags::NONBLOCK)?;
+                let source =
+                    sources[node.layer].open_at(&path, OFlags::RDONLY | OFlags::NONBLOCK)?;
                 put(Content::Copy(source.as_fd()))?;
             }
             Kind::Char(..) | Kind::Block(..) => {
@@ -140,7 +192,8 @@ fn copy(view: &MergedView, lowers: &[Lower], dir: &Path, ids: Ids) -> Result<Vec
             Kind::Whiteout => {}
         }
     }
-    fs.finish(&LayerIndex::new(folders)).map_err(RootfsError::io("finish the tree in", dir))?;
+    fs.finish(&LayerIndex::new(folders))
+        .map_err(RootfsError::io("finish the tree in", dir))?;
     Ok(unmade)
 }
 
@@ -152,7 +205,9 @@ fn make_device(target: &Folder, entry: &Entry, ids: Ids) -> Result<bool, RootfsE
         Kind::Block(major, minor) => (FileType::BlockDevice, makedev(major, minor)),
         _ => return Ok(false),
     };
-    let Some(parent) = entry.path.parent().filter(|_| ids == Ids::Real) else { return Ok(false) };
+    let Some(parent) = entry.path.parent().filter(|_| ids == Ids::Real) else {
+        return Ok(false);
+    };
     let (dir, name) = (target.open_dir(&parent)?, entry.path.name());
     match mknodat(&dir, name, kind, Mode::RUSR, number) {
         // A user namespace, or a sandbox around this one.
@@ -161,10 +216,15 @@ fn make_device(target: &Folder, entry: &Entry, ids: Ids) -> Result<bool, RootfsE
     }
     let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
     chownat(&dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-        .and_then(|()| chmodat(&dir, name, Mode::from_raw_mode(entry.mode.into()), AtFlags::empty()))
         .and_then(|()| {
-            utimensat(&dir, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
+            chmodat(
+                &dir,
+                name,
+                Mode::from_raw_mode(entry.mode.into()),
+                AtFlags::empty(),
+            )
         })
+        .and_then(|()| utimensat(&dir, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW))
         .map_err(target.error("set the metadata of", &entry.path))?;
     Ok(true)
 }
@@ -193,7 +253,8 @@ fn take(root: &Folder, fs: &LayerFs, index: &LayerIndex) -> Result<(), RootfsErr
         }
         if let Some((_, fd)) = &folder {
             let from = by_descriptor(fd.as_fd(), path.name());
-            fs.put(entry, Content::Move(Path::new(OsStr::from_bytes(&from)))).map_err(fail)?;
+            fs.put(entry, Content::Move(Path::new(OsStr::from_bytes(&from))))
+                .map_err(fail)?;
         }
     }
     Ok(())
@@ -219,5 +280,8 @@ fn outlast(dir: &Path, newest: (i64, u32)) -> Result<(), RootfsError> {
         }
         Ok(())
     };
-    wait().map_err(RootfsError::io("read the clock of the file system by", &path))
+    wait().map_err(RootfsError::io(
+        "read the clock of the file system by",
+        &path,
+    ))
 }

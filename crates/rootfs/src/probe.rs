@@ -16,15 +16,20 @@ use crate::{Provider, overlay};
 /// mount and then cannot hold them.
 pub fn probe(store_root: &Path) -> (Provider, String) {
     match try_overlay(&store_root.join("tmp")) {
-        Ok(()) => (Provider::Overlay, format!("overlay mounts work in {}", store_root.display())),
+        Ok(()) => (
+            Provider::Overlay,
+            format!("overlay mounts work in {}", store_root.display()),
+        ),
         Err(why) => (Provider::PlainTree, format!("layers are copied: {why}")),
     }
 }
 
 fn try_overlay(tmp: &Path) -> Result<(), String> {
-    let dir = new_folder(tmp).map_err(|error| format!("cannot write to {}: {error}", tmp.display()))?;
+    let dir =
+        new_folder(tmp).map_err(|error| format!("cannot write to {}: {error}", tmp.display()))?;
     let result = try_overlay_in(&dir);
-    let removed = delete_layer(&dir).map_err(|error| format!("cannot remove {}: {error}", dir.display()));
+    let removed =
+        delete_layer(&dir).map_err(|error| format!("cannot remove {}: {error}", dir.display()));
     result.and(removed)
 }
 
@@ -60,7 +65,11 @@ fn try_overlay_in(dir: &Path) -> Result<(), String> {
     };
     change().map_err(|error| format!("an overlay can be mounted but not written to: {error}"))?;
     drop(mount);
-    let gone = rustix::fs::statat(CWD, dir.join("fs/gone"), rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+    let gone = rustix::fs::statat(
+        CWD,
+        dir.join("fs/gone"),
+        rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+    );
     let is_mark = |stat: rustix::fs::Stat| {
         FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
     };
@@ -70,6 +79,8 @@ fn try_overlay_in(dir: &Path) -> Result<(), String> {
     let mut value = [0; 8];
     match rustix::fs::lgetxattr(dir.join("fs/again"), OPAQUE, &mut value[..]) {
         Ok(1) if value[0] == b'y' => Ok(()),
-        _ => Err(format!("the overlay does not mark a replaced folder with {OPAQUE}")),
+        _ => Err(format!(
+            "the overlay does not mark a replaced folder with {OPAQUE}"
+        )),
     }
 }

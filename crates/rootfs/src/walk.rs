@@ -50,7 +50,13 @@ pub(crate) fn walk(
     root: &Folder,
     known: impl Fn(&LayerPath, &Stamp) -> bool,
 ) -> Result<Vec<Found>, RootfsError> {
-    let mut walk = Walk { root, known, found: Vec::new(), names: HashMap::new(), buffer: Vec::new() };
+    let mut walk = Walk {
+        root,
+        known,
+        found: Vec::new(),
+        names: HashMap::new(),
+        buffer: Vec::new(),
+    };
     let top = LayerPath::root();
     let fd = root.open_dir(&top)?;
     walk.see(&top, fd.as_fd(), b".")?;
@@ -60,7 +66,11 @@ pub(crate) fn walk(
     while let Some(dir) = pending.pop() {
         walk.list(&dir, &mut pending)?;
     }
-    let Walk { mut found, mut names, .. } = walk;
+    let Walk {
+        mut found,
+        mut names,
+        ..
+    } = walk;
     found.sort_by(|a, b| a.entry.path.cmp(&b.entry.path));
     names.retain(|_, count| *count > 1);
     let mut groups: HashMap<u64, u32> = HashMap::new();
@@ -103,7 +113,12 @@ impl<K: Fn(&LayerPath, &Stamp) -> bool> Walk<'_, K> {
     }
 
     /// Adds one path; says whether it is a folder.
-    fn see(&mut self, path: &LayerPath, dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool, RootfsError> {
+    fn see(
+        &mut self,
+        path: &LayerPath,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+    ) -> Result<bool, RootfsError> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         let stat = rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS)
             .map_err(self.root.error("look at", path))?;
@@ -127,7 +142,13 @@ impl<K: Fn(&LayerPath, &Stamp) -> bool> Walk<'_, K> {
         if entry.kind == Kind::Whiteout {
             // The overlay makes all its whiteouts one inode; they are no hard links.
             entry = whiteout(path.clone());
-            self.found.push(Found { entry, same: false, complete: false, opaque: false, stamp });
+            self.found.push(Found {
+                entry,
+                same: false,
+                complete: false,
+                opaque: false,
+                stamp,
+            });
             return Ok(false);
         }
         if !is_dir && stat.stx_nlink > 1 {
@@ -138,12 +159,23 @@ impl<K: Fn(&LayerPath, &Stamp) -> bool> Walk<'_, K> {
         if !same {
             opaque = self.xattrs(&mut entry, dir, name)?;
         }
-        self.found.push(Found { entry, same, complete: opaque, opaque, stamp });
+        self.found.push(Found {
+            entry,
+            same,
+            complete: opaque,
+            opaque,
+            stamp,
+        });
         Ok(is_dir)
     }
 
     /// Reads the extended attributes; says whether one of them is the opaque mark.
-    fn xattrs(&mut self, entry: &mut Entry, dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool, RootfsError> {
+    fn xattrs(
+        &mut self,
+        entry: &mut Entry,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+    ) -> Result<bool, RootfsError> {
         // The largest that the kernel gives, for a list and for a value (limits.h: XATTR_LIST_MAX, XATTR_SIZE_MAX).
         const LARGEST: usize = 64 * 1024;
         let path = by_descriptor(dir, name);
@@ -152,7 +184,11 @@ impl<K: Fn(&LayerPath, &Stamp) -> bool> Walk<'_, K> {
             Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(false),
             Ok(length) => length,
             Err(error) => {
-                return Err(self.root.error("list the extended attributes of", &entry.path)(error));
+                return Err(self
+                    .root
+                    .error("list the extended attributes of", &entry.path)(
+                    error
+                ));
             }
         };
         let list = self.buffer[..length].to_vec();
@@ -160,7 +196,10 @@ impl<K: Fn(&LayerPath, &Stamp) -> bool> Walk<'_, K> {
         for key in list.split(|&byte| byte == 0).filter(|key| !key.is_empty()) {
             if matches!(key, b"user.overlay.redirect" | b"user.overlay.metacopy") {
                 let mark = String::from_utf8_lossy(key).into_owned();
-                return Err(RootfsError::Mark { path: entry.path.clone(), mark });
+                return Err(RootfsError::Mark {
+                    path: entry.path.clone(),
+                    mark,
+                });
             }
             let is_mark = key == OPAQUE.as_bytes();
             if !is_mark && !belongs(key) {
@@ -171,7 +210,11 @@ impl<K: Fn(&LayerPath, &Stamp) -> bool> Walk<'_, K> {
                 // Listed by the file system, but nothing that this user may read.
                 Err(Errno::NODATA) => continue,
                 Err(error) => {
-                    return Err(self.root.error("read the extended attributes of", &entry.path)(error));
+                    return Err(self
+                        .root
+                        .error("read the extended attributes of", &entry.path)(
+                        error
+                    ));
                 }
             };
             let value = &self.buffer[..length];
@@ -188,21 +231,40 @@ impl<K: Fn(&LayerPath, &Stamp) -> bool> Walk<'_, K> {
 
 /// Whether an extended attribute is a program's own doing: not a mark of the overlay, not a label of the host.
 pub(crate) fn belongs(name: &[u8]) -> bool {
-    !name.starts_with(b"user.overlay.") && !name.starts_with(b"trusted.") && name != b"security.selinux"
+    !name.starts_with(b"user.overlay.")
+        && !name.starts_with(b"trusted.")
+        && name != b"security.selinux"
 }
 
 /// The entry that removes `path`.
 pub(crate) fn whiteout(path: LayerPath) -> Entry {
     let kind = Kind::Whiteout;
-    Entry { path, kind, mode: 0, uid: 0, gid: 0, mtime: (0, 0), xattrs: Xattrs::new(), hardlink: None }
+    Entry {
+        path,
+        kind,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        mtime: (0, 0),
+        xattrs: Xattrs::new(),
+        hardlink: None,
+    }
 }
 
 fn kind(stat: &Statx, dir: BorrowedFd<'_>, name: &[u8]) -> Result<Kind, Errno> {
     let device = (stat.stx_rdev_major, stat.stx_rdev_minor);
     Ok(match FileType::from_raw_mode(stat.stx_mode.into()) {
-        FileType::Directory => Kind::Dir { opaque: false, implied: false },
-        FileType::RegularFile => Kind::File { size: stat.stx_size, digest: UNREAD },
-        FileType::Symlink => Kind::Symlink(rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes()),
+        FileType::Directory => Kind::Dir {
+            opaque: false,
+            implied: false,
+        },
+        FileType::RegularFile => Kind::File {
+            size: stat.stx_size,
+            digest: UNREAD,
+        },
+        FileType::Symlink => {
+            Kind::Symlink(rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes())
+        }
         FileType::CharacterDevice if device == (0, 0) => Kind::Whiteout,
         FileType::CharacterDevice => Kind::Char(device.0, device.1),
         FileType::BlockDevice => Kind::Block(device.0, device.1),
