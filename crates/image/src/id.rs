@@ -159,3 +159,62 @@ impl KeyHasher {
         Key(*self.0.finalize().as_bytes())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn texts() {
+        let digest = Digest::new([0xab; 32]);
+        let text = format!("sha256:{}", "ab".repeat(32));
+        assert_eq!((digest.to_string(), text.parse::<Digest>().unwrap()), (text.clone(), digest));
+        assert_eq!(serde_json::to_string(&digest).unwrap(), format!("\"{text}\""));
+        assert_eq!(postcard::to_stdvec(&digest).unwrap(), [0xab; 32]);
+        for wrong in [
+            "",
+            "sha256:",
+            &text[..70],
+            &text.to_uppercase(),
+            &text[7..],
+            &format!("{text}0"),
+            &text.replace("ab", "xy"),
+        ] {
+            assert!(wrong.parse::<Digest>().is_err(), "{wrong}");
+        }
+        assert!("é".repeat(16).parse::<LayerId>().is_err());
+    }
+
+    type Parts = Vec<(String, Vec<u8>)>;
+
+    fn key(kind: &str, parts: &Parts) -> Key {
+        let mut hasher = KeyHasher::new(kind, 1);
+        for (name, value) in parts {
+            hasher.part(name, value);
+        }
+        hasher.finish()
+    }
+
+    fn any_parts() -> impl Strategy<Value = Parts> {
+        proptest::collection::vec(("[ab]{0,2}", proptest::collection::vec(b'a'..=b'b', 0..3)), 0..4)
+    }
+
+    proptest! {
+        /// Parts over two letters: were they not framed, many of these lists would run together.
+        #[test]
+        fn equal_keys_have_equal_parts(a in any_parts(), b in any_parts()) {
+            prop_assert_eq!(key("k", &a) == key("k", &b), a == b);
+        }
+    }
+
+    #[test]
+    fn kind_and_version_count() {
+        let finish = |kind, version| KeyHasher::new(kind, version).finish();
+        assert_ne!(finish("a", 1), finish("a", 2));
+        assert_ne!(finish("a", 1), finish("b", 1));
+        let joined = key("k", &vec![("a".into(), b"b".to_vec())]);
+        assert_ne!(joined, key("k", &vec![("ab".into(), Vec::new())]));
+    }
+}

@@ -210,3 +210,82 @@ impl LayerIndex {
         Ok(Self { entries })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(path: &str, kind: Kind) -> Entry {
+        Entry { kind, ..Entry::dir(LayerPath::clean(path), 0o755, 1, 2, (3, 4)) }
+    }
+
+    fn file(path: &str, hardlink: Option<u32>) -> Entry {
+        Entry { hardlink, ..entry(path, Kind::File { size: 10, digest: FileDigest::new([1; 32]) }) }
+    }
+
+    fn sample() -> Vec<Entry> {
+        let dir = Kind::Dir { opaque: false, implied: false };
+        vec![
+            file("a-b", None),
+            entry("a", dir),
+            file("a/y", Some(7)),
+            file("a/x", Some(7)),
+            entry("l", Kind::Symlink(b"\xff".to_vec())),
+            entry("w", Kind::Whiteout),
+        ]
+    }
+
+    #[test]
+    fn sorted_and_found() {
+        let index = LayerIndex::new([sample(), vec![file("a-b", Some(1))]].concat());
+        let paths: Vec<_> = index.entries().iter().map(|entry| entry.path.to_string()).collect();
+        assert_eq!(paths, ["/a", "/a/x", "/a/y", "/a-b", "/l", "/w"]);
+        assert_eq!(index.get(&LayerPath::clean("a-b")).unwrap().hardlink, Some(1));
+        assert_eq!(index.get(&LayerPath::clean("b")), None);
+        assert_eq!(index.size(), 20);
+    }
+
+    #[test]
+    fn content_id() {
+        type Change<'a> = &'a dyn Fn(&mut Vec<Entry>);
+        let id = |change: Change<'_>| {
+            let mut entries = sample();
+            change(&mut entries);
+            LayerIndex::new(entries).content_id()
+        };
+        let same = id(&|_| {});
+        assert_eq!(id(&|entries| entries.iter_mut().for_each(|entry| entry.mtime = (9, 9))), same);
+        assert_eq!(id(&|entries| (entries[2].hardlink, entries[3].hardlink) = (Some(0), Some(0))), same);
+        assert_eq!(id(&|entries| (entries[5].mode, entries[5].uid) = (0, 0)), same);
+        let changes: [Change<'_>; 8] = [
+            &|entries| entries[0].path = LayerPath::clean("a-c"),
+            &|entries| entries[0].mode = 0o4755,
+            &|entries| entries[1].uid = 5,
+            &|entries| entries[3].hardlink = Some(8),
+            &|entries| entries[0].xattrs = vec![(b"user.x".to_vec(), Vec::new())],
+            &|entries| entries[4].kind = Kind::Symlink(Vec::new()),
+            &|entries| entries[1].kind = Kind::Dir { opaque: true, implied: false },
+            &|entries| drop(entries.pop()),
+        ];
+        let ids: HashSet<_> = changes.iter().map(|change| id(change)).chain([same]).collect();
+        assert_eq!(ids.len(), changes.len() + 1);
+    }
+
+    #[test]
+    fn stored() {
+        let index = LayerIndex::new(sample());
+        let bytes = index.to_bytes();
+        assert_eq!(LayerIndex::from_bytes(&bytes).unwrap(), index);
+        for cut in 0..bytes.len() {
+            assert!(LayerIndex::from_bytes(&bytes[..cut]).is_err(), "{cut}");
+        }
+        for at in 12..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1;
+            assert!(LayerIndex::from_bytes(&flipped).is_err(), "{at}");
+        }
+        let mut newer = bytes;
+        newer[8] = 9;
+        assert!(matches!(LayerIndex::from_bytes(&newer), Err(IndexError::Newer(9, 1))));
+    }
+}

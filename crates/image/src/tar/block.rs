@@ -76,17 +76,17 @@ pub(super) fn number(field: &[u8]) -> Result<i64, Fault> {
         return i64::try_from(value).map_err(|_| TOO_LARGE);
     }
     let blank = |byte: &u8| matches!(byte, b' ' | 0);
-    let first = field.iter().position(|byte| !blank(byte)).unwrap_or(field.len());
-    let digits = &field[first..];
-    let len = digits.iter().position(blank).unwrap_or(digits.len());
+    let Some(first) = field.iter().position(|byte| !blank(byte)) else { return Ok(0) };
+    let last = field.iter().rposition(|byte| !blank(byte)).unwrap_or(first);
     let mut value: i64 = 0;
-    for &digit in &digits[..len] {
+    // What stands behind a NUL is ignored, as Go does.
+    for &digit in text(&field[first..=last]) {
         if !(b'0'..=b'7').contains(&digit) {
             return Err("a number has a character that is no octal digit");
         }
         value = value.checked_mul(8).ok_or(TOO_LARGE)? + i64::from(digit - b'0');
     }
-    if digits[len..].iter().all(blank) { Ok(value) } else { Err("a number has something behind it") }
+    Ok(value)
 }
 
 pub(super) fn kind(byte: u8, path: &[u8]) -> EntryKind {

@@ -154,17 +154,23 @@ impl<R: Read> Reader<R> {
                     _ => break,
                 }
             }
-            let size = plain_fields(&block).map_err(at)?;
-            let limited =
-                |most: u64| if size > most { Err(at("a name or an extended header is too long")) } else { Ok(size) };
+            verify_checksum(&block).map_err(at)?;
+            if !matches!(block[block::KIND], b'x' | b'g' | b'L' | b'K') {
+                return self.entry(&block, offset, pending).map(Some);
+            }
+            let size = header(&block, &Records::default()).map_err(at)?.size;
+            let limited = |most: u64| {
+                if size > most { Err(at("a name or an extended header is too long")) } else { Ok(size) }
+            };
             match block[block::KIND] {
                 b'x' => pending.records = Records::parse(&self.source.special(limited(MAX_PAX)?)?).map_err(at)?,
-                b'g' => {
-                    Records::parse(&self.source.special(limited(MAX_PAX)?)?).map_err(at)?;
-                }
                 b'L' => pending.path = Some(block::text(&self.source.special(limited(MAX_NAME)?)?).to_vec()),
                 b'K' => pending.link = Some(block::text(&self.source.special(limited(MAX_NAME)?)?).to_vec()),
-                _ => return self.entry(&block, offset, pending).map(Some),
+                _ => {
+                    Records::parse(&self.source.special(limited(MAX_PAX)?)?).map_err(at)?;
+                    // To Go a global header is an entry: what stood before it is used up.
+                    pending = Pending::default();
+                }
             }
         }
         self.ended = true;
@@ -244,14 +250,10 @@ impl<R: Read> Source<R> {
     }
 }
 
-/// Checks the checksum and gives the size field.
-fn plain_fields(block: &Block) -> Result<u64, Fault> {
+fn verify_checksum(block: &Block) -> Result<(), Fault> {
     let said = block::number(&block[block::CHECKSUM])?;
     let (unsigned, signed) = block::checksums(block);
-    if said != unsigned && said != signed {
-        return Err("the checksum of a header does not match");
-    }
-    u64::try_from(block::number(&block[block::SIZE])?).map_err(|_| "a negative size")
+    if said == unsigned || said == signed { Ok(()) } else { Err("the checksum of a header does not match") }
 }
 
 /// The header of an entry from its block and the records that go with it.
@@ -279,7 +281,7 @@ fn header(block: &Block, records: &Records) -> Result<Header, Fault> {
         Format::Star => field(block::STAR_PREFIX),
         // Go before 1.8 wrote prefixes into GNU's format, where times stand: what is no number is a prefix.
         Format::Gnu => {
-            let time = |range| block::number(&block[range]).is_ok();
+            let time = |range: std::ops::Range<usize>| block[range.start] == 0 || block::number(&block[range]).is_ok();
             let prefix = field(block::PREFIX);
             if time(block::GNU_ATIME) && time(block::GNU_CTIME) || !prefix.is_ascii() { Vec::new() } else { prefix }
         }
