@@ -294,16 +294,30 @@ fn die_with_worker(plan: &Plan) -> Result<()> {
     }
 }
 
-/// Exec keeps ignored signals ignored and blocked ones blocked (Rust ignores SIGPIPE).
+/// Exec keeps ignored signals ignored and blocked ones blocked (Rust ignores SIGPIPE, the C library one of its own).
 fn reset_signals() {
-    // SAFETY: sets default actions and an empty mask; the C library refuses its own two signals, which is fine.
+    // As the kernel has it: handler, flags, restorer, mask. All zero is the default action.
+    let default = [0u64; 4];
+    let mask = 0u64;
+    // SAFETY: both structures are live, and of the size that the kernel reads. The C library's own functions leave two
+    // signals out. SIGKILL and SIGSTOP fail, as they must.
     unsafe {
         for signal in 1..=64 {
-            libc::signal(signal, libc::SIG_DFL);
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            );
         }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const mask,
+            ptr::null_mut::<u64>(),
+            size_of::<u64>(),
+        );
     }
 }
 
@@ -332,8 +346,16 @@ fn turn_root(plan: &Plan) -> Result<()> {
     // Both the same place: the old root lands on top of the new one.
     pivot_root(c".", c".")?;
     fchdir(&plan.old_root)?;
+    // Trees that mounts came from are stacked on the old root: each call takes the topmost away, the last one the old
+    // root with all that is mounted in it. Then this folder is no mount any more.
     unmount(c".", UnmountFlags::DETACH)?;
-    chdir(c"/")
+    loop {
+        match unmount(c".", UnmountFlags::DETACH) {
+            Ok(()) => {}
+            Err(Errno::INVAL) => return chdir(c"/"),
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Hides a file behind `/dev/null`, or a folder behind an empty one.

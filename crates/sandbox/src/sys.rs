@@ -62,6 +62,8 @@ pub(crate) fn new_mount(
     attributes: MountAttrFlags,
 ) -> Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    // What `mount` shows in front; else "none".
+    fsconfig_set_string(context.as_fd(), c"source", kind)?;
     for (key, value) in options {
         fsconfig_set_string(context.as_fd(), *key, *value)?;
     }

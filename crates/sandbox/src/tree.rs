@@ -74,7 +74,7 @@ pub(crate) fn assemble(job: &Job) -> Result<Tree> {
         .iter()
         .map(|mount| source(job, mount))
         .collect::<Result<Vec<_>>>()?;
-    let devices = device_nodes(job)?;
+    let devices = device_nodes()?;
     let mut builder = Builder {
         root: attach_root(job)?,
         made: Vec::new(),
@@ -219,7 +219,7 @@ fn memory_file(content: &[u8], mode: u32, uid: u32, gid: u32) -> std::io::Result
 }
 
 /// Mounts of the device nodes: our own where we may make some, so that a `chmod` inside does not reach the host's.
-fn device_nodes(_job: &Job) -> Result<Vec<OwnedFd>> {
+fn device_nodes() -> Result<Vec<OwnedFd>> {
     let failed =
         |name: &str, error: Errno| SandboxError::setup(format!("device /dev/{name}"), error);
     let nodes = sys::new_mount(
@@ -284,11 +284,18 @@ impl Builder {
             Missing::File
         };
         let place = self.place(dest, &missing)?;
-        sys::attach(mount, place.as_fd()).map_err(|error| match error {
-            Errno::NOTDIR if folder => failed("a folder cannot be mounted on a file", error),
-            Errno::NOTDIR => failed("a file cannot be mounted on a folder", error),
-            error => failed("attaching", error),
-        })
+        let stat = fstat(&place).map_err(|error| failed("looking at the mount point", error))?;
+        match (
+            folder,
+            FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
+        ) {
+            (true, false) => Err(failed(
+                "a folder cannot be mounted on a file",
+                Errno::NOTDIR,
+            )),
+            (false, true) => Err(failed("a file cannot be mounted on a folder", Errno::ISDIR)),
+            _ => sys::attach(mount, place.as_fd()).map_err(|error| failed("attaching", error)),
+        }
     }
 
     fn mount(

@@ -13,7 +13,7 @@ use kiln_sandbox::{CONTROL_FD, IdTools, Isolation, choose, enter_worker, spawn_w
 use crate::cases::{CASES, Privilege};
 
 /// Starts one process for each kind and adds up.
-pub fn all(filter: &[String]) {
+pub(crate) fn all(filter: &[String]) {
     if filter.iter().any(|argument| argument == "--list") {
         return;
     }
@@ -57,7 +57,7 @@ pub fn all(filter: &[String]) {
 }
 
 /// Runs the cases with one kind of privilege.
-pub fn run(mode: &str, filter: &[String]) {
+pub(crate) fn run(mode: &str, filter: &[String]) {
     let isolation = match mode {
         "direct" => exit(run_cases(Privilege::Root, mode, filter)),
         "root" => Isolation::Root,
@@ -97,7 +97,7 @@ pub fn run(mode: &str, filter: &[String]) {
 
 /// The worker.
 #[allow(unsafe_code, reason = "the control descriptor is known by number")]
-pub fn worker(args: &[String]) {
+pub(crate) fn worker(args: &[String]) {
     enter_worker().unwrap();
     // SAFETY: the number is ours by contract with `spawn_worker`.
     let control = unsafe { OwnedFd::from_raw_fd(CONTROL_FD) };
