@@ -32,7 +32,7 @@ pub struct Base {
 }
 
 /// All bases; each after the one that it is built on.
-pub const BASES: [Base; 5] = [
+pub const BASES: [Base; 6] = [
     Base {
         name: "busybox",
         image: "busybox:latest",
@@ -56,6 +56,11 @@ pub const BASES: [Base; 5] = [
     Base {
         name: "jdk",
         image: "jdk:bookworm",
+        origin: Origin::Dockerfile,
+    },
+    Base {
+        name: "static",
+        image: "static:bookworm",
         origin: Origin::Dockerfile,
     },
 ];
