@@ -358,13 +358,20 @@ fn give_up(on: &Transaction<'_>, report: &mut OpenReport) -> Result<Vec<Digest>,
         ),
         [],
     )?;
-    let mut query = on.prepare(&format!(
-        "UPDATE containers SET state = ?1, name = '/' || id WHERE id IN ({}) AND state <> ?1 RETURNING id",
+    let lost = format!(
+        "id IN ({}) AND state <> ?1",
         broken("container_layers", "container")
+    );
+    let mut query = on.prepare(&format!(
+        "SELECT name FROM containers WHERE {lost} ORDER BY name"
     ))?;
     report.lost_containers = query
         .query_map([CONTAINER_DOOMED], |row| row.get(0))?
         .collect::<Result<_, _>>()?;
+    on.execute(
+        &format!("UPDATE containers SET state = ?1, name = '/' || id WHERE {lost}"),
+        [CONTAINER_DOOMED],
+    )?;
     on.execute(
         "DELETE FROM container_layers WHERE container IN (SELECT id FROM containers WHERE state = ?1)",
         [CONTAINER_DOOMED],

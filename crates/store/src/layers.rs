@@ -186,6 +186,20 @@ impl Store {
         ))
     }
 
+    /// The clamp with which a layer makes the tar of `diff`; `None` both for no clamp and for a tar that it does not
+    /// make, which [`Store::diff`] tells apart.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn clamp_of(&self, id: LayerId, diff: DiffId) -> Result<Option<i64>, StoreError> {
+        let db = self.db.read();
+        let mut query =
+            db.prepare_cached("SELECT max(clamp) FROM diffs WHERE layer = ?1 AND diff = ?2")?;
+        let clamp: Option<i64> =
+            query.query_row(params![id.as_bytes(), diff.as_bytes()], |row| row.get(0))?;
+        Ok(clamp.filter(|clamp| *clamp != clamp_number(None)))
+    }
+
     /// Notes the tar that a layer makes. `clamp`: no time in it is later (seconds since 1970).
     ///
     /// # Errors

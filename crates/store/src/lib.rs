@@ -15,6 +15,7 @@ mod layers;
 mod lock;
 mod records;
 mod store;
+mod tar;
 
 pub use containers::{Container, NewContainer};
 pub use error::StoreError;
@@ -25,3 +26,4 @@ pub use layers::{BlobInfo, LayerInfo, LayerSummary};
 pub use lock::{Claim, ClaimAttempt, Lease, Waiter};
 pub use records::{NewRecord, Record, RecordId, RecordUse};
 pub use store::{OpenOptions, OpenReport, Store, TagFallback, boot_id};
+pub use tar::{UnpackError, Unpacked, unpack_tar, write_tar};

@@ -187,11 +187,12 @@ impl LayerFs {
     fn parent<'p>(&self, path: &'p LayerPath) -> io::Result<(Arc<OwnedFd>, &'p [u8])> {
         let bytes = path.as_bytes();
         let (folder, name) = match bytes.iter().rposition(|&byte| byte == b'/') {
+            Some(0) => (&[][..], &[][..]),
             Some(slash) => (&bytes[..slash], &bytes[slash + 1..]),
             None => (&[][..], bytes),
         };
         // An index is read from disk: what the type promises is checked where it would hurt.
-        if matches!(name, b"" | b"." | b"..") {
+        if matches!(name, b"" | b"." | b"..") || folder.ends_with(b"/") {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "not a path below the root",

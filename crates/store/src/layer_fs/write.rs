@@ -1,7 +1,7 @@
 //! Making files.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -186,7 +186,7 @@ impl LayerFs {
                         bytes.len() as u64
                     }
                     Content::Copy(source) => self.copy(source, &file)?,
-                    Content::Reader(reader) => pump(reader, &mut file)?,
+                    Content::Reader(reader) => pump(reader, &file)?,
                     Content::None | Content::Move(_) => 0,
                 };
                 (file, size)
@@ -237,7 +237,7 @@ impl LayerFs {
                     file: from,
                     offset: 0,
                 },
-                &mut &*to,
+                to,
             );
         }
         if self.can_clone.load(Ordering::Relaxed) {
@@ -271,7 +271,7 @@ impl LayerFs {
             }
         }
         // Not possible between these files, or the file system only says that there is nothing.
-        Ok(offset + pump(&mut At { file: from, offset }, &mut &*to)?)
+        Ok(offset + pump(&mut At { file: from, offset }, to)?)
     }
 
     /// The mode that a file gets for real.
@@ -396,26 +396,40 @@ impl Read for At<'_> {
     }
 }
 
-/// Copies a stream to its end. The buffer suits many small files and few large ones.
-fn pump(from: &mut dyn Read, to: &mut dyn Write) -> io::Result<u64> {
+/// Copies a stream to its end. Long runs of zeros become holes, as a sparse file in an archive had them. The buffer
+/// suits many small files and few large ones.
+fn pump(from: &mut dyn Read, mut to: &File) -> io::Result<u64> {
+    const HOLE: usize = 4096;
     thread_local! {
         static BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
     }
     // Taken out, not borrowed: the reader may pump too.
     let mut buffer = BUFFER.take();
     buffer.resize(256 * 1024, 0);
-    let mut total = 0;
-    let result = loop {
-        match from.read(&mut buffer) {
-            Ok(0) => break Ok(total),
-            Ok(count) => match to.write_all(&buffer[..count]) {
-                Ok(()) => total += count as u64,
-                Err(err) => break Err(err),
-            },
-            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-            Err(err) => break Err(err),
+    let mut pump = || {
+        let mut total = 0;
+        let mut ends_in_hole = false;
+        loop {
+            let count = match from.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => continue,
+                Err(err) => return Err(err),
+            };
+            ends_in_hole = count >= HOLE && buffer[..count].iter().all(|&byte| byte == 0);
+            if ends_in_hole {
+                to.seek(SeekFrom::Current(count as i64))?;
+            } else {
+                to.write_all(&buffer[..count])?;
+            }
+            total += count as u64;
         }
+        if ends_in_hole {
+            to.set_len(to.stream_position()?)?;
+        }
+        Ok(total)
     };
+    let result = pump();
     BUFFER.set(buffer);
     result
 }

@@ -1,0 +1,173 @@
+//! Layers from and to tar archives.
+
+use std::cell::Cell;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::Path;
+use std::rc::Rc;
+
+use kiln_image::tar::{BLOCK, EntryKind, Reader, TarError, header_bytes};
+use kiln_image::tarlayer::{LayerBuilder, Step, TarLayerError, pieces, write_layer};
+use kiln_image::{DiffId, Kind, LayerIndex};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{Content, Ids, LayerFs, LayerSummary};
+
+/// Bytes read and written at once.
+const BUFFER: usize = 256 * 1024;
+
+/// What came of unpacking.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unpacked {
+    /// For [`crate::Store::seal_layer`].
+    pub summary: LayerSummary,
+    /// The sha256 of all bytes of the stream, those behind the end of the archive too.
+    pub diff_id: DiffId,
+    /// How many bytes these were.
+    pub tar_size: u64,
+    /// Whether [`write_tar`] gives exactly these bytes again. Else the blob must be kept.
+    pub reproducible: bool,
+}
+
+/// Why an archive could not be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// The stream cannot be read, or is no archive.
+    #[error(transparent)]
+    Archive(#[from] TarError),
+    /// It is no layer, or leads out of it.
+    #[error(transparent)]
+    Layer(#[from] TarLayerError),
+    /// What is behind the archive cannot be read.
+    #[error("cannot read what follows the archive: {0}")]
+    Rest(#[source] io::Error),
+    /// A file cannot be made, or its content not be read.
+    #[error("cannot unpack {0}")]
+    Files(#[source] io::Error),
+}
+
+/// Unpacks an image layer (OCI image spec, layer.md) into the folder of a layer, as a stream, and writes its index.
+///
+/// Of entries with the same path the later one counts. Parents that the archive lacks become implied folders of mode
+/// 0755. Hard links must lead to something that comes before them in the same archive.
+///
+/// # Errors
+/// When the archive is damaged or hostile (a path that leads out, a parent that is no folder), or files cannot be
+/// made. Then part of the layer may be there: it must be discarded.
+pub fn unpack_tar(layer_dir: &Path, ids: Ids, tar: impl Read) -> Result<Unpacked, UnpackError> {
+    let fs = LayerFs::create(layer_dir, ids).map_err(UnpackError::Files)?;
+    let in_content = Rc::new(Cell::new(false));
+    let hashed = Hashed {
+        inner: tar,
+        hasher: Sha256::new(),
+        size: 0,
+    };
+    let mut reader = Reader::new(Framing {
+        inner: BufReader::with_capacity(BUFFER, hashed),
+        hasher: blake3::Hasher::new(),
+        in_content: Rc::clone(&in_content),
+    });
+    let mut builder = LayerBuilder::new();
+    while let Some(mut member) = reader.next_entry()? {
+        for step in builder.take(&member.header)? {
+            match step {
+                Step::Put(mut entry)
+                    if member.header.kind == EntryKind::File && entry.is_file() =>
+                {
+                    in_content.set(true);
+                    let put = fs.put_hashed(&mut entry, &mut member.content);
+                    in_content.set(false);
+                    put.map_err(UnpackError::Files)?;
+                    if let Kind::File { digest, .. } = entry.kind {
+                        builder.set_digest(&entry.path, digest);
+                    }
+                }
+                Step::Put(entry) => fs.put(&entry, Content::None).map_err(UnpackError::Files)?,
+                Step::Link { entry, first } => {
+                    fs.link(&entry, &first).map_err(UnpackError::Files)?;
+                }
+            }
+        }
+    }
+    let mut framing = reader.into_inner();
+    io::copy(&mut framing, &mut io::sink()).map_err(UnpackError::Rest)?;
+    let index = builder.finish();
+    let summary = LayerSummary::of(&index);
+    let reproducible = framing_of(&index).is_some_and(|ours| ours == framing.hasher.finalize());
+    fs.finish(&index).map_err(UnpackError::Files)?;
+    let Hashed { hasher, size, .. } = framing.inner.into_inner();
+    let diff_id = DiffId::new(hasher.finalize().into());
+    Ok(Unpacked {
+        summary,
+        diff_id,
+        tar_size: size,
+        reproducible,
+    })
+}
+
+/// Writes the archive of a layer and gives its size. The same index always gives the same bytes. Times later than
+/// `clamp` seconds since 1970 become `clamp`.
+///
+/// # Errors
+/// When `out` or a file fails, a file is shorter than the index says, or an entry cannot be expressed in an archive.
+pub fn write_tar(
+    layer_dir: &Path,
+    index: &LayerIndex,
+    clamp: Option<i64>,
+    out: &mut dyn Write,
+) -> io::Result<u64> {
+    let fs = LayerFs::create(layer_dir, Ids::Recorded)?;
+    let out = BufWriter::with_capacity(BUFFER, out);
+    let (_, size) = write_layer(index, clamp, out, |entry| fs.open(&entry.path))?;
+    Ok(size)
+}
+
+/// The hash of all bytes of a layer's archive that are not content of files. If it is the same for two archives, and
+/// the content of the files is, then the archives are: the headers say where the content goes. `None` if the layer has
+/// no archive.
+fn framing_of(index: &LayerIndex) -> Option<blake3::Hash> {
+    let mut hasher = blake3::Hasher::new();
+    for piece in pieces(index, None) {
+        let piece = piece.ok()?;
+        hasher.update(&header_bytes(&piece.header).ok()?);
+        if piece.header.kind == EntryKind::File {
+            let padding = piece.header.size.wrapping_neg() % BLOCK as u64;
+            hasher.update(&[0; BLOCK][..padding as usize]);
+        }
+    }
+    hasher.update(&[0; 2 * BLOCK]);
+    Some(hasher.finalize())
+}
+
+/// Hashes and counts all bytes.
+struct Hashed<R> {
+    inner: R,
+    hasher: Sha256,
+    size: u64,
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.hasher.update(&buffer[..count]);
+        self.size += count as u64;
+        Ok(count)
+    }
+}
+
+/// Hashes what is not content.
+struct Framing<R> {
+    inner: R,
+    hasher: blake3::Hasher,
+    in_content: Rc<Cell<bool>>,
+}
+
+impl<R: Read> Read for Framing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        if !self.in_content.get() {
+            self.hasher.update(&buffer[..count]);
+        }
+        Ok(count)
+    }
+}
