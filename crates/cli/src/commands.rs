@@ -115,7 +115,7 @@ fn find_image(store: &Store, text: &str) -> Result<Digest> {
             .bytes()
             .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
     {
-        found = store.find_by_prefix(digits)?;
+        found = store.find_images(digits)?;
     }
     match found[..] {
         [digest] => Ok(digest),

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use kiln_engine::Engine;
 use kiln_rootfs::Provider;
-use kiln_sandbox::Isolation;
-use kiln_store::{IdKind, OpenOptions, Store};
+use kiln_sandbox::{IdTools, Isolation};
+use kiln_store::{Header, IdKind, IdRange, OpenOptions, Store};
 use kiln_worker::Worker;
 
 use crate::args::Global;
@@ -54,12 +54,6 @@ fn user_name(uid: u32) -> Option<String> {
     })
 }
 
-fn on_path(program: &str) -> Option<PathBuf> {
-    let path = variable("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
-    path.split(':')
-        .map(|folder| PathBuf::from(folder).join(program))
-        .find(|file| file.is_file())
-}
 
 impl Place {
     pub(crate) fn find(global: &Global) -> Result<Self> {
@@ -68,14 +62,11 @@ impl Place {
             rustix::process::getegid().as_raw(),
         );
         let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let (isolation, reason) = kiln_sandbox::choose(
-            uid,
-            gid,
-            user_name(uid).as_deref(),
-            &text("/etc/subuid"),
-            &text("/etc/subgid"),
-            on_path("newuidmap"),
-        );
+        let name = user_name(uid).unwrap_or_else(|| uid.to_string());
+        let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
+        let (subuid, subgid) = (text("/etc/subuid"), text("/etc/subgid"));
+        let tools = IdTools::find(&path);
+        let (isolation, reason) = kiln_sandbox::choose(uid, gid, &name, &subuid, &subgid, tools);
         let provider = match global.rootfs.as_deref() {
             None | Some("auto") => None,
             Some("overlay") => Some(Provider::Overlay),
@@ -92,13 +83,15 @@ impl Place {
 
     /// Opens the store, making it when it is not there.
     pub(crate) fn engine(&self) -> Result<Engine> {
-        let options = OpenOptions {
-            ids: id_kind(&self.isolation),
-            ..open_existing()?
-        };
-        let store = Store::open(&self.root, options)?;
-        for line in store.report().lines() {
-            crate::format::complain(&format!("note: {line}"));
+        let store = Store::open(&self.root, options(id_kind(&self.isolation))?)?;
+        let report = store.report();
+        for tag in &report.tags {
+            let now = match tag.now {
+                Some(now) => format!("it leads to {now} again, as it did before"),
+                None => "it is gone".to_owned(),
+            };
+            let lost = "was not yet on the disk when the machine stopped";
+            crate::format::complain(&format!("note: the image of {} {lost}: {now}", tag.name.familiar()));
         }
         let worker = Worker::new(crate::worker::launch(
             &self.root,
@@ -110,19 +103,26 @@ impl Place {
 }
 
 fn id_kind(isolation: &Isolation) -> IdKind {
+    let ranges = |ranges: &[kiln_sandbox::IdRange]| {
+        let range = |it: &kiln_sandbox::IdRange| IdRange { inside: it.inside, outside: it.outside, count: it.count };
+        ranges.iter().map(range).collect()
+    };
     match isolation {
         Isolation::Root => IdKind::Real,
-        Isolation::MappedIds { uids, gids } => IdKind::mapped(uids, gids),
-        Isolation::SingleId => IdKind::Recorded,
+        Isolation::MappedIds { uids, gids, .. } => IdKind::Mapped { uids: ranges(uids), gids: ranges(gids) },
+        Isolation::SingleId { .. } => IdKind::Recorded,
     }
 }
 
-/// How a store is opened that need not be made.
-pub(crate) fn open_existing() -> Result<OpenOptions> {
-    Ok(OpenOptions::new(
-        rustix::process::geteuid().as_raw(),
-        kiln_store::boot_id()?,
-    ))
+/// Opens the store of `header`, as it is.
+pub(crate) fn open_existing(root: &std::path::Path) -> Result<Store> {
+    let header = Header::read(root)?.context("there is no store")?;
+    Ok(Store::open(root, options(header.ids)?)?)
+}
+
+fn options(ids: IdKind) -> Result<OpenOptions> {
+    let owner = rustix::process::geteuid().as_raw();
+    Ok(OpenOptions { owner, ids, boot_id: kiln_store::boot_id()? })
 }
 
 /// The host's resolver as a step sees it.

@@ -19,7 +19,7 @@ const CONTROL_FD: i32 = 3;
 
 /// How the worker of a store is started.
 pub(crate) fn launch(root: &Path, isolation: &Isolation, provider: Option<Provider>) -> Launch {
-    let ids = if matches!(isolation, Isolation::SingleId) {
+    let ids = if matches!(isolation, Isolation::SingleId { .. }) {
         "recorded"
     } else {
         "real"
@@ -109,7 +109,7 @@ fn settle(args: &[OsString]) -> anyhow::Result<()> {
     let [root] = args else {
         anyhow::bail!("not to be called by hand")
     };
-    let store = kiln_store::Store::open(Path::new(root), crate::context::open_existing()?)?;
+    let store = crate::context::open_existing(Path::new(root))?;
     store.settle()?;
     Ok(())
 }

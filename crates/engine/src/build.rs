@@ -161,7 +161,7 @@ impl Engine {
         let plan = self.plan(request, &source, &mut rows)?;
         for warning in &plan.warnings {
             sink.emit(Event::Warning {
-                text: warning.to_string(),
+                text: warning_text(warning),
             });
         }
         if !plan.skipped.is_empty() {
@@ -332,7 +332,7 @@ impl Engine {
             )
         };
         let digest = digest.ok_or_else(missing)?;
-        let info = self.store.image(digest)?.ok_or_else(missing)?;
+        let info = self.store.image(digest)?.ok_or_else(missing)?.info;
         if info.platform.os != platform.os || info.platform.architecture != platform.architecture {
             let text = format!(
                 "{reference}: the image is for {}, wanted is {platform}",
@@ -407,7 +407,7 @@ impl Providers for Bringing<'_> {
             .store
             .image(digest)
             .map_err(|error| error.to_string())?;
-        let info = info.ok_or_else(|| format!("{reference}: not in the local store"))?;
+        let info = info.ok_or_else(|| format!("{reference}: not in the local store"))?.info;
         kiln_solver::snapshot(&self.engine.store, &info.layers).map_err(|error| error.to_string())
     }
 
@@ -458,4 +458,9 @@ impl Providers for Bringing<'_> {
     fn is_canceled(&self) -> bool {
         self.cancel.is_set()
     }
+}
+
+/// A warning as BuildKit shows it.
+fn warning_text(warning: &kiln_dockerfile::Warning) -> String {
+    format!("{:?}: {} (line {})", warning.rule, warning.message, warning.lines.first)
 }

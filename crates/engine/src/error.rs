@@ -75,11 +75,7 @@ impl BuildError {
 
 impl From<StoreError> for BuildError {
     fn from(error: StoreError) -> Self {
-        let hint = error.hint();
-        Self {
-            hint,
-            ..Self::new(error.to_string())
-        }
+        Self::new(error.to_string())
     }
 }
 

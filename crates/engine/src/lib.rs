@@ -58,7 +58,7 @@ impl Engine {
         self.worker
             .delete(doomed.clone(), &[])
             .map_err(|error| BuildError::from_worker(&error))?;
-        self.store.swept(&doomed)?;
+        self.store.forget_layers(&doomed)?;
         Ok(doomed.len())
     }
 }

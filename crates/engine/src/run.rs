@@ -64,7 +64,7 @@ impl Engine {
             .image
             .ok_or_else(|| BuildError::new("no image given"))?;
         let missing = || BuildError::new(format!("no such image: {manifest}"));
-        let info = self.store.image(manifest)?.ok_or_else(missing)?;
+        let info = self.store.image(manifest)?.ok_or_else(missing)?.info;
         let (_, config) = self.store.json(info.config)?.ok_or_else(missing)?;
         let config = ImageConfig::from_bytes(&config)
             .map_err(|error| {

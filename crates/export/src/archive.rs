@@ -44,7 +44,8 @@ pub fn save(
     for (image, names) in images {
         let info = store
             .image(*image)?
-            .ok_or_else(|| ExportError::NoImage(image.to_string()))?;
+            .ok_or_else(|| ExportError::NoImage(image.to_string()))?
+            .info;
         let (_, config) = store
             .json(info.config)?
             .ok_or_else(|| ExportError::NoImage(info.config.to_string()))?;

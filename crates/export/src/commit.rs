@@ -74,9 +74,7 @@ pub fn commit(
         config: config_digest,
         layers: layers.to_vec(),
         size,
-        created: config
-            .created
-            .map_or(SystemTime::UNIX_EPOCH, SystemTime::from),
+        created: config.created.map(SystemTime::from),
         platform: config.platform(),
     };
     store.set_image(manifest, &info)?;

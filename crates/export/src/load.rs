@@ -128,10 +128,7 @@ fn keep_config(
     let descriptor = Descriptor::new(media_type::OCI_CONFIG, digest, bytes.len() as u64);
     let manifest = Manifest::new(media_type::OCI_MANIFEST, descriptor, descriptors);
     let manifest = store.put_json(media_type::OCI_MANIFEST, &manifest.to_bytes())?;
-    let created = config.created.map_or(
-        std::time::SystemTime::UNIX_EPOCH,
-        std::time::SystemTime::from,
-    );
+    let created = config.created.map(std::time::SystemTime::from);
     let platform = config.platform();
     let info = kiln_store::ImageInfo {
         config: digest,
@@ -353,7 +350,7 @@ pub(crate) fn keep_tar(
         end: offset + len,
     }))
     .map_err(ExportError::io(path))?;
-    let write = || -> io::Result<()> {
+    let mut write = || -> io::Result<()> {
         let folder = kept.parent().expect("a file in a folder");
         std::fs::create_dir_all(folder)?;
         let temporary = folder.join(format!(".{}.{}", diff.hex(), std::process::id()));

@@ -9,7 +9,6 @@ use kiln_graph::{
     CopyAction, ExecOp, FileAction, FileActionKind, FileInput, FileOp, MountKind, Network, OpKind,
     Security,
 };
-use kiln_image::LayerId;
 use kiln_progress::event::Stream;
 use kiln_progress::{Event, Sink, VertexId};
 use kiln_store::{LayerSummary, NewRecord};
@@ -27,10 +26,10 @@ const HOSTNAME: &str = "buildkitsandbox";
 impl Solver<'_> {
     pub(crate) fn execute(&self, task: Task) -> Result<Executed, SolveError> {
         let started = Instant::now();
-        let outputs = match &task.op.kind {
-            OpKind::Exec(exec) => self.exec(&task, exec)?,
+        let (outputs, keep) = match &task.op.kind {
+            OpKind::Exec(exec) => (self.exec(&task, exec)?, true),
             OpKind::File(file) => self.file(&task, file)?,
-            OpKind::Diff { lower, upper } => vec![self.diff(&task, *lower, *upper)?],
+            OpKind::Diff { lower, upper } => (vec![self.diff(&task, *lower, *upper)?], true),
             OpKind::Source(source) => {
                 let what = format!("{source:?}");
                 let message = format!("no provider brings this kind of source: {what}");
@@ -39,6 +38,9 @@ impl Solver<'_> {
             OpKind::Merge => unreachable!("merging makes no layers and is done by the scheduler"),
         };
         let took = started.elapsed();
+        if !keep {
+            return Ok(Executed { outputs, record: None, took });
+        }
         let record = NewRecord {
             outputs: outputs.iter().map(|tree| tree.layers.clone()).collect(),
             created: SystemTime::now(),
@@ -77,7 +79,8 @@ impl Solver<'_> {
         Ok(stack)
     }
 
-    fn file(&self, task: &Task, file: &FileOp) -> Result<Vec<Snapshot>, SolveError> {
+    /// The new trees, and whether they are what the keys say.
+    fn file(&self, task: &Task, file: &FileOp) -> Result<(Vec<Snapshot>, bool), SolveError> {
         let mut inputs = Vec::with_capacity(task.inputs.len());
         for (at, value) in task.inputs.iter().enumerate() {
             inputs.push(match value {
@@ -86,12 +89,13 @@ impl Solver<'_> {
                     // Digests are found copy by copy, and what is known stays known: the last index has them all.
                     let mut index = Arc::default();
                     for copy in copies_from(file, at) {
-                        index = local.index_for(copy).map_err(|error| {
-                            SolveError::step(&task.op.place, error.to_string(), error.hint())
-                        })?;
+                        index = local
+                            .index_for(copy)
+                            .map_err(|error| SolveError::key(&task.op.place, error))?;
                     }
-                    let root = local.lock().scan.root().to_string_lossy().into_owned();
-                    FileTree::Local { root, index }
+                    let scan = &local.lock().scan;
+                    let root = scan.root().to_string_lossy().into_owned();
+                    FileTree::Local { root, index, stamps: scan.stamps(|_| true) }
                 }
             });
         }
@@ -110,14 +114,16 @@ impl Solver<'_> {
             .worker
             .file(job, &[])
             .map_err(|error| SolveError::worker(&task.op.place, &error))?;
-        bases
-            .iter()
-            .zip(&made)
-            .map(|(base, made)| {
-                let base = base.map(|input| self.tree(task, input)).unwrap_or_default();
-                self.seal(&base, made)
-            })
-            .collect()
+        for path in &made.changed {
+            let text = format!("{path} changed while it was copied; the step is not kept in the cache");
+            self.sink.emit(Event::Warning { text });
+        }
+        let mut trees = Vec::with_capacity(bases.len());
+        for (base, layer) in bases.iter().zip(&made.layers) {
+            let base = base.map(|input| self.tree(task, input)).unwrap_or_default();
+            trees.push(self.seal(&base, layer)?);
+        }
+        Ok((trees, made.changed.is_empty()))
     }
 
     fn diff(
@@ -376,7 +382,7 @@ impl Solver<'_> {
                 kind: FileActionKind::Copy(Box::new(copy)),
             }],
         };
-        let mut trees = self.file(task, &op)?;
+        let (mut trees, _) = self.file(task, &op)?;
         Ok(trees.pop().unwrap_or_default())
     }
 }

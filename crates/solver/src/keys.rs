@@ -6,8 +6,29 @@ use kiln_graph::{
     OpKind, SourceOp,
 };
 use kiln_image::Key;
+use kiln_source::ScanError;
 
 use crate::parts::Parts;
+
+/// Why what an operation reads cannot be told.
+#[derive(Debug)]
+pub(crate) struct KeyError {
+    pub(crate) message: String,
+    pub(crate) hint: Option<String>,
+}
+
+impl From<FileOpError> for KeyError {
+    fn from(error: FileOpError) -> Self {
+        let hint = error.hint();
+        Self { message: error.to_string(), hint }
+    }
+}
+
+impl From<ScanError> for KeyError {
+    fn from(error: ScanError) -> Self {
+        Self { message: error.to_string(), hint: None }
+    }
+}
 
 /// What a key is made from: the definition of an input, or what is read of it.
 pub(crate) trait InputKeys {
@@ -16,10 +37,7 @@ pub(crate) trait InputKeys {
 
     /// The identity of what a copy reads of an input, when that is known without its definition: for local contexts
     /// always, for trees when keys are made from contents. `Ok(None)` when [`InputKeys::whole`] must stand in.
-    fn selected(&self, input: usize, copy: &CopyAction) -> Result<Option<Key>, FileOpError>;
-
-    /// Whether an input is a local context, which has no definition.
-    fn is_local(&self, input: usize) -> bool;
+    fn selected(&self, input: usize, copy: &CopyAction) -> Result<Option<Key>, KeyError>;
 }
 
 /// Semantics versions: raised when a fixed bug must miss what was recorded before.
@@ -29,7 +47,7 @@ const SOURCE: u32 = 1;
 const MERGE: u32 = 1;
 
 /// The parts of an operation's key; `None` when an input's identity is not known yet.
-pub(crate) fn parts(op: &Op, inputs: &dyn InputKeys) -> Result<Option<Parts>, FileOpError> {
+pub(crate) fn parts(op: &Op, inputs: &dyn InputKeys) -> Result<Option<Parts>, KeyError> {
     match &op.kind {
         OpKind::Source(source) => Ok(source_parts(source, op)),
         OpKind::Exec(exec) => exec_parts(exec, op, inputs),
@@ -106,7 +124,7 @@ fn exec_parts(
     exec: &ExecOp,
     op: &Op,
     inputs: &dyn InputKeys,
-) -> Result<Option<Parts>, FileOpError> {
+) -> Result<Option<Parts>, KeyError> {
     let mut parts = Parts::new("exec", EXEC);
     for (at, arg) in exec.args.iter().enumerate() {
         parts.add(format!("command {at}"), arg);
@@ -204,7 +222,7 @@ pub(crate) fn mount_selection(mount: &Mount) -> CopyAction {
     }
 }
 
-fn file_parts(file: &FileOp, inputs: &dyn InputKeys) -> Result<Option<Parts>, FileOpError> {
+fn file_parts(file: &FileOp, inputs: &dyn InputKeys) -> Result<Option<Parts>, KeyError> {
     let mut parts = Parts::new("file", FILE);
     for FileAction { on, output, kind } in &file.actions {
         match on {

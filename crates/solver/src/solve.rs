@@ -6,7 +6,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::Scope;
 use std::time::{Duration, SystemTime};
 
-use kiln_fileop::FileOpError;
 use kiln_graph::{CopyAction, Edge, Graph, Op, OpId, OpKind, Place, SourceOp};
 use kiln_image::view::MergedView;
 use kiln_image::{Key, KeyHasher};
@@ -15,7 +14,7 @@ use kiln_store::{Claim, ClaimAttempt, Lease, Record, RecordId, Store, StoreError
 use kiln_worker::{Exit, Worker, WorkerError};
 
 use crate::explain;
-use crate::keys::{self, InputKeys};
+use crate::keys::{self, InputKeys, KeyError};
 use crate::parts::Parts;
 use crate::value::{Context, LocalTree, Snapshot, Value};
 
@@ -150,8 +149,8 @@ impl SolveError {
         Self::step(place, error.to_string(), error.hint().map(str::to_owned))
     }
 
-    fn file(place: &Place, error: &FileOpError) -> Self {
-        Self::step(place, error.to_string(), error.hint())
+    pub(crate) fn key(place: &Place, error: KeyError) -> Self {
+        Self::step(place, error.message, error.hint)
     }
 
     /// Where in the build it happened.
@@ -242,6 +241,8 @@ struct Run<'s, 'a> {
     reports: Vec<Option<OpReport>>,
     records: Vec<RecordId>,
     claims: Vec<Option<Claim>>,
+    /// Found in the cache, and not told yet.
+    cached: Vec<OpId>,
     execs: usize,
     others: usize,
     running: usize,
@@ -281,6 +282,7 @@ impl Solver<'_> {
             reports: vec![None; graph.len()],
             records: Vec::new(),
             claims: (0..graph.len()).map(|_| None).collect(),
+            cached: Vec::new(),
             execs: 0,
             others: 0,
             running: 0,
@@ -341,15 +343,11 @@ impl InputKeys for ByDefinition<'_> {
         self.keys[input].map(|key| edge_key(key, self.op.inputs[input].output))
     }
 
-    fn selected(&self, input: usize, copy: &CopyAction) -> Result<Option<Key>, FileOpError> {
+    fn selected(&self, input: usize, copy: &CopyAction) -> Result<Option<Key>, KeyError> {
         match &self.values[input] {
             Some(Value::Local(local)) => local_selection(local, copy).map(Some),
             _ => Ok(None),
         }
-    }
-
-    fn is_local(&self, input: usize) -> bool {
-        matches!(self.values[input], Some(Value::Local(_)))
     }
 }
 
@@ -367,7 +365,7 @@ impl InputKeys for ByContent<'_> {
             .map(Snapshot::content_key)
     }
 
-    fn selected(&self, input: usize, copy: &CopyAction) -> Result<Option<Key>, FileOpError> {
+    fn selected(&self, input: usize, copy: &CopyAction) -> Result<Option<Key>, KeyError> {
         match &self.values[input] {
             Value::Local(local) => local_selection(local, copy).map(Some),
             Value::Trees(_) => {
@@ -387,10 +385,6 @@ impl InputKeys for ByContent<'_> {
             }
         }
     }
-
-    fn is_local(&self, input: usize) -> bool {
-        matches!(self.values[input], Value::Local(_))
-    }
 }
 
 fn edge_key(key: Key, output: u32) -> Key {
@@ -401,13 +395,13 @@ fn edge_key(key: Key, output: u32) -> Key {
     hasher.finish()
 }
 
-fn selection_key(copy: &CopyAction, view: &MergedView) -> Result<Key, FileOpError> {
+fn selection_key(copy: &CopyAction, view: &MergedView) -> Result<Key, KeyError> {
     let mut hasher = KeyHasher::new("selection", 1);
     kiln_fileop::selection_key(copy, view, &mut hasher)?;
     Ok(hasher.finish())
 }
 
-fn local_selection(local: &LocalTree, copy: &CopyAction) -> Result<Key, FileOpError> {
+fn local_selection(local: &LocalTree, copy: &CopyAction) -> Result<Key, KeyError> {
     selection_key(copy, &MergedView::new([local.index_for(copy)?]))
 }
 
@@ -443,6 +437,7 @@ impl<'s> Run<'s, '_> {
                     .take()
                     .expect("nothing runs and the target is not done: a failure"));
             }
+            self.tell_cached();
             match receiver.recv_timeout(TICK) {
                 Ok(message) => self.take(message),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -465,6 +460,17 @@ impl<'s> Run<'s, '_> {
             self.failure = Some(error);
             // A step that cannot succeed ends the build at once; what others had begun is given up.
             self.solver.worker.cancel();
+        }
+    }
+
+    /// Tells of what was found in the cache, in the order of the graph and not in that of the search.
+    fn tell_cached(&mut self) {
+        self.cached.sort_unstable();
+        for id in self.cached.drain(..) {
+            if !self.graph.op(id).place.title.is_empty() {
+                let id = self.solver.vertex(id);
+                self.solver.sink.emit(Event::Cached { id });
+            }
         }
     }
 
@@ -613,7 +619,7 @@ impl<'s> Run<'s, '_> {
             values.push(value);
         }
         let parts = keys::parts(op, &ByDefinition { op, keys, values })
-            .map_err(|error| SolveError::file(&op.place, &error))?;
+            .map_err(|error| SolveError::key(&op.place, error))?;
         let Some(parts) = parts else { return Ok(None) };
         let key = parts.key();
         self.definitions[id.0] = Some((key, parts));
@@ -634,7 +640,7 @@ impl<'s> Run<'s, '_> {
                 values,
             },
         )
-        .map_err(|error| SolveError::file(&op.place, &error))?
+        .map_err(|error| SolveError::key(&op.place, error))?
         .expect("all inputs are done, so all their keys are known");
         let key = KeyHasher::new("content", 1)
             .part("key", parts.key().as_bytes())
@@ -664,10 +670,8 @@ impl<'s> Run<'s, '_> {
     }
 
     fn done(&mut self, id: OpId, value: Value, cached: bool) {
-        if cached && !self.graph.op(id).place.title.is_empty() {
-            self.solver.sink.emit(Event::Cached {
-                id: self.solver.vertex(id),
-            });
+        if cached {
+            self.cached.push(id);
         }
         if let (true, Value::Trees(trees)) = (self.on_chain.contains(&id), &value) {
             for layer in trees.iter().filter_map(|tree| tree.layers.last()) {
@@ -767,8 +771,10 @@ impl<'s> Run<'s, '_> {
                                     outcome: Err(SolveError::Canceled),
                                 };
                             }
-                            if let Some(claim) = waiter.wait(TICK) {
-                                break Message::Claimed { op: id, claim };
+                            match waiter.wait(TICK) {
+                                Ok(Some(claim)) => break Message::Claimed { op: id, claim },
+                                Ok(None) => {}
+                                Err(error) => break Message::Executed { op: id, outcome: Err(error.into()) },
                             }
                         };
                         // The receiver lives as long as the scope.
@@ -834,7 +840,9 @@ impl<'s> Run<'s, '_> {
             .solver
             .store
             .latest_record_of_step(&step)?
-            .map(|record| explain::difference(parts, &record.parts)))
+            .map(|record| self.solver.store.record_parts(record.id))
+            .transpose()?
+            .map(|before| explain::difference(parts, &before)))
     }
 
     fn take(&mut self, message: Message) {
@@ -887,14 +895,12 @@ impl<'s> Run<'s, '_> {
     }
 
     fn finish(&mut self) -> Result<Solved, SolveError> {
-        for (id, op) in self.graph.ops() {
-            let untouched = matches!(self.states[id.0], State::Idle | State::Wanted { .. });
-            if untouched && !op.place.title.is_empty() {
-                self.solver.sink.emit(Event::Cached {
-                    id: self.solver.vertex(id),
-                });
+        for (id, _) in self.graph.ops() {
+            if matches!(self.states[id.0], State::Idle | State::Wanted { .. }) {
+                self.cached.push(id);
             }
         }
+        self.tell_cached();
         let State::Done(value) = &self.states[self.target.op.0] else {
             unreachable!("called when the target is done");
         };

@@ -4,11 +4,12 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kiln_fileop::FileOpError;
 use kiln_graph::CopyAction;
 use kiln_image::view::MergedView;
 use kiln_image::{ContentId, Key, KeyHasher, LayerId, LayerIndex, LayerPath};
 use kiln_source::{Scan, StatCache};
+
+use crate::keys::KeyError;
 
 /// A stack of sealed layers, lowest first: the result of a step.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -63,18 +64,14 @@ impl LocalTree {
     }
 
     /// The context in which everything that `copy` selects has its digest.
-    pub(crate) fn index_for(&self, copy: &CopyAction) -> Result<Arc<LayerIndex>, FileOpError> {
+    pub(crate) fn index_for(&self, copy: &CopyAction) -> Result<Arc<LayerIndex>, KeyError> {
         let Context { scan, cache, .. } = &mut *self.lock();
-        let unread = |error: &dyn std::error::Error| FileOpError::context(error);
-        let listing = MergedView::new([scan
-            .index(|_| false, cache)
-            .map_err(|error| unread(&error))?]);
+        let listing = MergedView::new([scan.index(|_| false, cache)?]);
         let selected: HashSet<LayerPath> = kiln_fileop::selection(copy, &listing)?
             .into_iter()
             .map(|selected| selected.path)
             .collect();
-        scan.index(|path| selected.contains(path), cache)
-            .map_err(|error| unread(&error))
+        Ok(scan.index(|path| selected.contains(path), cache)?)
     }
 }
 

@@ -34,7 +34,7 @@ pub struct Launch {
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     /// The worker could not be started.
-    #[error("cannot start the worker process: {0}")]
+    #[error(transparent)]
     Start(#[from] SandboxError),
     /// The connection broke.
     #[error("the worker process ended unexpectedly: {0}")]
@@ -64,7 +64,6 @@ impl WorkerError {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Failed(failure) => failure.hint.as_deref(),
-            Self::Start(error) => error.hint(),
             _ => None,
         }
     }
@@ -241,7 +240,7 @@ macro_rules! typed {
 impl Worker {
     typed!(
         /// Runs file actions.
-        file(job: crate::FileJob) -> Vec<crate::Made>, Request::File(Box::new(job)), Response::Made(made) => made
+        file(job: crate::FileJob) -> crate::MadeFiles, Request::File(Box::new(job)), Response::Files(made) => made
     );
     typed!(
         /// Makes a layer of a tar.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kiln_graph::{FileOp, Network};
 use kiln_image::{ContentId, DiffId, LayerId, LayerIndex};
+use kiln_source::Stamps;
 use serde::{Deserialize, Serialize};
 
 /// A job.
@@ -162,6 +163,8 @@ pub enum FileTree {
         root: String,
         /// What a build sees of it.
         index: Arc<LayerIndex>,
+        /// The state of its files when they were hashed.
+        stamps: Stamps,
     },
 }
 
@@ -199,6 +202,16 @@ pub struct Made {
     pub size: u64,
     /// Entries of its index.
     pub entries: u64,
+}
+
+/// What file actions gave.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MadeFiles {
+    /// The layer of each output.
+    pub layers: Vec<Made>,
+    /// Files of a local context that were others when they were copied than when they were hashed. The layers are
+    /// true, but keys that were made from the hashes are not theirs.
+    pub changed: Vec<String>,
 }
 
 /// How a process ended.
@@ -249,7 +262,7 @@ pub enum Response {
         made: Vec<Made>,
     },
     /// To [`Request::File`].
-    Made(Vec<Made>),
+    Files(MadeFiles),
     /// To [`Request::Unpack`].
     Unpacked(UnpackedLayer),
     /// To [`Request::Digest`] and [`Request::WriteTar`].

@@ -183,7 +183,14 @@ fn serve_job(shared: &Shared, socket: &UnixStream, cancel: &Cancel) {
     let Ok(Some((request, fds))) = wire::receive::<Request>(socket) else {
         return;
     };
-    let response = answer(shared, request, &fds, cancel).unwrap_or_else(Response::Failed);
+    // Outside input has passed many checks by here, but a job that breaks must not leave the front waiting.
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        answer(shared, request, &fds, cancel)
+    }));
+    let response = match outcome {
+        Ok(answer) => answer.unwrap_or_else(Response::Failed),
+        Err(_) => Response::Failed(Failure::other("internal error in the worker; see above")),
+    };
     // The front may be gone; then nobody wants the answer.
     let _ = wire::send(socket, &response, &[]);
 }

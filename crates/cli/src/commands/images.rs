@@ -1,6 +1,6 @@
 //! `kiln images`, `tag`, `rmi`, `history`, `inspect`: what is in the store.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
@@ -32,15 +32,15 @@ pub(super) fn images(place: &Place, args: &ImagesArgs) -> Result<ExitCode> {
         .as_deref()
         .is_some_and(|text| !text.rsplit('/').next().unwrap_or_default().contains(':'));
     let mut rows = Vec::new();
-    let mut named = HashMap::new();
-    for (name, manifest, _) in store.tags()? {
-        named.insert(manifest, ());
+    let mut named = HashSet::new();
+    for kiln_store::Tag { name, target: manifest, .. } in store.tags()? {
+        named.insert(manifest);
         if let Some(wanted) = &wanted {
             if wanted.name() != name.name() || !any_tag && wanted.tag() != name.tag() {
                 continue;
             }
         }
-        if let Some(info) = store.image(manifest)? {
+        if let Some(kiln_store::Image { info, .. }) = store.image(manifest)? {
             let tag = name.tag().unwrap_or("<none>").to_owned();
             rows.push(Row {
                 repository: name.familiar_name(),
@@ -51,8 +51,8 @@ pub(super) fn images(place: &Place, args: &ImagesArgs) -> Result<ExitCode> {
         }
     }
     if wanted.is_none() {
-        for (manifest, info) in store.images()? {
-            if !named.contains_key(&manifest) {
+        for kiln_store::Image { manifest, info, .. } in store.images()? {
+            if !named.contains(&manifest) {
                 let none = || "<none>".to_owned();
                 rows.push(Row {
                     repository: none(),
@@ -90,7 +90,7 @@ pub(super) fn images(place: &Place, args: &ImagesArgs) -> Result<ExitCode> {
                 "Repository": row.repository,
                 "Tag": row.tag,
                 "ID": id(row),
-                "CreatedSince": ago(row.info.created),
+                "CreatedSince": created(row.info.created),
                 "Size": size(row.info.size),
             })
             .to_string());
@@ -99,7 +99,7 @@ pub(super) fn images(place: &Place, args: &ImagesArgs) -> Result<ExitCode> {
         let rows: Vec<_> = rows
             .iter()
             .map(|row| {
-                let created = ago(row.info.created);
+                let created = created(row.info.created);
                 vec![
                     row.repository.clone(),
                     row.tag.clone(),
@@ -142,8 +142,8 @@ pub(super) fn rmi(place: &Place, images: &[String]) -> Result<ExitCode> {
         let tags: Vec<Reference> = store
             .tags()?
             .into_iter()
-            .filter(|(_, target, _)| *target == manifest)
-            .map(|(name, _, _)| name)
+            .filter(|tag| tag.target == manifest)
+            .map(|tag| tag.name)
             .collect();
         let by_name = text
             .parse::<Reference>()
@@ -158,7 +158,7 @@ pub(super) fn rmi(place: &Place, images: &[String]) -> Result<ExitCode> {
             say(&format!("Untagged: {}", name.familiar()));
         }
         if removed.len() == tags.len() {
-            let id = store.image(manifest)?.map(|info| info.config);
+            let id = store.image(manifest)?.map(|image| image.info.config);
             store.remove_image(manifest)?;
             if let Some(id) = id {
                 say(&format!("Deleted: {id}"));
@@ -174,7 +174,7 @@ pub(super) fn rmi(place: &Place, images: &[String]) -> Result<ExitCode> {
 
 fn config(store: &Store, manifest: Digest) -> Result<(ImageInfo, ImageConfig)> {
     let missing = || BuildError::new(format!("no such image: {manifest}"));
-    let info = store.image(manifest)?.ok_or_else(missing)?;
+    let info = store.image(manifest)?.ok_or_else(missing)?.info;
     let (_, bytes) = store.json(info.config)?.ok_or_else(missing)?;
     Ok((info, ImageConfig::from_bytes(&bytes)?))
 }
@@ -239,7 +239,7 @@ pub(super) fn inspect(place: &Place, images: &[String]) -> Result<ExitCode> {
             .store
             .tags()?
             .into_iter()
-            .filter(|(_, target, _)| *target == manifest)
+            .filter(|tag| tag.target == manifest)
             .collect();
         let mut run = serde_json::to_value(&config.config)?;
         if let Some(run) = run.as_object_mut() {
@@ -247,8 +247,8 @@ pub(super) fn inspect(place: &Place, images: &[String]) -> Result<ExitCode> {
         }
         list.push(json!({
             "Id": info.config,
-            "RepoTags": tags.iter().map(|(name, _, _)| name.familiar()).collect::<Vec<_>>(),
-            "RepoDigests": tags.iter().map(|(name, _, _)| format!("{}@{manifest}", name.familiar_name())).collect::<Vec<_>>(),
+            "RepoTags": tags.iter().map(|tag| tag.name.familiar()).collect::<Vec<_>>(),
+            "RepoDigests": tags.iter().map(|tag| format!("{}@{manifest}", tag.name.familiar_name())).collect::<Vec<_>>(),
             "Comment": config.history.last().map_or("", |entry| entry.comment.as_str()),
             "Created": config.created,
             "Author": config.author,
@@ -262,4 +262,8 @@ pub(super) fn inspect(place: &Place, images: &[String]) -> Result<ExitCode> {
     }
     say(&serde_json::to_string_pretty(&list)?);
     Ok(ExitCode::SUCCESS)
+}
+
+fn created(time: Option<SystemTime>) -> String {
+    time.map_or_else(|| "N/A".to_owned(), ago)
 }

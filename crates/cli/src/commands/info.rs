@@ -13,7 +13,7 @@ pub(super) fn info(place: &Place) -> Result<ExitCode> {
     let isolation = match &place.isolation {
         Isolation::Root => "root",
         Isolation::MappedIds { .. } => "user namespace with subordinate ids",
-        Isolation::SingleId => "user namespace with a single id",
+        Isolation::SingleId { .. } => "user namespace with a single id",
     };
     say(&format!("Version: {}", env!("CARGO_PKG_VERSION")));
     say(&format!("Store: {}", place.root.display()));

@@ -196,11 +196,11 @@ fn process(
             hint: None,
         });
     }
-    let out_of_memory = exit.out_of_memory();
-    let exit = match exit.signal() {
-        Some(signal) => Exit::Signal(signal),
-        None => Exit::Code(exit.code()),
+    let exit = match exit {
+        kiln_sandbox::Exit::Code(code) => Exit::Code(i32::from(code)),
+        kiln_sandbox::Exit::Signal(signal) => Exit::Signal(i32::from(signal)),
     };
+    let out_of_memory = false;
     let stubs = running.stubs().to_vec();
     drop(running);
     if !keep || exit != Exit::Code(0) {

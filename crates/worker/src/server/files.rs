@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Shared, failure};
 use crate::protocol::{
-    Failure, FileJob, FileTree, Made, Response, Stacked, TarInput, UnpackJob, UnpackedLayer,
+    Failure, FileJob, FileTree, Made, MadeFiles, Response, Stacked, TarInput, UnpackJob, UnpackedLayer,
 };
 
 /// The merged view of layers, with the folder of each.
@@ -41,39 +41,39 @@ pub(super) fn made(layer: LayerId, index: &LayerIndex) -> Made {
 }
 
 pub(super) fn file(shared: &Shared, job: FileJob) -> Result<Response, Failure> {
-    let trees = job
-        .inputs
-        .into_iter()
-        .map(|input| match input {
-            FileTree::Layers(layers) => stack(shared, &layers),
-            FileTree::Local { root, index } => {
-                Ok((MergedView::new([index]), vec![PathBuf::from(root)]))
+    let mut trees = Vec::with_capacity(job.inputs.len());
+    for input in job.inputs {
+        trees.push(match input {
+            FileTree::Layers(layers) => {
+                let (view, dirs) = stack(shared, &layers)?;
+                (view, dirs, None)
             }
-        })
-        .collect::<Result<Vec<_>, _>>()?;
+            FileTree::Local {
+                root,
+                index,
+                stamps,
+            } => (
+                MergedView::new([index]),
+                vec![PathBuf::from(root)],
+                Some(stamps),
+            ),
+        });
+    }
     let inputs: Vec<_> = trees
         .iter()
-        .map(|(view, dirs)| Some(Tree::new(view, dirs.clone())))
+        .map(|(view, dirs, stamps)| {
+            let (dirs, stamps) = (dirs.clone(), stamps.as_ref());
+            Some(Tree { view, dirs, stamps })
+        })
         .collect();
-    let folders: Vec<_> = job
-        .into
-        .iter()
-        .map(|layer| shared.layer_dir(*layer))
-        .collect();
-    let indexes =
-        kiln_fileop::apply(&job.op, &inputs, &folders, shared.ids, job.now).map_err(|error| {
-            Failure {
-                hint: error.hint(),
-                ..failure("", &error)
-            }
-        })?;
-    Ok(Response::Made(
-        job.into
-            .iter()
-            .zip(&indexes)
-            .map(|(layer, index)| made(*layer, index))
-            .collect(),
-    ))
+    let folders: Vec<_> = job.into.iter().map(|layer| shared.layer_dir(*layer)).collect();
+    let applied = kiln_fileop::apply(&job.op, &inputs, &folders, shared.ids, job.now).map_err(|error| Failure {
+        hint: error.hint(),
+        ..failure("", &error)
+    })?;
+    let layers = job.into.iter().zip(&applied.layers).map(|(layer, index)| made(*layer, index)).collect();
+    let changed = applied.changed.iter().map(ToString::to_string).collect();
+    Ok(Response::Files(MadeFiles { layers, changed }))
 }
 
 /// A range of a file as a stream of its own, whatever else reads the descriptor.
@@ -121,7 +121,12 @@ pub(super) fn unpack(
     let unpacked = kiln_store::unpack_tar(&shared.layer_dir(job.into), shared.ids, tar)
         .map_err(|error| failure("", &error))?;
     Ok(Response::Unpacked(UnpackedLayer {
-        made: made(job.into, &unpacked.index),
+        made: Made {
+            layer: job.into,
+            content_id: unpacked.summary.content_id,
+            size: unpacked.summary.size,
+            entries: unpacked.summary.entries,
+        },
         diff_id: unpacked.diff_id,
         tar_size: unpacked.tar_size,
         reproducible: unpacked.reproducible,
