@@ -1,4 +1,5 @@
 //! Plans Dockerfiles and renders the outcome as text.
+#![allow(dead_code, reason = "each test program uses a part")]
 
 use std::fmt::Write as _;
 
@@ -11,17 +12,17 @@ use kiln_graph::{
 use kiln_image::{Digest, ImageConfig, Platform};
 
 /// The platform of all tests.
-pub fn amd64() -> Platform {
+pub(crate) fn amd64() -> Platform {
     Platform::new("linux", "amd64", "")
 }
 
 /// Options of a plain build.
-pub fn options() -> Options {
+pub(crate) fn options() -> Options {
     Options::new(amd64())
 }
 
 /// The config of an image with one layer, a shell's environment and whatever `change` makes of it.
-pub fn image(change: impl FnOnce(&mut ImageConfig)) -> ImageConfig {
+pub(crate) fn image(change: impl FnOnce(&mut ImageConfig)) -> ImageConfig {
     let mut config = ImageConfig::scratch(&amd64());
     config.rootfs.diff_ids = vec![kiln_image::DiffId::new([1; 32])];
     config.config.env = vec!["PATH=/bin".to_owned()];
@@ -35,8 +36,8 @@ pub fn image(change: impl FnOnce(&mut ImageConfig)) -> ImageConfig {
 }
 
 /// What the tests know: any image that is asked for is the given one, any context ignores `*.log`.
-pub struct World {
-    pub config: ImageConfig,
+pub(crate) struct World {
+    pub(crate) config: ImageConfig,
 }
 
 impl Default for World {
@@ -49,7 +50,7 @@ impl Default for World {
 
 impl World {
     /// Plans until nothing is needed any more. Gives the needs of each round too.
-    pub fn plan(
+    pub(crate) fn plan(
         &self,
         text: &str,
         options: &Options,
@@ -102,7 +103,7 @@ impl World {
     }
 
     /// The plan as text.
-    pub fn show(&self, text: &str, options: &Options) -> String {
+    pub(crate) fn show(&self, text: &str, options: &Options) -> String {
         match self.plan(text, options).1 {
             Ok(plan) => render(&plan),
             Err(error) => failure(text, &error),
@@ -111,17 +112,17 @@ impl World {
 }
 
 /// The plan of a Dockerfile with default options as text.
-pub fn show(text: &str) -> String {
+pub(crate) fn show(text: &str) -> String {
     World::default().show(text, &options())
 }
 
 /// The error message that a Dockerfile comes to, with its first line number.
-pub fn error(text: &str) -> String {
+pub(crate) fn error(text: &str) -> String {
     error_with(text, &options())
 }
 
 /// The same with options.
-pub fn error_with(text: &str, options: &Options) -> String {
+pub(crate) fn error_with(text: &str, options: &Options) -> String {
     match World::default().plan(text, options).1 {
         Ok(plan) => panic!("no error:\n{}", render(&plan)),
         Err(error) => match error.lines {
@@ -132,7 +133,7 @@ pub fn error_with(text: &str, options: &Options) -> String {
 }
 
 /// The warnings of a Dockerfile.
-pub fn warnings(text: &str) -> Vec<String> {
+pub(crate) fn warnings(text: &str) -> Vec<String> {
     let plan = World::default()
         .plan(text, &options())
         .1
@@ -168,7 +169,7 @@ fn edge(edge: Edge) -> String {
 }
 
 /// A plan as text: operations, then what differs from the defaults.
-pub fn render(plan: &Plan) -> String {
+pub(crate) fn render(plan: &Plan) -> String {
     let mut text = String::new();
     for (id, op) in plan.graph.ops() {
         let lines = op
