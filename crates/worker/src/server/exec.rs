@@ -22,6 +22,9 @@ use crate::protocol::{
 
 mod terminal;
 
+/// What an image without a `PATH` gets, as under docker.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Larger user databases are not read.
 const MOST_PASSWD: u64 = 16 << 20;
 
@@ -277,6 +280,9 @@ fn spec<'a>(
             .iter()
             .any(|known| known.split('=').next() == Some(name))
     };
+    if !set("PATH") {
+        spec.env.push(format!("PATH={DEFAULT_PATH}").into());
+    }
     if !set("HOME") {
         spec.env.push(format!("HOME={}", user.home).into());
     }
