@@ -3,7 +3,7 @@
 use std::fs;
 
 use kiln_tests::trace::{WATCHED, offences};
-use kiln_tests::{Kiln, Setting, in_each_setting, skipped};
+use kiln_tests::{Kiln, Outcome, Setting, in_each_setting, skipped};
 
 in_each_setting! { second_build_only_looks one_edit_redoes_what_depends_on_it }
 
@@ -36,9 +36,8 @@ fn second_build_only_looks(setting: Setting) {
         .wrapped(&strace, &build)
         .output()
         .expect("strace starts");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{stderr}");
-    assert_eq!(stderr.matches(" CACHED").count(), 5, "{stderr}");
+    let traced = Outcome::new("strace kiln build".to_owned(), &output).ok();
+    assert_eq!(traced.executed(), Vec::<String>::new(), "{traced}");
 
     let store = kiln.store().display();
     let mut allowed: Vec<String> = ["kiln.db", "leases/", "claims/", "stat/"]
@@ -97,5 +96,6 @@ fn one_edit_redoes_what_depends_on_it(setting: Setting) {
     );
 
     let afresh = kiln.build(&["--no-cache", "-t", "edited", &context]).ok();
-    assert_eq!(afresh.executed().len(), 5, "{afresh}");
+    // As under BuildKit, a folder made by WORKDIR has nothing that could be stale.
+    assert_eq!(afresh.executed().len(), 4, "{afresh}");
 }

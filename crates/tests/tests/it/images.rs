@@ -1,7 +1,8 @@
 //! Images in and out of the store, and what other tools make of them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use kiln_tests::{Kiln, Outcome, Setting, in_each_setting, skipped};
 use serde_json::Value;
@@ -231,7 +232,7 @@ fn podman_and_skopeo_accept_what_is_saved(setting: Setting) {
         kiln.run(&["save", "-o", text(&file), "--format", format, "greeter"])
             .ok();
         skopeo_inspects(format, &file);
-        podman_runs(&kiln, format, &file);
+        podman_runs(&file);
     }
 }
 
@@ -261,14 +262,21 @@ fn skopeo_inspects(format: &str, file: &Path) {
     Outcome::new(format!("skopeo copy {image}"), &output).ok();
 }
 
-fn podman_runs(kiln: &Kiln, format: &str, file: &Path) {
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+fn podman_runs(file: &Path) {
     let Some(runc) = xtask::process::find("runc") else {
         return skipped("runc is not installed");
     };
     if xtask::process::find("podman").is_none() || !xtask::machine::is_root() {
         return skipped("podman is not installed, or this is not root");
     }
-    let folder = kiln.file(&format!("podman-{format}"));
+    // Podman takes no longer path than 50 characters.
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let folder = PathBuf::from(format!(
+        "/var/tmp/kiln-podman-{}-{number}",
+        std::process::id()
+    ));
     let podman = |args: &[&str]| {
         let mut command = Command::new("podman");
         command.args([
@@ -309,4 +317,5 @@ fn podman_runs(kiln: &Kiln, format: &str, file: &Path) {
     ]
     .concat();
     assert_eq!(podman(&run).stdout, GREETING);
+    let _ = std::fs::remove_dir_all(folder);
 }

@@ -11,7 +11,7 @@ RUN mkdir /made && chown 1234:4321 /made && chmod 2751 /made && echo x > /made/f
 RUN ln /made/file /made/hard && ln -s ../made/file /made/soft && mkfifo /made/fifo
 RUN rm -rf /all/sub && rm /etc/group && rm -rf /var/www && mkdir /var/www && echo new > /var/www/new
 RUN mv /home /moved && touch -d '2001-02-03 04:05:06' /moved/old && ln -sfn /tmp /usr/bin2
-RUN chmod 700 /tmp/.. && rm /made/hard && chown -h 5:6 /made/soft
+RUN chmod 751 /tmp/.. && rm /made/hard && chown -h 5:6 /made/soft
 WORKDIR /made/by/workdir
 RUN echo "$PWD $(id -u):$(id -g)" > here
 USER 65534:65534
