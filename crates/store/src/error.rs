@@ -29,6 +29,9 @@ pub enum StoreError {
         "database of the store: another process has been writing to it for more than {0} seconds"
     )]
     Busy(u64),
+    /// The store's disk is full.
+    #[error("database of the store: the disk is full")]
+    Full,
     /// The store is somebody else's.
     #[error(
         "the store {} belongs to user {owner}, and this is user {user}\n\
@@ -123,6 +126,7 @@ impl From<rusqlite::Error> for StoreError {
             Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
                 Self::Busy(crate::db::BUSY_TIMEOUT.as_secs())
             }
+            Some(rusqlite::ErrorCode::DiskFull) => Self::Full,
             _ => Self::Database(err),
         }
     }

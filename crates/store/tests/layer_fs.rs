@@ -497,6 +497,7 @@ fn recorded_as_a_plain_user() {
     delete_layer(&folder).unwrap();
 }
 
+/// Deeper than the longest path and than a process may have files open.
 #[test]
 fn very_deep_trees_are_deleted() {
     let place = tempfile::tempdir().unwrap();
@@ -504,9 +505,8 @@ fn very_deep_trees_are_deleted() {
     fs::create_dir(&folder).unwrap();
     let mut at: std::os::fd::OwnedFd = fs::File::open(&folder).unwrap().into();
     let (mode, flags) = (rustix::fs::Mode::RWXU, rustix::fs::OFlags::DIRECTORY);
-    for _ in 0..5000 {
+    for _ in 0..2100 {
         rustix::fs::mkdirat(&at, "d", mode).unwrap();
-        rustix::fs::mkdirat(&at, "e", mode).unwrap();
         at = rustix::fs::openat(&at, "d", flags, mode).unwrap();
     }
     delete_layer(&folder).unwrap();

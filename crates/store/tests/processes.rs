@@ -3,6 +3,7 @@
 mod common;
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ fn start(mut command: Command) -> Child {
 fn ready_until_killed() -> ! {
     println!("ready");
     loop {
-        std::thread::sleep(Duration::from_secs(60));
+        std::thread::sleep(Duration::from_mins(1));
     }
 }
 
@@ -208,7 +209,6 @@ fn a_plain_user_has_a_store() {
     if !is_root() {
         return;
     }
-    use std::os::unix::fs::PermissionsExt;
     let place = tempfile::tempdir().unwrap();
     std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     let mut command = child("a_plain_user_has_a_store", place.path().join("store"));

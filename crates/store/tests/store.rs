@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, UNIX_EPOCH};
 
 use common::{collect, diff, digest, key, layer, open, options, record};
@@ -46,7 +47,6 @@ fn a_store_is_made_once_and_kept() {
     let store = open(&root);
     assert_eq!(store.find_record(key(1)).unwrap().unwrap().outputs, [[id]]);
     assert_eq!(Header::read(&root).unwrap().unwrap().ids, IdKind::Real);
-    use std::os::unix::fs::MetadataExt;
     for folder in ["", "layers", "containers", "blobs/sha256"] {
         assert_eq!(
             fs::metadata(root.join(folder)).unwrap().mode() & 0o777,
@@ -396,7 +396,7 @@ fn claims_in_one_process() {
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| {
             told.send(()).unwrap();
-            waiter.wait(Duration::from_secs(60)).unwrap().is_some()
+            waiter.wait(Duration::from_mins(1)).unwrap().is_some()
         });
         waiting.recv().unwrap();
         std::thread::sleep(Duration::from_millis(20));
