@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use kiln_dockerfile::SourceText;
 use kiln_export::{Committed, commit, digest_layer};
@@ -188,7 +188,7 @@ impl Engine {
                     request,
                     cancel,
                 };
-                let digesting = Mutex::new(());
+                let digesting = Digesting::default();
                 let solved = std::thread::scope(|scope| {
                     let sealed = |layer| self.digest_beside(scope, &digesting, layer, clamp);
                     let solver = Solver {
@@ -209,7 +209,13 @@ impl Engine {
                         },
                         sealed: &sealed,
                     };
-                    solver.solve(&plan.graph, target)
+                    let solved = solver.solve(&plan.graph, target);
+                    digesting.wait(|| {
+                        if cancel.is_set() {
+                            self.worker.cancel();
+                        }
+                    });
+                    solved
                 });
                 rows.next += plan.graph.len() as u32;
                 let solved = solved.map_err(|error| BuildError::from_solve(&error, &source))?;
@@ -237,15 +243,17 @@ impl Engine {
     fn digest_beside<'scope>(
         &'scope self,
         scope: &'scope Scope<'scope, '_>,
-        one_at_a_time: &'scope Mutex<()>,
+        digesting: &'scope Digesting,
         layer: LayerId,
         clamp: Option<i64>,
     ) {
         if matches!(self.store.diff(layer, clamp), Ok(None)) {
+            let begun = digesting.begin();
             scope.spawn(move || {
-                let _turn = one_at_a_time.lock();
+                let _turn = digesting.turn.lock();
                 // A failure comes back, and is told, when the image is made.
                 let _ = digest_layer(&self.store, &self.worker, layer, clamp);
+                drop(begun);
             });
         }
     }
@@ -350,6 +358,50 @@ impl Engine {
     }
 }
 
+/// Layers that are being digested beside the build.
+#[derive(Default)]
+struct Digesting {
+    /// One at a time: the steps need the processors more.
+    turn: Mutex<()>,
+    under_way: Mutex<usize>,
+    ended: Condvar,
+}
+
+impl Digesting {
+    fn under_way(&self) -> MutexGuard<'_, usize> {
+        self.under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self) -> Begun<'_> {
+        *self.under_way() += 1;
+        Begun(self)
+    }
+
+    /// Waits until all have ended, and looks after the build meanwhile.
+    fn wait(&self, look: impl Fn()) {
+        let mut under_way = self.under_way();
+        while *under_way > 0 {
+            look();
+            let waited = self
+                .ended
+                .wait_timeout(under_way, Duration::from_millis(50));
+            under_way = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// One that is counted until it is dropped, however its thread ends.
+struct Begun<'a>(&'a Digesting);
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        *self.0.under_way() -= 1;
+        self.0.ended.notify_all();
+    }
+}
+
 fn folder<'r>(request: &'r BuildRequest, name: &str) -> Option<&'r Path> {
     if let Some(folder) = request.folders.get(name) {
         return Some(folder);
@@ -407,7 +459,9 @@ impl Providers for Bringing<'_> {
             .store
             .image(digest)
             .map_err(|error| error.to_string())?;
-        let info = info.ok_or_else(|| format!("{reference}: not in the local store"))?.info;
+        let info = info
+            .ok_or_else(|| format!("{reference}: not in the local store"))?
+            .info;
         kiln_solver::snapshot(&self.engine.store, &info.layers).map_err(|error| error.to_string())
     }
 
@@ -458,9 +512,17 @@ impl Providers for Bringing<'_> {
     fn is_canceled(&self) -> bool {
         self.cancel.is_set()
     }
+
+    fn before_first(&self) {
+        // What builds that died have left behind may be the room that this one needs.
+        let _ = self.engine.sweep();
+    }
 }
 
 /// A warning as BuildKit shows it.
 fn warning_text(warning: &kiln_dockerfile::Warning) -> String {
-    format!("{:?}: {} (line {})", warning.rule, warning.message, warning.lines.first)
+    format!(
+        "{:?}: {} (line {})",
+        warning.rule, warning.message, warning.lines.first
+    )
 }

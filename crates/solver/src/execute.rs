@@ -39,7 +39,11 @@ impl Solver<'_> {
         };
         let took = started.elapsed();
         if !keep {
-            return Ok(Executed { outputs, record: None, took });
+            return Ok(Executed {
+                outputs,
+                record: None,
+                took,
+            });
         }
         let record = NewRecord {
             outputs: outputs.iter().map(|tree| tree.layers.clone()).collect(),
@@ -95,7 +99,11 @@ impl Solver<'_> {
                     }
                     let scan = &local.lock().scan;
                     let root = scan.root().to_string_lossy().into_owned();
-                    FileTree::Local { root, index, stamps: scan.stamps(|_| true) }
+                    FileTree::Local {
+                        root,
+                        index,
+                        stamps: scan.stamps(|_| true),
+                    }
                 }
             });
         }
@@ -115,7 +123,8 @@ impl Solver<'_> {
             .file(job, &[])
             .map_err(|error| SolveError::worker(&task.op.place, &error))?;
         for path in &made.changed {
-            let text = format!("{path} changed while it was copied; the step is not kept in the cache");
+            let text =
+                format!("{path} changed while it was copied; the step is not kept in the cache");
             self.sink.emit(Event::Warning { text });
         }
         let mut trees = Vec::with_capacity(bases.len());
@@ -273,6 +282,7 @@ impl Solver<'_> {
                 command: quoted(&exec.args),
                 exit,
                 out_of_memory,
+                disk_full: self.disk_full(),
             });
         }
         let mut outputs: Vec<(u32, Snapshot)> = Vec::new();
@@ -363,6 +373,12 @@ impl Solver<'_> {
                 None,
             )),
         }
+    }
+
+    /// Whether the store's disk has no room for anything worth mentioning: then that is why a process failed.
+    fn disk_full(&self) -> bool {
+        let left = rustix::fs::statvfs(self.store.root()).map(|disk| disk.f_bavail * disk.f_frsize);
+        left.is_ok_and(|left| left < 1 << 20)
     }
 
     /// A layer of what a bind mount shows of a local context.

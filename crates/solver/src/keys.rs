@@ -20,13 +20,19 @@ pub(crate) struct KeyError {
 impl From<FileOpError> for KeyError {
     fn from(error: FileOpError) -> Self {
         let hint = error.hint();
-        Self { message: error.to_string(), hint }
+        Self {
+            message: error.to_string(),
+            hint,
+        }
     }
 }
 
 impl From<ScanError> for KeyError {
     fn from(error: ScanError) -> Self {
-        Self { message: error.to_string(), hint: None }
+        Self {
+            message: error.to_string(),
+            hint: None,
+        }
     }
 }
 
@@ -120,11 +126,7 @@ fn source_parts(source: &SourceOp, op: &Op) -> Option<Parts> {
     Some(parts)
 }
 
-fn exec_parts(
-    exec: &ExecOp,
-    op: &Op,
-    inputs: &dyn InputKeys,
-) -> Result<Option<Parts>, KeyError> {
+fn exec_parts(exec: &ExecOp, op: &Op, inputs: &dyn InputKeys) -> Result<Option<Parts>, KeyError> {
     let mut parts = Parts::new("exec", EXEC);
     for (at, arg) in exec.args.iter().enumerate() {
         parts.add(format!("command {at}"), arg);

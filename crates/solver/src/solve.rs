@@ -21,6 +21,9 @@ use crate::value::{Context, LocalTree, Snapshot, Value};
 /// How often a wait looks whether the user gave up.
 const TICK: Duration = Duration::from_millis(50);
 
+/// The way out when the disk is full.
+const NO_SPACE: &str = "the store's disk is full: free some space, or put the store elsewhere with --root or KILN_ROOT";
+
 /// What a build brings that is not in its graph.
 pub trait Providers: Sync {
     /// The layers of an image that the graph names with its digest.
@@ -46,6 +49,9 @@ pub trait Providers: Sync {
 
     /// Whether the user gave up.
     fn is_canceled(&self) -> bool;
+
+    /// Called once, before the first operation is executed.
+    fn before_first(&self) {}
 }
 
 /// Choices for one solve.
@@ -104,6 +110,8 @@ pub enum SolveError {
         exit: Exit,
         /// For want of memory.
         out_of_memory: bool,
+        /// The store's disk was full when it ended.
+        disk_full: bool,
     },
     /// An operation failed.
     #[error("{message}")]
@@ -165,6 +173,10 @@ impl SolveError {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Step { hint, .. } => hint.as_deref(),
+            Self::Process {
+                disk_full: true, ..
+            }
+            | Self::Store(StoreError::Full) => Some(NO_SPACE),
             _ => None,
         }
     }
@@ -774,7 +786,12 @@ impl<'s> Run<'s, '_> {
                             match waiter.wait(TICK) {
                                 Ok(Some(claim)) => break Message::Claimed { op: id, claim },
                                 Ok(None) => {}
-                                Err(error) => break Message::Executed { op: id, outcome: Err(error.into()) },
+                                Err(error) => {
+                                    break Message::Executed {
+                                        op: id,
+                                        outcome: Err(error.into()),
+                                    };
+                                }
                             }
                         };
                         // The receiver lives as long as the scope.
@@ -783,6 +800,9 @@ impl<'s> Run<'s, '_> {
                     return Ok(true);
                 }
             }
+        }
+        if self.reports.iter().all(Option::is_none) {
+            self.solver.providers.before_first();
         }
         let reason = self.reason(id)?;
         let vertex = self.solver.vertex(id);

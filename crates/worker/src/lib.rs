@@ -12,7 +12,8 @@ mod wire;
 
 pub use client::{Launch, Worker, WorkerError};
 pub use protocol::{
-    ExecJob, ExecMount, Exit, Failure, FailureKind, FileJob, FileTree, Made, MadeFiles, MountSource,
-    ProcessSpec, Request, Response, Stacked, TarInput, UnpackJob, UnpackedLayer, WorkerFacts,
+    ExecJob, ExecMount, Exit, Failure, FailureKind, FileJob, FileTree, Made, MadeFiles,
+    MountSource, ProcessSpec, Request, Response, Stacked, TarInput, UnpackJob, UnpackedLayer,
+    WorkerFacts,
 };
 pub use server::serve;

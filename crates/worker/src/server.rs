@@ -1,6 +1,6 @@
 //! The worker's side: takes jobs, one thread each, and gives up a job when its connection closes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -67,6 +67,43 @@ impl Failure {
     }
 }
 
+/// Removes the folders of layers unless they became results, so that a failed step leaves nothing on the disk.
+pub(crate) struct Cleanup<'a> {
+    shared: &'a Shared,
+    layers: HashSet<LayerId>,
+}
+
+impl<'a> Cleanup<'a> {
+    pub(crate) fn new(shared: &'a Shared, layers: impl IntoIterator<Item = LayerId>) -> Self {
+        let layers = layers.into_iter().collect();
+        Self { shared, layers }
+    }
+
+    pub(crate) fn add(&mut self, layer: LayerId) {
+        self.layers.insert(layer);
+    }
+
+    pub(crate) fn keep(&mut self, layer: LayerId) {
+        self.layers.remove(&layer);
+    }
+
+    pub(crate) fn keep_all(mut self) {
+        self.layers.clear();
+    }
+}
+
+impl Drop for Cleanup<'_> {
+    fn drop(&mut self) {
+        for layer in &self.layers {
+            // What stays behind is found by the next sweep.
+            let _ = kiln_store::delete_layer(&self.shared.layer_dir(*layer));
+        }
+    }
+}
+
+/// The way out when the disk is full.
+const NO_SPACE: &str = "free some space, or put the store elsewhere with --root or KILN_ROOT";
+
 /// An error of the operating system as a failure, with its kind found in the chain of causes.
 pub(crate) fn failure(doing: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
     let mut message = if doing.is_empty() {
@@ -90,8 +127,7 @@ pub(crate) fn failure(doing: &str, error: &(dyn std::error::Error + 'static)) ->
         }
         cause = at.source();
     }
-    let hint = (kind == FailureKind::NoSpace)
-        .then(|| "free some space, or put the store elsewhere with --root or KILN_ROOT".to_owned());
+    let hint = (kind == FailureKind::NoSpace).then(|| NO_SPACE.to_owned());
     Failure {
         kind,
         message,

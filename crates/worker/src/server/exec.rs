@@ -1,6 +1,5 @@
 //! Jobs that run a process.
 
-use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -14,7 +13,7 @@ use kiln_sandbox::{
 };
 
 use super::files::made;
-use super::{Shared, failure};
+use super::{Cleanup, Shared, failure};
 use crate::protocol::{
     ExecJob, ExecMount, Exit, Failure, FailureKind, Made, MountSource, ProcessSpec, Response,
     Stacked,
@@ -81,21 +80,6 @@ impl Tree {
     }
 }
 
-/// Removes the folders of layers unless they became results.
-struct Cleanup<'a> {
-    shared: &'a Shared,
-    layers: HashSet<kiln_image::LayerId>,
-}
-
-impl Drop for Cleanup<'_> {
-    fn drop(&mut self) {
-        for layer in &self.layers {
-            // What stays behind is found by the next sweep.
-            let _ = kiln_store::delete_layer(&self.shared.layer_dir(*layer));
-        }
-    }
-}
-
 pub(super) fn exec(
     shared: &Shared,
     job: &ExecJob,
@@ -155,16 +139,13 @@ fn process(
     cancel: &Cancel,
     keep: bool,
 ) -> Result<Response, Failure> {
-    let mut cleanup = Cleanup {
-        shared,
-        layers: HashSet::from([job.into]),
-    };
+    let mut cleanup = Cleanup::new(shared, [job.into]);
     let root = Tree::prepare(shared, &job.root, job.into)?;
     let user = user(&root, &job.process.user)?;
     let mut trees = Vec::new();
     for mount in &job.mounts {
         if let MountSource::Tree { layers, into, .. } = &mount.source {
-            cleanup.layers.insert(*into);
+            cleanup.add(*into);
             trees.push(Some(Tree::prepare(shared, layers, *into)?));
         } else {
             trees.push(None);
@@ -220,7 +201,7 @@ fn process(
         }
     }
     for result in &results {
-        cleanup.layers.remove(&result.layer);
+        cleanup.keep(result.layer);
     }
     Ok(Response::Exited {
         exit,

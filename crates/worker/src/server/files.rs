@@ -10,9 +10,10 @@ use kiln_image::view::MergedView;
 use kiln_image::{DiffId, LayerId, LayerIndex};
 use sha2::{Digest as _, Sha256};
 
-use super::{Shared, failure};
+use super::{Cleanup, Shared, failure};
 use crate::protocol::{
-    Failure, FileJob, FileTree, Made, MadeFiles, Response, Stacked, TarInput, UnpackJob, UnpackedLayer,
+    Failure, FileJob, FileTree, Made, MadeFiles, Response, Stacked, TarInput, UnpackJob,
+    UnpackedLayer,
 };
 
 /// The merged view of layers, with the folder of each.
@@ -41,6 +42,7 @@ pub(super) fn made(layer: LayerId, index: &LayerIndex) -> Made {
 }
 
 pub(super) fn file(shared: &Shared, job: FileJob) -> Result<Response, Failure> {
+    let cleanup = Cleanup::new(shared, job.into.clone());
     let mut trees = Vec::with_capacity(job.inputs.len());
     for input in job.inputs {
         trees.push(match input {
@@ -66,13 +68,27 @@ pub(super) fn file(shared: &Shared, job: FileJob) -> Result<Response, Failure> {
             Some(Tree { view, dirs, stamps })
         })
         .collect();
-    let folders: Vec<_> = job.into.iter().map(|layer| shared.layer_dir(*layer)).collect();
-    let applied = kiln_fileop::apply(&job.op, &inputs, &folders, shared.ids, job.now).map_err(|error| Failure {
-        hint: error.hint(),
-        ..failure("", &error)
-    })?;
-    let layers = job.into.iter().zip(&applied.layers).map(|(layer, index)| made(*layer, index)).collect();
+    let folders: Vec<_> = job
+        .into
+        .iter()
+        .map(|layer| shared.layer_dir(*layer))
+        .collect();
+    let applied =
+        kiln_fileop::apply(&job.op, &inputs, &folders, shared.ids, job.now).map_err(|error| {
+            let failure = failure("", &error);
+            Failure {
+                hint: error.hint().or(failure.hint),
+                ..failure
+            }
+        })?;
+    let layers = job
+        .into
+        .iter()
+        .zip(&applied.layers)
+        .map(|(layer, index)| made(*layer, index))
+        .collect();
     let changed = applied.changed.iter().map(ToString::to_string).collect();
+    cleanup.keep_all();
     Ok(Response::Files(MadeFiles { layers, changed }))
 }
 
@@ -115,11 +131,13 @@ pub(super) fn unpack(
             left: len,
         }),
     };
+    let cleanup = Cleanup::new(shared, [job.into]);
     let raw = io::BufReader::with_capacity(1 << 18, raw);
     let (_, tar) = kiln_image::compress::decoder(raw)
         .map_err(|error| failure("cannot read the archive", &error))?;
     let unpacked = kiln_store::unpack_tar(&shared.layer_dir(job.into), shared.ids, tar)
         .map_err(|error| failure("", &error))?;
+    cleanup.keep_all();
     Ok(Response::Unpacked(UnpackedLayer {
         made: Made {
             layer: job.into,
