@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::fmt::Write as _;
+
 use common::{World, error, error_with, image, options, show, warnings};
 use kiln_frontend::{Context, Facts, SourceText, plan};
 use proptest::prelude::*;
@@ -133,6 +135,9 @@ fn targets() {
     assert_eq!(plan.unwrap().stage, "build");
 }
 
+/// Build arguments.
+type Given<'a> = &'a [(&'a str, &'a str)];
+
 #[test]
 fn arguments_and_variables() {
     let env = |text: &str, given: &[(&str, &str)]| {
@@ -151,7 +156,7 @@ fn arguments_and_variables() {
             .env
             .join(" ")
     };
-    let cases: [(&str, &[(&str, &str)], &str); 10] = [
+    let cases: [(&str, Given<'_>, &str); 10] = [
         ("FROM x\nARG A=1\nENV B=$A", &[], "B=1"),
         ("FROM x\nARG A=1\nENV B=$A", &[("A", "2")], "B=2"),
         ("FROM x\nENV B=$A", &[("A", "2")], "B="),
@@ -316,11 +321,13 @@ fn history_counts_layers() {
 fn large_files() {
     let mut text = "FROM x AS s0\n".to_owned();
     for stage in 1..500 {
-        text.push_str(&format!(
-            "FROM s{} AS s{stage}\nENV V{stage}=1\nRUN step {stage}\n",
-            stage - 1
-        ));
-        text.push_str(&format!("COPY --from=s{} /a /b{stage}\n", stage - 1));
+        let before = stage - 1;
+        writeln!(
+            text,
+            "FROM s{before} AS s{stage}\nENV V{stage}=1\nRUN step {stage}"
+        )
+        .unwrap();
+        writeln!(text, "COPY --from=s{before} /a /b{stage}").unwrap();
     }
     let started = std::time::Instant::now();
     let plan = World::default().plan(&text, &options()).1.unwrap();

@@ -84,7 +84,7 @@ raw.txt
 #[test]
 fn mounts() {
     assert_snapshot!(show(
-        r#"FROM alpine AS tools
+        r"FROM alpine AS tools
 RUN true
 FROM alpine
 ARG cachedir=/root/.cache
@@ -98,7 +98,7 @@ RUN --mount=target=. --mount=type=cache,target=$cachedir,sharing=locked,uid=5,mo
     --mount=type=secret,id=b,env=BOTH,target=/both,mode=0440 \
     --mount=type=ssh --mount=type=ssh,id=x,target=/agent \
     --network=none --security=insecure make
-"#
+"
     ));
 }
 

@@ -242,7 +242,7 @@ fn describe(op: &Op) -> String {
     };
     match &op.kind {
         OpKind::Source(source) => {
-            writeln!(text, "{}{platform}{cache}", describe_source(source)).unwrap()
+            writeln!(text, "{}{platform}{cache}", describe_source(source)).unwrap();
         }
         OpKind::Merge => writeln!(text, "merge{inputs}{cache}").unwrap(),
         OpKind::Diff { .. } => writeln!(text, "diff{inputs}").unwrap(),
