@@ -349,31 +349,32 @@ fn remove(
     allow_wildcard: bool,
 ) -> Result<(), FileOpError> {
     let cleaned = LayerPath::clean(path);
-    let mut found = vec![LayerPath::root()];
-    for name in cleaned.components() {
-        let glob = Glob::new(&String::from_utf8_lossy(name))?;
-        let literal = if allow_wildcard {
-            glob.literal()
-        } else {
-            Some(name)
-        };
-        let mut next = Vec::new();
-        for folder in found {
-            let folder = builder.resolve(folder.as_bytes(), true)?;
-            match literal {
-                Some(name) => next.push(folder.join(name)),
-                None => {
-                    let names = builder.children(&folder);
-                    next.extend(
-                        names
-                            .iter()
-                            .filter(|name| glob.matches(name))
-                            .map(|name| folder.child(name)),
-                    );
-                }
-            }
+    let names: Vec<&[u8]> = cleaned.components().collect();
+    let mut globs = Vec::new();
+    if allow_wildcard {
+        for name in &names {
+            globs.push(Glob::new(&String::from_utf8_lossy(name))?);
         }
-        found = next;
+    }
+    let plain = globs
+        .iter()
+        .take_while(|glob| glob.literal().is_some())
+        .count();
+    let mut found = Vec::new();
+    if plain == globs.len() {
+        let mut path = LayerPath::root();
+        for (at, name) in names.iter().enumerate() {
+            let folder = builder.resolve(path.as_bytes(), true)?;
+            path = folder.join(globs.get(at).and_then(Glob::literal).unwrap_or(name));
+        }
+        found.push(path);
+    } else {
+        let start = globs[..plain]
+            .iter()
+            .filter_map(Glob::literal)
+            .fold(LayerPath::root(), |path, name| path.join(name));
+        let start = builder.resolve(start.as_bytes(), true)?;
+        descend(builder, &start, &globs[plain..], &mut found);
     }
     for path in found {
         if path.is_root() {
@@ -384,9 +385,33 @@ fn remove(
         } else if !allow_not_found {
             return Err(FileOpError::NotFound {
                 path: path.to_string(),
-                near: None,
+                hint: None,
             });
         }
     }
     Ok(())
+}
+
+/// Finds what a pattern stands for in the tree that is built; links are not followed.
+fn descend(
+    builder: &mut Builder<'_>,
+    folder: &LayerPath,
+    globs: &[Glob],
+    found: &mut Vec<LayerPath>,
+) {
+    let Some((first, rest)) = globs.split_first() else {
+        return;
+    };
+    for name in builder
+        .children(folder)
+        .iter()
+        .filter(|name| first.matches(name))
+    {
+        let path = folder.child(name);
+        if rest.is_empty() {
+            found.push(path);
+        } else if builder.is_dir(&path) {
+            descend(builder, &path, rest, found);
+        }
+    }
 }

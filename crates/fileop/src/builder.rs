@@ -196,6 +196,16 @@ impl<'a> Builder<'a> {
         Ok(at)
     }
 
+    /// Changes the time of a folder that this layer has made.
+    pub(crate) fn set_time(&mut self, path: &LayerPath, mtime: (i64, u32)) {
+        let own = self.new.get(path).and_then(|&at| self.entries[at].as_mut());
+        if let Some(entry) =
+            own.filter(|entry| matches!(entry.kind, Kind::Dir { implied: false, .. }))
+        {
+            entry.mtime = mtime;
+        }
+    }
+
     /// Puts a regular file with these bytes.
     pub(crate) fn put_bytes(&mut self, entry: Entry, bytes: &[u8]) -> Result<(), FileOpError> {
         let at = self.enter(entry)?;

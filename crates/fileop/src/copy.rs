@@ -184,47 +184,36 @@ impl Copier<'_, '_> {
                 dest,
             );
         }
-        self.top(source, &dest, contents && !exists)?;
+        self.top(source, &dest)?;
         for item in &source.below {
             self.entry(item, dest.join(item.relative))?;
         }
         Ok(())
     }
 
-    /// The folder that stands for the source itself. One that is there keeps its metadata; one that was made for
-    /// the contents has the source's time.
-    fn top(
-        &mut self,
-        source: &Source<'_>,
-        dest: &LayerPath,
-        made: bool,
-    ) -> Result<(), FileOpError> {
+    /// The folder that stands for the source itself. One that is there keeps its metadata; one that this layer has
+    /// made gets the source's time.
+    fn top(&mut self, source: &Source<'_>, dest: &LayerPath) -> Result<(), FileOpError> {
         match self.builder.get(dest) {
             Some(entry) if entry.is_dir() => {
-                if let Some(node) = source.node.filter(|_| made) {
-                    let mtime = self.changes.mtime.unwrap_or(node.entry.mtime);
-                    let entry = Entry {
-                        mtime,
-                        ..entry.clone()
-                    };
-                    self.builder.put(entry)?;
+                if let Some(node) = source.node {
+                    self.builder
+                        .set_time(dest, self.changes.mtime.unwrap_or(node.entry.mtime));
                 }
                 Ok(())
             }
             Some(entry) => Err(not_a_folder(entry)),
             None if dest.is_root() => Ok(()),
             None => {
-                let entry = match source.node {
-                    Some(node) => self.changes.of(node.entry, dest.clone()),
-                    None => {
-                        let Made {
-                            mode,
-                            owner: (uid, gid),
-                            mtime,
-                        } = self.changes.made();
-                        Entry::dir(dest.clone(), mode, uid, gid, mtime)
-                    }
-                };
+                let Made {
+                    mode,
+                    owner: (uid, gid),
+                    mtime,
+                } = self.changes.made();
+                let entry = source.node.map_or_else(
+                    || Entry::dir(dest.clone(), mode, uid, gid, mtime),
+                    |node| self.changes.of(node.entry, dest.clone()),
+                );
                 self.builder.put(entry).map(drop)
             }
         }

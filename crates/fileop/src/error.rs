@@ -3,7 +3,7 @@
 use std::io;
 
 use kiln_image::view::ResolveError;
-use kiln_image::{LayerPath, MergedView};
+use kiln_image::{Kind, LayerPath, MergedView};
 use kiln_source::pattern::{BadPattern, PatternError};
 
 /// Why a file operation failed.
@@ -14,8 +14,8 @@ pub enum FileOpError {
     NotFound {
         /// The path as it was given.
         path: String,
-        /// A name that is nearly the same.
-        near: Option<String>,
+        /// What the user may have meant.
+        hint: Option<String>,
     },
     /// A pattern matched nothing where it must.
     #[error("{pattern:?}: no file matches")]
@@ -109,9 +109,7 @@ impl FileOpError {
     /// Advice for the user.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::NotFound {
-                near: Some(near), ..
-            } => Some(format!("did you mean {near:?}?")),
+            Self::NotFound { hint, .. } => hint.clone(),
             Self::NotAFolder {
                 path,
                 target: Some(target),
@@ -127,9 +125,21 @@ impl FileOpError {
 
     /// For a path that is not in `tree`.
     pub(crate) fn not_found(path: &str, tree: &MergedView) -> Self {
+        let link = tree
+            .get(&LayerPath::clean(path))
+            .and_then(|node| match &node.entry.kind {
+                Kind::Symlink(target) => Some(String::from_utf8_lossy(target)),
+                _ => None,
+            });
+        let hint = match link {
+            Some(target) => Some(format!(
+                "it is a symbolic link to {target:?}, which is not there"
+            )),
+            None => near(path, tree).map(|near| format!("did you mean {near:?}?")),
+        };
         Self::NotFound {
             path: path.to_owned(),
-            near: near(path, tree),
+            hint,
         }
     }
 }

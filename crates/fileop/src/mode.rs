@@ -166,7 +166,7 @@ impl Change {
                 (rwx | u16::from(exec), Some(special))
             }
         };
-        let bits = (rwx * 0o111 & self.who) | special.unwrap_or(0);
+        let bits = ((rwx * 0o111) & self.who) | special.unwrap_or(0);
         match self.op {
             Op::Add => mode | bits,
             Op::Take => mode & !bits,
@@ -218,7 +218,7 @@ mod tests {
                 chmod.apply(0o640, false),
                 chmod.apply(0o2710, true),
             ];
-            assert_eq!(modes, [executable, plain, folder], "{text}: {modes:o?}");
+            assert_eq!(modes, [executable, plain, folder], "{text}: {modes:?}");
         }
         for bad in [
             "8", "99", "10000", "u", "q=r", "u+q", "u+1", "u=rw,", "", "0x1", "u=ug",

@@ -2,7 +2,7 @@
 
 use std::io::{self, Seek};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -21,7 +21,7 @@ pub(crate) enum Job<'a> {
         /// The entry.
         at: usize,
         /// The folders of the tree that is read.
-        dirs: &'a [std::path::PathBuf],
+        dirs: &'a [PathBuf],
         /// Where the content is.
         place: Place,
         /// The stamp under which the digest is true; `None` in a layer, which nobody changes.
@@ -34,6 +34,14 @@ pub(crate) enum Job<'a> {
         /// The entry that is copied.
         first: usize,
     },
+}
+
+/// What the threads have to say.
+#[derive(Default)]
+struct Outcome {
+    /// Entries that are not what their index says: number, what they really are, where they come from.
+    changed: Vec<(usize, Entry, LayerPath)>,
+    error: Option<FileOpError>,
 }
 
 /// Files from which on a second thread pays.
@@ -65,8 +73,7 @@ pub(crate) fn run(
     let alone = copies.len() < 2
         || copies.len() < ALONE && copies.iter().map(size).sum::<u64>() < BYTES_ALONE;
     let next = AtomicUsize::new(0);
-    let outcome: Mutex<Result<Vec<(usize, Entry, LayerPath)>, FileOpError>> =
-        Mutex::new(Ok(Vec::new()));
+    let outcome = Mutex::new(Outcome::default());
     let known: &[Option<Entry>] = entries;
     let chunk = if alone || copies.len() < ALONE {
         1
@@ -74,7 +81,7 @@ pub(crate) fn run(
         CHUNK
     };
     let work = |fs: &LayerFs| {
-        let mut last: Option<(&[std::path::PathBuf], Folders<'_>)> = None;
+        let mut last: Option<(&[PathBuf], Folders<'_>)> = None;
         loop {
             let start = next.fetch_add(chunk, Ordering::Relaxed);
             let Some(part) = copies
@@ -104,12 +111,20 @@ pub(crate) fn run(
                     continue;
                 };
                 let done = copy(fs, folders, entry, place, stamp.as_ref());
+                if matches!(done, Ok(None)) {
+                    continue;
+                }
                 let mut outcome = outcome.lock().expect("a copying thread has panicked");
-                match (done, &mut *outcome) {
-                    (Ok(Some(put)), Ok(changed)) => changed.push((*at, put, place.path.clone())),
-                    (Err(error), Ok(_)) => *outcome = Err(error),
-                    (_, Ok(_)) => {}
-                    (_, Err(_)) => return,
+                match done {
+                    Ok(put) => outcome
+                        .changed
+                        .extend(put.map(|put| (*at, put, place.path.clone()))),
+                    Err(error) => {
+                        // Nobody takes more.
+                        next.store(copies.len(), Ordering::Relaxed);
+                        outcome.error.get_or_insert(error);
+                        return;
+                    }
                 }
             }
         }
@@ -120,16 +135,16 @@ pub(crate) fn run(
         // A second hold on the same folder: each thread keeps its own place in it.
         let second = LayerFs::create(layer_dir, ids).map_err(FileOpError::Write)?;
         std::thread::scope(|scope| {
-            let second = &second;
-            scope.spawn(move || work(second));
+            scope.spawn(|| work(&second));
             work(fs);
         });
     }
-    let changed = outcome
-        .into_inner()
-        .expect("a copying thread has panicked")?;
+    let outcome = outcome.into_inner().expect("a copying thread has panicked");
+    if let Some(error) = outcome.error {
+        return Err(error);
+    }
     let mut paths = Vec::new();
-    for (at, entry, path) in changed {
+    for (at, entry, path) in outcome.changed {
         entries[at] = Some(entry);
         paths.push(path);
     }

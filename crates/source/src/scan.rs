@@ -177,7 +177,7 @@ impl Scan {
                 None => open.push((at, found.entry.path.clone(), found.stamp)),
             }
         }
-        for (at, outcome) in hash::hash_all(&self.folder, open) {
+        for (at, outcome) in hash::hash_all(&self.folder, &open) {
             let found = &mut self.found[at];
             let hashed =
                 outcome.map_err(|source| unreadable(&self.root, &found.entry.path, source))?;
@@ -317,7 +317,7 @@ impl<'a> Walk<'a> {
     fn run(&self, reach: &'a Reach, clock: SystemTime) -> Result<Vec<Found>, ScanError> {
         let stat = rustix::fs::fstat(self.folder)
             .map_err(|errno| self.unreadable(&LayerPath::root(), errno))?;
-        let mut root = self.found(LayerPath::root(), &stat);
+        let mut root = found_at(LayerPath::root(), &stat);
         root.settled = root.stamp.settled(clock);
         let queue = Mutex::new(Queue {
             next: 1,
@@ -458,7 +458,7 @@ impl<'a> Walk<'a> {
                 Err(errno) => return Err(self.unreadable(&path, errno)),
             };
             let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-            let found = self.found(path.clone(), &stat);
+            let found = found_at(path.clone(), &stat);
             let (found, fallback) = if left_out {
                 (None, Some(found))
             } else {
@@ -489,59 +489,60 @@ impl<'a> Walk<'a> {
         Ok((listing, folders))
     }
 
-    fn found(&self, path: LayerPath, stat: &Stat) -> Found {
-        let stamp = Stamp::of(stat);
-        let device = || {
-            (
-                rustix::fs::major(stat.st_rdev),
-                rustix::fs::minor(stat.st_rdev),
-            )
-        };
-        let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => Kind::Dir {
-                opaque: false,
-                implied: false,
-            },
-            FileType::Symlink => Kind::Symlink(Vec::new()),
-            FileType::CharacterDevice => Kind::Char(device().0, device().1),
-            FileType::BlockDevice => Kind::Block(device().0, device().1),
-            FileType::Fifo => Kind::Fifo,
-            FileType::Socket => Kind::File {
-                size: 0,
-                digest: FileDigest::new(*blake3::hash(b"").as_bytes()),
-            },
-            _ => Kind::File {
-                size: stamp.size,
-                digest: UNHASHED,
-            },
-        };
-        // Until the names are known, the number stands for "has several names".
-        let hardlink = (matches!(kind, Kind::File { .. }) && stat.st_nlink > 1).then_some(0);
-        let mode = (stat.st_mode & 0o7777) as u16;
-        let entry = Entry {
-            path,
-            kind,
-            mode,
-            uid: 0,
-            gid: 0,
-            mtime: stamp.mtime,
-            xattrs: Xattrs::new(),
-            hardlink,
-        };
-        Found {
-            entry,
-            stamp,
-            unlisted: None,
-            settled: true,
-        }
-    }
-
     fn unreadable(&self, path: &LayerPath, errno: Errno) -> ScanError {
         ScanError::Unreadable {
             root: self.root.to_owned(),
             path: path.clone(),
             source: errno.into(),
         }
+    }
+}
+
+/// What a stat says about a path.
+fn found_at(path: LayerPath, stat: &Stat) -> Found {
+    let stamp = Stamp::of(stat);
+    let device = || {
+        (
+            rustix::fs::major(stat.st_rdev),
+            rustix::fs::minor(stat.st_rdev),
+        )
+    };
+    let kind = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => Kind::Dir {
+            opaque: false,
+            implied: false,
+        },
+        FileType::Symlink => Kind::Symlink(Vec::new()),
+        FileType::CharacterDevice => Kind::Char(device().0, device().1),
+        FileType::BlockDevice => Kind::Block(device().0, device().1),
+        FileType::Fifo => Kind::Fifo,
+        FileType::Socket => Kind::File {
+            size: 0,
+            digest: FileDigest::new(*blake3::hash(b"").as_bytes()),
+        },
+        _ => Kind::File {
+            size: stamp.size,
+            digest: UNHASHED,
+        },
+    };
+    // Until the names are known, the number stands for "has several names".
+    let hardlink = (matches!(kind, Kind::File { .. }) && stat.st_nlink > 1).then_some(0);
+    let mode = (stat.st_mode & 0o7777) as u16;
+    let entry = Entry {
+        path,
+        kind,
+        mode,
+        uid: 0,
+        gid: 0,
+        mtime: stamp.mtime,
+        xattrs: Xattrs::new(),
+        hardlink,
+    };
+    Found {
+        entry,
+        stamp,
+        unlisted: None,
+        settled: true,
     }
 }
 

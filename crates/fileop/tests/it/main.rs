@@ -1,0 +1,6 @@
+//! File operations on small trees.
+
+mod actions;
+mod archive;
+mod common;
+mod copy;
