@@ -3,9 +3,10 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
 
 /// A token that is cancelled once and stays so. Clones are the same token.
 ///
@@ -40,9 +41,16 @@ impl Cancel {
 
     /// Waits until it is cancelled or the time is over; says whether it is cancelled.
     pub fn wait(&self, timeout: Duration) -> bool {
-        let mut fds = [PollFd::new(&*self.event, PollFlags::IN)];
-        let timeout = timeout.try_into().ok();
-        matches!(poll(&mut fds, timeout.as_ref()), Ok(1..))
+        let until = Instant::now().checked_add(timeout);
+        loop {
+            let mut fds = [PollFd::new(&*self.event, PollFlags::IN)];
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let left = left.and_then(|left| left.try_into().ok());
+            match poll(&mut fds, left.as_ref()) {
+                Err(Errno::INTR) => {}
+                outcome => return matches!(outcome, Ok(1..)),
+            }
+        }
     }
 }
 

@@ -15,20 +15,19 @@ use std::ptr;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{
-    Access, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, access, fstat, openat, openat2,
+    Access, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, access, fstat, openat, openat2,
 };
 use rustix::io::{DupFlags, Errno, Result, dup2, dup3};
-use rustix::mount::{
-    MountAttrFlags, MountFlags, UnmountFlags, mount, mount_bind_recursive, mount_remount, unmount,
-};
+use rustix::mount::{MountAttrFlags, UnmountFlags, unmount};
 use rustix::process::{Signal, chdir, fchdir, pivot_root, set_parent_process_death_signal, setsid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::seccomp::Instruction;
 use crate::sys;
+use crate::tree::Places;
 
-/// Capabilities of Docker's default set: chown, dac_override, fowner, fsetid, kill, setgid, setuid, setpcap,
-/// net_bind_service, net_raw, sys_chroot, mknod, audit_write, setfcap.
+/// Capabilities of Docker's default set: `chown dac_override fowner fsetid kill setgid setuid setpcap
+/// net_bind_service net_raw sys_chroot mknod audit_write setfcap`.
 pub(crate) const DOCKER_CAPABILITIES: u64 = 0xa804_25fb;
 
 /// Hidden under Docker's default confinement.
@@ -58,12 +57,10 @@ pub(crate) const READ_ONLY: [&CStr; 5] = [
 
 /// Everything that the child needs, allocated.
 pub(crate) struct Plan {
-    /// The root, attached on top of the worker's.
-    pub(crate) root: OwnedFd,
+    /// The container's mounts.
+    pub(crate) places: Places,
     /// The worker's root.
     pub(crate) old_root: OwnedFd,
-    /// The folder for `/proc`.
-    pub(crate) proc_dest: OwnedFd,
     /// Standard streams, all of them beyond 9.
     pub(crate) stdio: [OwnedFd; 3],
     /// Standard input is to be the controlling terminal.
@@ -197,12 +194,15 @@ impl Pointers {
 /// Becomes the program, or reports why not and ends.
 pub(crate) fn run(plan: &Plan, pointers: &Pointers) -> ! {
     let Err(failure) = become_program(plan, pointers);
-    // After `Descriptors` the pipe is 3; its old number is closed then, so trying both is harmless.
-    for fd in [REPORT, plan.report.as_raw_fd()] {
-        let message = failure.encode();
-        // SAFETY: writes from a live buffer; if it fails nobody is left to be told.
-        unsafe { libc::write(fd, message.as_ptr().cast(), message.len()) };
-    }
+    // Up to there number 3 may be anything of the worker's.
+    let fd = if failure.stage as u8 <= Stage::Descriptors as u8 {
+        plan.report.as_raw_fd()
+    } else {
+        REPORT
+    };
+    let message = failure.encode();
+    // SAFETY: writes from a live buffer; if it fails nobody is left to be told.
+    unsafe { libc::write(fd, message.as_ptr().cast(), message.len()) };
     // SAFETY: ends the process without running anything of its parent's.
     unsafe { libc::_exit(1) }
 }
@@ -244,22 +244,15 @@ fn become_program(plan: &Plan, pointers: &Pointers) -> std::result::Result<Infal
         rustix::process::ioctl_tiocsctty(&plan.stdio[0]).map_err(at(Stage::Terminal))?;
     }
 
-    mount_proc(plan).map_err(at(Stage::Proc))?;
+    mount_proc(plan)?;
     turn_root(plan).map_err(at(Stage::Pivot))?;
-    if plan.confined {
-        for (index, path) in MASKED.iter().enumerate() {
-            mask(path).map_err(nth(Stage::Mask, index))?;
-        }
-        for (index, path) in READ_ONLY.iter().enumerate() {
-            make_read_only(path).map_err(nth(Stage::ReadOnly, index))?;
-        }
-    }
     if plan.read_only_root {
-        let root = plan.root.as_fd();
+        let root = plan.places.root.as_fd();
         sys::set_mount_attributes(root, MountAttrFlags::MOUNT_ATTR_RDONLY, false)
             .map_err(at(Stage::ReadOnlyRoot))?;
     }
-    // From here on nothing of the worker is open, so that no path through /proc/self/fd leads out.
+    // From here on nothing of the worker is open, so that no path through /proc/self/fd leads out. Nothing in this
+    // function may hold a descriptor across this line: closing it a second time would abort.
     close_descriptors(plan).map_err(at(Stage::Descriptors))?;
 
     if !plan.oom_score_adj.is_empty() {
@@ -330,24 +323,40 @@ fn connect_stdio(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// `/proc` shows the PID namespace of who mounts it, so it is mounted here.
-fn mount_proc(plan: &Plan) -> Result<()> {
+/// `/proc` shows the PID namespace of who mounts it, so it is mounted here. Then parts of it and of `/sys` are closed.
+fn mount_proc(plan: &Plan) -> std::result::Result<(), Failure> {
+    let nth = |stage, index| {
+        move |error| Failure {
+            stage,
+            index,
+            error,
+        }
+    };
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let proc = sys::new_mount(c"proc", &[], attributes)?;
-    sys::attach(proc.as_fd(), plan.proc_dest.as_fd())
+    let proc = sys::new_mount(c"proc", &[], attributes).map_err(nth(Stage::Proc, 0))?;
+    sys::attach(proc.as_fd(), plan.places.proc_dest.as_fd()).map_err(nth(Stage::Proc, 1))?;
+    if plan.confined {
+        for (index, path) in MASKED.iter().enumerate() {
+            mask(plan, &proc, path).map_err(nth(Stage::Mask, index))?;
+        }
+        for (index, path) in READ_ONLY.iter().enumerate() {
+            make_read_only(plan, &proc, path).map_err(nth(Stage::ReadOnly, index))?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes the new root `/` and lets go of the worker's mounts. The old root stays until now because a user namespace
 /// may mount `/proc` only where it sees a whole one already.
 fn turn_root(plan: &Plan) -> Result<()> {
-    fchdir(&plan.root)?;
+    fchdir(&plan.places.root)?;
     // Both the same place: the old root lands on top of the new one.
     pivot_root(c".", c".")?;
     fchdir(&plan.old_root)?;
-    // Trees that mounts came from are stacked on the old root: each call takes the topmost away, the last one the old
-    // root with all that is mounted in it. Then this folder is no mount any more.
+    // The workbench lies on the old root: each call takes the topmost mount away, the last one the old root with all
+    // that is mounted in it. Then this folder is no mount any more.
     unmount(c".", UnmountFlags::DETACH)?;
     loop {
         match unmount(c".", UnmountFlags::DETACH) {
@@ -358,32 +367,47 @@ fn turn_root(plan: &Plan) -> Result<()> {
     }
 }
 
-/// Hides a file behind `/dev/null`, or a folder behind an empty one.
-fn mask(path: &CStr) -> Result<()> {
-    match mount(c"/dev/null", path, c"", MountFlags::BIND, None) {
-        Err(Errno::NOTDIR) => mount(
-            c"tmpfs",
-            path,
-            c"tmpfs",
-            MountFlags::RDONLY,
-            Some(c"size=0k,nr_inodes=1"),
+/// Opens a path of `/proc` or `/sys` in the mount that it belongs to, whatever links the image has put in its place.
+/// `None` if this kernel does not have it.
+fn open_kernel_path(plan: &Plan, proc: &OwnedFd, path: &CStr) -> Result<Option<OwnedFd>> {
+    let bytes = path.to_bytes_with_nul();
+    let (mount, rest) = match bytes.strip_prefix(b"/proc/") {
+        Some(rest) => (proc, rest),
+        None => (
+            &plan.places.sys,
+            bytes.strip_prefix(b"/sys/").unwrap_or_default(),
         ),
-        Err(Errno::NOENT) => Ok(()),
-        other => other,
+    };
+    let path = CStr::from_bytes_with_nul(rest).map_err(|_| Errno::INVAL)?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match openat(mount, path, flags, Mode::empty()) {
+        Ok(place) => Ok(Some(place)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
-fn make_read_only(path: &CStr) -> Result<()> {
-    match mount_bind_recursive(path, path) {
-        Err(Errno::NOENT) => return Ok(()),
-        other => other?,
-    }
-    let flags = MountFlags::BIND
-        | MountFlags::RDONLY
-        | MountFlags::NOSUID
-        | MountFlags::NODEV
-        | MountFlags::NOEXEC;
-    mount_remount(path, flags, c"")
+/// Hides a file behind the null device, or a folder behind an empty one.
+fn mask(plan: &Plan, proc: &OwnedFd, path: &CStr) -> Result<()> {
+    let Some(place) = open_kernel_path(plan, proc, path)? else {
+        return Ok(());
+    };
+    let folder = FileType::from_raw_mode(fstat(&place)?.st_mode) == FileType::Directory;
+    let cover = if folder {
+        &plan.places.empty
+    } else {
+        &plan.places.null
+    };
+    sys::attach(sys::clone_tree(cover.as_fd())?.as_fd(), place.as_fd())
+}
+
+fn make_read_only(plan: &Plan, proc: &OwnedFd, path: &CStr) -> Result<()> {
+    let Some(place) = open_kernel_path(plan, proc, path)? else {
+        return Ok(());
+    };
+    let mount = sys::clone_tree(place.as_fd())?;
+    sys::set_mount_attributes(mount.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY, true)?;
+    sys::attach(mount.as_fd(), place.as_fd())
 }
 
 fn close_descriptors(plan: &Plan) -> Result<()> {

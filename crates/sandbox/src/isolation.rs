@@ -159,11 +159,11 @@ fn map(own: u32, ranges: Vec<(u32, u32)>) -> Vec<IdRange> {
 mod tests {
     use super::*;
 
-    fn tools() -> Option<IdTools> {
-        Some(IdTools {
+    fn tools() -> IdTools {
+        IdTools {
             newuidmap: "/usr/bin/newuidmap".into(),
             newgidmap: "/usr/bin/newgidmap".into(),
-        })
+        }
     }
 
     #[test]
@@ -179,18 +179,18 @@ mod tests {
             Isolation::SingleId { .. } => "single",
         };
         assert_eq!(kind(0, "root", "", "", None), "root");
-        assert_eq!(kind(1000, "ann", ranges, ranges, tools()), "mapped");
+        assert_eq!(kind(1000, "ann", ranges, ranges, Some(tools())), "mapped");
         assert_eq!(kind(1000, "ann", ranges, ranges, None), "single");
-        assert_eq!(kind(1000, "ann", ranges, "", tools()), "single");
-        assert_eq!(kind(1000, "ann", "", ranges, tools()), "single");
-        assert_eq!(kind(1001, "eve", ranges, ranges, tools()), "single");
+        assert_eq!(kind(1000, "ann", ranges, "", Some(tools())), "single");
+        assert_eq!(kind(1000, "ann", "", ranges, Some(tools())), "single");
+        assert_eq!(kind(1001, "eve", ranges, ranges, Some(tools())), "single");
         assert_eq!(
             kind(
                 1001,
                 "eve",
                 "eve:x:1\neve:5\neve:1:0\neve:4294967295:2",
                 ranges,
-                tools()
+                Some(tools())
             ),
             "single"
         );
@@ -204,7 +204,7 @@ mod tests {
     fn ranges_follow_each_other() {
         let text = "ann:100000:65536\n1000:300000:1000\nann:100500:10\n";
         let (Isolation::MappedIds { uids, gids, .. }, why) =
-            choose(1000, 7, "ann", text, text, tools())
+            choose(1000, 7, "ann", text, text, Some(tools()))
         else {
             panic!("not mapped");
         };

@@ -12,7 +12,7 @@ use kiln_image::LayerPath;
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid, fchown, fstat, openat};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, mount_change};
-use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use rustix::thread::UnshareFlags;
 
 use crate::child::{
@@ -23,7 +23,7 @@ use crate::process::{Confinement, MountSource, Network, Process, RootSource, Std
 use crate::running::Exit;
 use crate::seccomp;
 use crate::sys;
-use crate::tree::{self, Tree};
+use crate::tree::{self, Places, Tree};
 use crate::users::UserSpec;
 
 type Result<T> = std::result::Result<T, SandboxError>;
@@ -277,16 +277,11 @@ fn reap(pidfd: &OwnedFd) -> std::io::Result<Exit> {
 
 fn set_up(mut job: Job) -> Result<(Started, OwnedFd)> {
     enter_namespaces(&job)?;
-    let old_root = openat(
-        CWD,
-        c"/",
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|error| SandboxError::setup("opening the old root", error))?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let old_root = openat(CWD, c"/", flags, Mode::empty())
+        .map_err(|error| SandboxError::setup("opening the old root", error))?;
     let Tree {
-        root,
-        proc_dest,
+        places,
         made,
         terminal,
     } = tree::assemble(&job)?;
@@ -303,48 +298,53 @@ fn set_up(mut job: Job) -> Result<(Started, OwnedFd)> {
         give_streams(&stdio, &job.user);
     }
     let (failures, report) = report_pipe().map_err(|error| SandboxError::setup("pipe", error))?;
-    let plan = plan(
-        job,
-        Opened {
-            root,
-            old_root,
-            proc_dest,
-            stdio,
-            report,
-            terminal: outer.is_some(),
-        },
-    );
+    let opened = Opened {
+        places,
+        old_root,
+        stdio,
+        report,
+        terminal: outer.is_some(),
+    };
+    let plan = plan(job, opened);
     let pidfd = fork(&plan)?;
     let names = Names::of(&plan);
     // Closes this side's end of the pipe, and all that belongs to the container.
     drop(plan);
+    let started = became_program(failures, &names).and_then(|()| {
+        pidfd
+            .try_clone()
+            .map_err(|error| SandboxError::setup("pidfd", error))
+    });
+    match started {
+        Ok(copy) => Ok((
+            Started {
+                pidfd: copy,
+                made,
+                terminal: outer,
+            },
+            pidfd,
+        )),
+        Err(error) => {
+            let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+            let _ = reap(&pidfd);
+            Err(error)
+        }
+    }
+}
+
+/// Leaves the child's mounts alone and waits until it has executed its program.
+fn became_program(failures: OwnedFd, names: &Names) -> Result<()> {
     sys::rejoin_mount_namespace()
         .map_err(|error| SandboxError::setup("leaving the mount namespace", error))?;
-
     let mut message = [0; FAILURE_SIZE];
     match std::fs::File::from(failures).read(&mut message) {
-        Ok(0) => {}
-        Ok(_) => {
-            let _ = reap(&pidfd);
-            let failure = Failure::decode(message);
-            return Err(failure.map_or_else(
-                || SandboxError::Invalid("unknown failure".into()),
-                |f| names.explain(f),
-            ));
-        }
-        Err(error) => return Err(SandboxError::setup("pipe", error)),
+        Ok(0) => Ok(()),
+        Ok(_) => Err(Failure::decode(message).map_or_else(
+            || SandboxError::Invalid("it failed in an unknown way".into()),
+            |failure| names.explain(failure),
+        )),
+        Err(error) => Err(SandboxError::setup("pipe", error)),
     }
-    let copy = pidfd
-        .try_clone()
-        .map_err(|error| SandboxError::setup("pidfd", error))?;
-    Ok((
-        Started {
-            pidfd: copy,
-            made,
-            terminal: outer,
-        },
-        pidfd,
-    ))
 }
 
 /// The pipe for the child's failure; the writing end is beyond the numbers that the child uses.
@@ -390,9 +390,8 @@ fn give_streams(stdio: &[OwnedFd; 3], user: &UserSpec) {
 }
 
 struct Opened {
-    root: OwnedFd,
+    places: Places,
     old_root: OwnedFd,
-    proc_dest: OwnedFd,
     stdio: [OwnedFd; 3],
     report: OwnedFd,
     terminal: bool,
@@ -410,9 +409,8 @@ fn plan(job: Job, opened: Opened) -> Plan {
         )
     };
     Plan {
-        root: opened.root,
+        places: opened.places,
         old_root: opened.old_root,
-        proc_dest: opened.proc_dest,
         stdio: opened.stdio,
         terminal: opened.terminal,
         report: opened.report,

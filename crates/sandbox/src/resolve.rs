@@ -157,7 +157,14 @@ pub(crate) fn open_or_make(root: BorrowedFd<'_>, path: &Path, missing: &Missing)
             }
             Some(_) => at = child,
             None => {
-                make(&folder, &name, missing, todo.is_empty())?;
+                match make(&folder, &name, missing, todo.is_empty()) {
+                    // Another container with the same root was faster: look again at what is there now.
+                    Err(Errno::EXIST) => {
+                        todo.push(name);
+                        continue;
+                    }
+                    other => other?,
+                }
                 // On another mount it is none of the layer's business.
                 match open_plain(root, &at, ResolveFlags::NO_XDEV) {
                     Ok(_) => made.push(child.clone()),

@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::{Errno, Result};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 use rustix::thread::UnshareFlags;
 
@@ -21,7 +21,7 @@ pub(crate) fn check(result: libc::c_long) -> Result<libc::c_long> {
     }))
 }
 
-/// Changes attributes of the mount that `fd` stands for, see mount_setattr(2).
+/// Changes attributes of the mount that `fd` stands for, see `mount_setattr(2)`.
 pub(crate) fn set_mount_attributes(
     fd: BorrowedFd<'_>,
     set: MountAttrFlags,
@@ -69,6 +69,16 @@ pub(crate) fn new_mount(
     }
     fsconfig_create(context.as_fd())?;
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// A copy of the mounts at and below a place.
+pub(crate) fn clone_tree(place: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(
+        place,
+        c"",
+        flags | OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::AT_RECURSIVE,
+    )
 }
 
 /// Attaches a mount to the folder or file that `dest` stands for.

@@ -1,19 +1,20 @@
 //! Puts the root together: the tree, the mounts that every container has, and the mounts asked for.
 //!
-//! Runs in the keeper's own mount namespace. New trees are stacked on top of the worker's `/`, where no path finds
-//! them: a path starts below the stack. They are reached by descriptor only.
+//! Runs in the keeper's own mount namespace, where the worker's `/` stays the root until the child turns it. What is
+//! built lies on top of that `/`, where no path finds it, since a path starts below; it is reached by descriptor only.
 
 use std::ffi::CString;
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use kiln_image::LayerPath;
 use rustix::fs::{
-    CWD, FileType, Gid, Mode, OFlags, Uid, fchown, fstat, makedev, mknodat, openat, statfs,
-    symlinkat,
+    CWD, FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, fstat, makedev, mkdirat, mknodat,
+    openat, statfs, symlinkat,
 };
 use rustix::io::Errno;
-use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::mount::{MountAttrFlags, MoveMountFlags, move_mount};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
@@ -46,10 +47,23 @@ const LINKS: [(&str, &str); 6] = [
 
 /// The finished tree.
 pub(crate) struct Tree {
-    pub(crate) root: OwnedFd,
-    pub(crate) proc_dest: OwnedFd,
+    pub(crate) places: Places,
     pub(crate) made: Vec<LayerPath>,
     pub(crate) terminal: Option<Terminal>,
+}
+
+/// What the child has yet to work on.
+pub(crate) struct Places {
+    /// The root, on top of the worker's.
+    pub(crate) root: OwnedFd,
+    /// The folder for `/proc`.
+    pub(crate) proc_dest: OwnedFd,
+    /// The mount of `/sys`.
+    pub(crate) sys: OwnedFd,
+    /// The null device, to hide files.
+    pub(crate) null: OwnedFd,
+    /// An empty folder, to hide folders.
+    pub(crate) empty: OwnedFd,
 }
 
 /// Both ends of the container's terminal.
@@ -68,20 +82,25 @@ fn nosuid_nodev_noexec() -> MountAttrFlags {
 
 /// Mounts everything but `/proc`, of which only the place is made.
 pub(crate) fn assemble(job: &Job) -> Result<Tree> {
-    // What comes from somewhere else is opened while nothing covers it.
+    let mut bench = Bench::new().map_err(|error| SandboxError::setup("workbench", error))?;
     let sources = job
         .mounts
         .iter()
-        .map(|mount| source(job, mount))
+        .map(|mount| source(job, &mut bench, mount))
         .collect::<Result<Vec<_>>>()?;
-    let devices = device_nodes()?;
+    let devices = bench
+        .devices()
+        .map_err(|error| SandboxError::setup("device nodes", error))?;
+    let empty = bench
+        .empty()
+        .map_err(|error| SandboxError::setup("empty folder", error))?;
     let mut builder = Builder {
-        root: attach_root(job)?,
+        root: attach_root(job, &mut bench)?,
         made: Vec::new(),
     };
 
     let proc_dest = builder.place("/proc", &Missing::Folder(0, 0))?;
-    builder.sys(job)?;
+    let sys = builder.sys(job)?;
     let terminal = builder.dev(job, &devices)?;
     for (mount, source) in job.mounts.iter().zip(&sources) {
         builder.attach(source.as_fd(), &mount.dest)?;
@@ -90,33 +109,18 @@ pub(crate) fn assemble(job: &Job) -> Result<Tree> {
     open_or_make(builder.root.as_fd(), &job.cwd, &cwd).map_err(|error| {
         SandboxError::setup(format!("working folder {}", job.cwd.display()), error)
     })?;
+    let [null, ..] = devices;
     Ok(Tree {
-        root: builder.root,
-        proc_dest,
+        places: Places {
+            root: builder.root,
+            proc_dest,
+            sys,
+            null,
+            empty,
+        },
         made: builder.made,
         terminal,
     })
-}
-
-/// Stacks a detached mount on the worker's root.
-fn stack(mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
-    move_mount(
-        mount,
-        c"",
-        CWD,
-        c"/",
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )
-}
-
-/// A copy of the mounts at and below a place.
-fn clone_tree(place: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    open_tree(
-        place,
-        c"",
-        flags | OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::AT_RECURSIVE,
-    )
 }
 
 /// Devices in the image must not work: its files may claim to be the host's disk. Without a device controller the
@@ -130,23 +134,23 @@ fn forbid_devices(job: &Job, mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
     }
 }
 
-fn attach_root(job: &Job) -> Result<OwnedFd> {
+fn attach_root(job: &Job, bench: &mut Bench) -> Result<OwnedFd> {
     let root = match &job.root {
         OwnedRoot::Mount(fd) => fd
             .try_clone()
             .map_err(|error| SandboxError::setup("root", error))?,
         OwnedRoot::Folder(path) => open_folder(path)
-            .and_then(|folder| clone_tree(folder.as_fd()))
+            .and_then(|folder| sys::clone_tree(folder.as_fd()))
             .map_err(|error| SandboxError::setup(format!("root {}", path.display()), error))?,
     };
     forbid_devices(job, root.as_fd())
-        .and_then(|()| stack(root.as_fd()))
+        .and_then(|()| bench.attach(root.as_fd()))
         .map_err(|error| SandboxError::setup("mounting the root", error))?;
     Ok(root)
 }
 
 /// What is to be mounted, as a detached mount.
-fn source(job: &Job, mount: &OwnedMount) -> Result<OwnedFd> {
+fn source(job: &Job, bench: &mut Bench, mount: &OwnedMount) -> Result<OwnedFd> {
     let failed = |what: String| {
         move |source: std::io::Error| SandboxError::Mount {
             dest: mount.dest.clone(),
@@ -156,32 +160,21 @@ fn source(job: &Job, mount: &OwnedMount) -> Result<OwnedFd> {
     };
     let detached = match &mount.source {
         OwnedSource::Bind { root, path } => {
-            let tree = match root {
-                OwnedRoot::Mount(fd) => {
-                    // Only an attached mount can be copied in part (before Linux 6.15).
-                    stack(fd.as_fd())
-                        .map_err(|error| failed("attaching its tree".into())(error.into()))?;
-                    fd.try_clone().map_err(failed("its tree".into()))?
-                }
-                OwnedRoot::Folder(path) => open_folder(path)
-                    .map_err(|error| failed(path.display().to_string())(error.into()))?,
-            };
-            let place = if path.as_os_str().is_empty() {
-                tree
+            let name = if path.as_os_str().is_empty() {
+                Path::new("/")
             } else {
-                open_in_root(tree.as_fd(), path)
-                    .map_err(|error| failed(path.display().to_string())(error.into()))?
+                path
             };
-            clone_tree(place.as_fd())
-                .map_err(|error| failed("copying the mount".into())(error.into()))?
+            bench
+                .bind(root, path)
+                .map_err(failed(format!("bind of {}", name.display())))?
         }
         OwnedSource::Tmpfs { size, mode } => {
             let mode = CString::new(format!("{mode:o}")).expect("digits");
             let size = size.map(|size| CString::new(size.to_string()).expect("digits"));
             let mut options = vec![(c"mode", mode.as_c_str())];
             options.extend(size.as_deref().map(|size| (c"size", size)));
-            let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID;
-            sys::new_mount(c"tmpfs", &options, attributes)
+            sys::new_mount(c"tmpfs", &options, MountAttrFlags::MOUNT_ATTR_NOSUID)
                 .map_err(|error| failed("tmpfs".into())(error.into()))?
         }
         OwnedSource::File {
@@ -189,7 +182,9 @@ fn source(job: &Job, mount: &OwnedMount) -> Result<OwnedFd> {
             mode,
             uid,
             gid,
-        } => memory_file(content, *mode, *uid, *gid).map_err(failed("file in memory".into()))?,
+        } => bench
+            .file(content, *mode, *uid, *gid)
+            .map_err(failed("file in memory".into()))?,
     };
     let attributes = if mount.read_only {
         MountAttrFlags::MOUNT_ATTR_RDONLY
@@ -202,51 +197,104 @@ fn source(job: &Job, mount: &OwnedMount) -> Result<OwnedFd> {
     Ok(detached)
 }
 
-/// A mount of one file on a tmpfs of its own.
-fn memory_file(content: &[u8], mode: u32, uid: u32, gid: u32) -> std::io::Result<OwnedFd> {
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    let memory = sys::new_mount(c"tmpfs", &[(c"mode", c"0700")], attributes)?;
-    stack(memory.as_fd())?;
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let file = openat(&memory, c"file", flags, Mode::from_raw_mode(0o600))?;
-    let mut file = std::fs::File::from(file);
-    std::io::Write::write_all(&mut file, content)?;
-    if (uid, gid) != (0, 0) {
-        fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
-    }
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
-    Ok(clone_tree(file.as_fd())?)
+/// A tmpfs of this container on top of the worker's `/`, for what the container sees only parts of: before Linux 6.15
+/// a part of a mount can be copied only while it is attached somewhere. The container gets copies of single places,
+/// never of the bench itself.
+struct Bench {
+    mount: OwnedFd,
+    /// Names given.
+    used: u32,
 }
 
-/// Mounts of the device nodes: our own where we may make some, so that a `chmod` inside does not reach the host's.
-fn device_nodes() -> Result<Vec<OwnedFd>> {
-    let failed =
-        |name: &str, error: Errno| SandboxError::setup(format!("device /dev/{name}"), error);
-    let nodes = sys::new_mount(
-        c"tmpfs",
-        &[(c"mode", c"0700")],
-        MountAttrFlags::MOUNT_ATTR_NOSUID,
-    )
-    .map_err(|error| failed("", error))?;
-    stack(nodes.as_fd()).map_err(|error| failed("", error))?;
-    let device = |&(name, major, minor): &(&str, u32, u32)| {
-        let mode = Mode::from_raw_mode(0o666);
-        let place = match mknodat(
-            &nodes,
-            name,
-            FileType::CharacterDevice,
-            mode,
-            makedev(major, minor),
-        ) {
-            Ok(()) => openat(&nodes, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()),
-            Err(Errno::PERM) => open_folder(&Path::new("/dev").join(name)),
-            Err(error) => Err(error),
+impl Bench {
+    const PATH: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
+
+    fn new() -> rustix::io::Result<Self> {
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let mount = sys::new_mount(c"tmpfs", &[(c"mode", c"0700")], attributes)?;
+        move_mount(
+            &mount,
+            c"",
+            CWD,
+            c"/",
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )?;
+        Ok(Self { mount, used: 0 })
+    }
+
+    fn name(&mut self) -> String {
+        self.used += 1;
+        self.used.to_string()
+    }
+
+    fn folder(&mut self, mode: u32) -> rustix::io::Result<OwnedFd> {
+        let name = self.name();
+        mkdirat(&self.mount, &name, Mode::from_raw_mode(mode))?;
+        openat(&self.mount, &name, Self::PATH, Mode::empty())
+    }
+
+    /// Puts a mount on a folder of its own; from another folder if it is on the bench already.
+    fn attach(&mut self, mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
+        let place = self.folder(0o700)?;
+        sys::attach(mount, place.as_fd())
+    }
+
+    fn bind(&mut self, root: &OwnedRoot, path: &Path) -> std::io::Result<OwnedFd> {
+        let tree = match root {
+            OwnedRoot::Mount(fd) => {
+                self.attach(fd.as_fd())?;
+                fd.try_clone()?
+            }
+            OwnedRoot::Folder(path) => open_folder(path)?,
         };
-        place
-            .and_then(|place| clone_tree(place.as_fd()))
-            .map_err(|error| failed(name, error))
-    };
-    DEVICES.iter().map(device).collect()
+        let place = if path.as_os_str().is_empty() {
+            tree
+        } else {
+            open_in_root(tree.as_fd(), path)?
+        };
+        Ok(sys::clone_tree(place.as_fd())?)
+    }
+
+    /// A mount of a file with this content.
+    fn file(&mut self, content: &[u8], mode: u32, uid: u32, gid: u32) -> std::io::Result<OwnedFd> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let name = self.name();
+        let file = openat(&self.mount, &name, flags, Mode::from_raw_mode(0o600))?;
+        let mut file = std::fs::File::from(file);
+        file.write_all(content)?;
+        if (uid, gid) != (0, 0) {
+            fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        }
+        fchmod(&file, Mode::from_raw_mode(mode))?;
+        Ok(sys::clone_tree(file.as_fd())?)
+    }
+
+    /// Mounts of the device nodes: of our own where we may make some, so that a `chmod` inside does not reach the
+    /// host's.
+    fn devices(&mut self) -> rustix::io::Result<[OwnedFd; DEVICES.len()]> {
+        let mut devices = Vec::with_capacity(DEVICES.len());
+        for (name, major, minor) in DEVICES {
+            let mode = Mode::from_raw_mode(0o666);
+            let number = makedev(major, minor);
+            let place = match mknodat(&self.mount, name, FileType::CharacterDevice, mode, number) {
+                Ok(()) => openat(&self.mount, name, Self::PATH, Mode::empty())?,
+                Err(Errno::PERM) => open_folder(&Path::new("/dev").join(name))?,
+                Err(error) => return Err(error),
+            };
+            devices.push(sys::clone_tree(place.as_fd())?);
+        }
+        Ok(devices.try_into().expect("one for each name"))
+    }
+
+    /// A read-only mount of an empty folder, on the bench.
+    fn empty(&mut self) -> rustix::io::Result<OwnedFd> {
+        let folder = self.folder(0o555)?;
+        let mount = sys::clone_tree(folder.as_fd())?;
+        let attributes = nosuid_nodev_noexec() | MountAttrFlags::MOUNT_ATTR_RDONLY;
+        sys::set_mount_attributes(mount.as_fd(), attributes, false)?;
+        self.attach(mount.as_fd())?;
+        Ok(mount)
+    }
 }
 
 struct Builder {
@@ -317,7 +365,7 @@ impl Builder {
 
     /// `/sys`, read-only. A user namespace may mount it only for a network namespace of its own; else the host's is
     /// shown.
-    fn sys(&mut self, job: &Job) -> Result<()> {
+    fn sys(&mut self, job: &Job) -> Result<OwnedFd> {
         let failed = |error: Errno| SandboxError::Mount {
             dest: "/sys".into(),
             what: "sysfs".into(),
@@ -335,14 +383,15 @@ impl Builder {
                 if unified && let Ok(cgroup) = sys::new_mount(c"cgroup2", &[], attributes) {
                     self.attach(cgroup.as_fd(), "/sys/fs/cgroup")?;
                 }
-                Ok(())
+                Ok(sysfs)
             }
             Err(Errno::PERM) => {
                 let host = open_folder(Path::new("/sys"))
-                    .and_then(|place| clone_tree(place.as_fd()))
+                    .and_then(|place| sys::clone_tree(place.as_fd()))
                     .map_err(failed)?;
                 sys::set_mount_attributes(host.as_fd(), attributes, true).map_err(failed)?;
-                self.attach(host.as_fd(), "/sys")
+                self.attach(host.as_fd(), "/sys")?;
+                Ok(host)
             }
             Err(error) => Err(failed(error)),
         }
@@ -408,7 +457,7 @@ impl Builder {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let inner = ioctl_tiocgptpeer(&outer, flags).map_err(failed)?;
         fchown(&inner, Some(Uid::from_raw(job.user.uid)), None).map_err(failed)?;
-        let console = clone_tree(inner.as_fd()).map_err(failed)?;
+        let console = sys::clone_tree(inner.as_fd()).map_err(failed)?;
         self.attach(console.as_fd(), "/dev/console")?;
         Ok(Terminal { outer, inner })
     }

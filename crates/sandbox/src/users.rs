@@ -124,7 +124,7 @@ fn number(text: &str) -> Result<Option<u32>, UserError> {
         return Ok(None);
     }
     match text.strip_prefix('+').unwrap_or(text).parse::<u32>() {
-        Ok(id) if id <= i32::MAX as u32 => Ok(Some(id)),
+        Ok(id) if i32::try_from(id).is_ok() => Ok(Some(id)),
         _ => Err(UserError::Range(text.into())),
     }
 }

@@ -88,7 +88,9 @@ pub fn spawn_worker(
     let high = |fd: &OwnedFd| {
         rustix::io::fcntl_dupfd_cloexec(fd, 10).map_err(|error| failed("descriptors", error))
     };
-    let (control, theirs) = (high(&control)?, high(&OwnedFd::from(theirs))?);
+    let (low_control, low_theirs) = (control, OwnedFd::from(theirs));
+    let (control, theirs) = (high(&low_control)?, high(&low_theirs)?);
+    drop((low_control, low_theirs));
     let mut command = Command::new(exe);
     command
         .args(args)

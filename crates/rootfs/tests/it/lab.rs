@@ -20,15 +20,14 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    /// `None`, said aloud, where the rights are missing.
-    #[expect(clippy::print_stderr, reason = "a test that did not run must say so")]
+    /// `None` where the rights are missing.
     pub(crate) fn new() -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
-            eprintln!("SKIPPED: needs root");
+            skipped("needs root");
             return None;
         }
         Some(Self {
-            dir: tempfile::tempdir().unwrap(),
+            dir: scratch(),
             layers: Cell::new(0),
         })
     }
@@ -106,6 +105,22 @@ impl Lab {
         assert!(names(&dir).is_empty(), "discard left {:?}", names(&dir));
         shown
     }
+}
+
+/// A folder on a real file system.
+pub(crate) fn scratch() -> tempfile::TempDir {
+    let parent = std::env::var_os("KILN_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    tempfile::tempdir_in(parent).unwrap()
+}
+
+/// Tells that a test did not run. With `KILN_TEST_ALL` set it fails instead.
+pub(crate) fn skipped(why: &str) {
+    use std::io::Write;
+    assert!(
+        std::env::var_os("KILN_TEST_ALL").is_none(),
+        "KILN_TEST_ALL is set, but {why}"
+    );
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
 }
 
 pub(crate) fn names(dir: &Path) -> Vec<String> {

@@ -479,3 +479,33 @@ fn probing() {
     assert!(why.contains("cannot mount an overlay"), "{why}");
     assert!(crate::lab::names(&inside.path("store/tmp")).is_empty());
 }
+
+/// A step that touches one file of a large base must not cost what the base costs. The margin is for loaded machines
+/// and builds without optimisation: it takes about a millisecond.
+#[test]
+fn cost_of_a_small_change() {
+    let Some(lab) = Lab::new() else { return };
+    let mut items = Vec::new();
+    for folder in 0..100 {
+        items.push(dir(&format!("d{folder}")));
+        items.extend((0..100).map(|number| file(&format!("d{folder}/file-{number}"), "")));
+    }
+    let lowers = [lab.layer(items)];
+    let below = view(&lowers);
+    let mut times: Vec<_> = (0..15)
+        .map(|_| {
+            let layer_dir = lab.layer_dir();
+            let start = std::time::Instant::now();
+            let rootfs =
+                Rootfs::prepare(Provider::Overlay, &lowers, &layer_dir, Ids::Real).unwrap();
+            let prepared = start.elapsed();
+            Inside::new(&rootfs).write("d7/file-7", "changed");
+            let start = std::time::Instant::now();
+            let index = rootfs.changes(&below, &[]).unwrap();
+            assert_eq!(index.entries().len(), 2);
+            prepared + start.elapsed()
+        })
+        .collect();
+    times.sort();
+    assert!(times[7].as_millis() < 50, "{times:?}");
+}

@@ -8,7 +8,7 @@ use kiln_image::ContentId;
 use kiln_rootfs::{Provider, Rootfs, probe};
 use kiln_store::layer_fs::Ids;
 
-use crate::lab::{Inside, Lab, MTIME, dir, file, link, view};
+use crate::lab::{Inside, Lab, MTIME, dir, file, link, scratch, skipped, view};
 
 const DIR: &str = "KILN_ROOTFS_TEST_DIR";
 const USER: &str = "kilntest";
@@ -65,7 +65,6 @@ fn inside_a_user_namespace() {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "a test that did not run must say so")]
 fn same_layer_in_a_user_namespace() {
     if std::env::var_os(DIR).is_some() {
         return;
@@ -75,11 +74,14 @@ fn same_layer_in_a_user_namespace() {
     };
     assert_eq!(change(Provider::PlainTree), Some(expected), "as root");
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap();
-    if !passwd.lines().any(|line| line.starts_with("kilntest:")) {
-        eprintln!("SKIPPED: needs a user {USER} with subordinate ids");
+    if !passwd
+        .lines()
+        .any(|line| line.split(':').next() == Some(USER))
+    {
+        skipped("needs the user kilntest with subordinate ids");
         return;
     }
-    let home = tempfile::tempdir().unwrap();
+    let home = scratch();
     std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     // The test binary may lie where the user cannot go.
     let program = home.path().join("test");
@@ -99,7 +101,7 @@ fn same_layer_in_a_user_namespace() {
         .arg(&program)
         .args(["--exact", "userns::inside_a_user_namespace", "--nocapture"])
         .env(DIR, home.path())
-        .env("TMPDIR", home.path())
+        .env("KILN_TEST_DIR", home.path())
         .current_dir(home.path())
         .output()
         .unwrap();

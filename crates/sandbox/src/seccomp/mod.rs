@@ -215,7 +215,7 @@ mod tests {
                 match rule {
                     None if number > NEWEST => assert_eq!(answer(0), Err(libc::ENOSYS), "{number}"),
                     None if table::NEW.contains(&number) => {
-                        assert_eq!(answer(0), Err(libc::ENOSYS), "{number}")
+                        assert_eq!(answer(0), Err(libc::ENOSYS), "{number}");
                     }
                     None => assert_eq!(answer(0), Ok(()), "{number}"),
                     Some(Rule::Fail(error)) => assert_eq!(answer(0), Err(error), "{number}"),

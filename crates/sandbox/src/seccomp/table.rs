@@ -67,7 +67,7 @@ pub(crate) const NATIVE: Table = Table {
     private: (0, 0),
 };
 
-/// i386: arch/x86/entry/syscalls/syscall_32.tbl, in the order of the names.
+/// i386: `arch/x86/entry/syscalls/syscall_32.tbl`, in the order of the names.
 #[cfg(target_arch = "x86_64")]
 pub(crate) const COMPAT: Table = Table {
     architecture: 0x4000_0003,
@@ -109,7 +109,7 @@ pub(crate) const NATIVE: Table = Table {
     private: (0, 0),
 };
 
-/// ARM EABI: arch/arm/tools/syscall.tbl, in the order of the names.
+/// ARM EABI: `arch/arm/tools/syscall.tbl`, in the order of the names.
 #[cfg(target_arch = "aarch64")]
 pub(crate) const COMPAT: Table = Table {
     architecture: 0x4000_0028,

@@ -187,7 +187,7 @@ fn exec_errors(_: Privilege) {
     for (program, want, text) in cases {
         match run(root.process(&[program])) {
             Err(SandboxError::Exec { message, code }) => {
-                assert_eq!((message.as_str(), code), (text, want))
+                assert_eq!((message.as_str(), code), (text, want));
             }
             other => panic!("{program}: {other:?}"),
         }
@@ -329,11 +329,15 @@ fn proc_and_sys(privilege: Privilege) {
     let hidden = "cat /proc/kcore /proc/timer_list /proc/keys /proc/interrupts 2>/dev/null | wc -c; \
                   ls -A /sys/firmware | wc -l; ls -A /proc/acpi 2>/dev/null | wc -l";
     assert_eq!(output(root.sh(hidden)), "0\n0\n0\n");
-    for command in [
-        "echo 1 > /proc/sys/kernel/panic",
-        "echo h > /proc/sysrq-trigger",
-        "mkdir /sys/x",
+    for (place, command) in [
+        ("/proc/sys/kernel/panic", "echo 1 > /proc/sys/kernel/panic"),
+        // Not every kernel has it.
+        ("/proc/sysrq-trigger", "echo h > /proc/sysrq-trigger"),
+        ("/sys", "mkdir /sys/x"),
     ] {
+        if !Path::new(place).exists() {
+            continue;
+        }
         let (exit, text) = run(root.sh(command)).unwrap();
         assert!(
             !exit.success() && text.contains("Read-only file system"),
@@ -451,7 +455,7 @@ fn mounts(privilege: Privilege) {
     let text = chain(&run(process).unwrap_err());
     assert_eq!(
         text,
-        "cannot mount /x: none: No such file or directory (os error 2)"
+        "cannot mount /x: bind of none: No such file or directory (os error 2)"
     );
     let mut process = root.sh("true");
     process.mounts = vec![bind("sub", "/etc/hosts", true)];
