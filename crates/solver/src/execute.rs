@@ -23,6 +23,14 @@ use crate::value::{Snapshot, Value};
 /// What a step's host is called where nothing else is said: as under BuildKit, since programs may print it.
 const HOSTNAME: &str = "buildkitsandbox";
 
+/// How a process ended, and what it made.
+struct Ended {
+    exit: Exit,
+    out_of_memory: bool,
+    disk_full: bool,
+    made: Vec<Made>,
+}
+
 impl Solver<'_> {
     pub(crate) fn execute(&self, task: Task) -> Result<Executed, SolveError> {
         let started = Instant::now();
@@ -275,14 +283,19 @@ impl Solver<'_> {
             into,
             mounts,
         };
-        let (exit, out_of_memory, made) = self.run_process(task, job)?;
+        let Ended {
+            exit,
+            out_of_memory,
+            disk_full,
+            made,
+        } = self.run_process(task, job)?;
         if exit != Exit::Code(0) {
             return Err(SolveError::Process {
                 place: Box::new(task.op.place.clone()),
                 command: quoted(&exec.args),
                 exit,
                 out_of_memory,
-                disk_full: self.disk_full(),
+                disk_full,
             });
         }
         let mut outputs: Vec<(u32, Snapshot)> = Vec::new();
@@ -338,11 +351,7 @@ impl Solver<'_> {
         }
     }
 
-    fn run_process(
-        &self,
-        task: &Task,
-        job: ExecJob,
-    ) -> Result<(Exit, bool, Vec<Made>), SolveError> {
+    fn run_process(&self, task: &Task, job: ExecJob) -> Result<Ended, SolveError> {
         let place = &task.op.place;
         let pipe =
             || std::io::pipe().map_err(|error| SolveError::step(place, error.to_string(), None));
@@ -365,20 +374,20 @@ impl Solver<'_> {
             Response::Exited {
                 exit,
                 out_of_memory,
+                disk_full,
                 made,
-            } => Ok((exit, out_of_memory, made)),
+            } => Ok(Ended {
+                exit,
+                out_of_memory,
+                disk_full,
+                made,
+            }),
             _ => Err(SolveError::step(
                 place,
                 "the worker's answer does not fit the job",
                 None,
             )),
         }
-    }
-
-    /// Whether the store's disk has no room for anything worth mentioning: then that is why a process failed.
-    fn disk_full(&self) -> bool {
-        let left = rustix::fs::statvfs(self.store.root()).map(|disk| disk.f_bavail * disk.f_frsize);
-        left.is_ok_and(|left| left < 1 << 20)
     }
 
     /// A layer of what a bind mount shows of a local context.

@@ -258,6 +258,8 @@ pub enum Response {
         exit: Exit,
         /// The kernel killed it for want of memory.
         out_of_memory: bool,
+        /// It failed, and the store's disk was full when it did.
+        disk_full: bool,
         /// The root's layer first, then those of mounts that are kept.
         made: Vec<Made>,
     },

@@ -163,6 +163,7 @@ fn process(
             return Ok(Response::Exited {
                 exit: Exit::Code(i32::from(code)),
                 out_of_memory: false,
+                disk_full: false,
                 made: Vec::new(),
             });
         }
@@ -187,10 +188,12 @@ fn process(
     let out_of_memory = false;
     let stubs = running.stubs().to_vec();
     drop(running);
+    let disk_full = exit != Exit::Code(0) && disk_full(shared);
     if !keep || exit != Exit::Code(0) {
         return Ok(Response::Exited {
             exit,
             out_of_memory,
+            disk_full,
             made: Vec::new(),
         });
     }
@@ -206,8 +209,15 @@ fn process(
     Ok(Response::Exited {
         exit,
         out_of_memory,
+        disk_full,
         made: results,
     })
+}
+
+/// Whether the store's disk has no room for anything worth mentioning: then that is why a process failed.
+fn disk_full(shared: &Shared) -> bool {
+    let left = rustix::fs::statvfs(&shared.store_root).map(|disk| disk.f_bavail * disk.f_frsize);
+    left.is_ok_and(|left| left < 1 << 20)
 }
 
 /// Tells the step's own output why its program could not be started, as a shell would.
