@@ -56,6 +56,11 @@ impl Store {
         for digest in blobs {
             remove_if_there(&self.blob_path(digest))?;
         }
+        // Claims whose holder was killed leave their files behind.
+        let claims = self.root.join("claims");
+        for name in list(&claims)? {
+            lock::remove_if_free(&claims.join(name))?;
+        }
         self.forget_in_memory(&doomed);
         Ok(doomed)
     }
@@ -234,41 +239,50 @@ fn collect_blobs(on: &Transaction<'_>) -> Result<Vec<Digest>, StoreError> {
     Ok(files)
 }
 
-/// Whether all of what a tag leads to is there; with `durable`, also after a crash. An index is there if any of its
-/// images is: the others were never fetched.
+/// Whether nothing of what a tag leads to was lost; with `durable`, nor would be in a crash. What was never fetched is
+/// not lost: the layers of a base that is known by its config only, images of an index for other platforms.
 fn is_target_whole(on: &Connection, target: Digest, durable: bool) -> Result<bool, StoreError> {
-    let image_is_whole = |manifest: Digest| -> Result<bool, StoreError> {
-        if !on
-            .prepare_cached("SELECT 1 FROM images WHERE manifest = ?1")?
-            .exists(params![manifest.as_bytes()])?
-        {
-            return Ok(false);
-        }
-        let mut missing = on.prepare_cached(
-            "SELECT 1 FROM image_layers LEFT JOIN layers ON layers.id = image_layers.layer
-             WHERE manifest = ?1 AND (state IS NOT ?2 OR durable < ?3)",
-        )?;
-        Ok(!missing.exists(params![manifest.as_bytes(), SEALED, durable])?)
-    };
-    if image_is_whole(target)? {
-        return Ok(true);
+    if let Some(whole) = is_image_whole(on, target, durable)? {
+        return Ok(whole);
     }
     let mut query = on.prepare_cached("SELECT bytes FROM json WHERE digest = ?1")?;
+    let bytes = |row: &Row<'_>| row.get::<_, Vec<u8>>(0);
     let Some(bytes) = query
-        .query_row(params![target.as_bytes()], |row| row.get::<_, Vec<u8>>(0))
+        .query_row(params![target.as_bytes()], bytes)
         .optional()?
     else {
         return Ok(false);
     };
     let Ok(kiln_image::Document::Index(index)) = kiln_image::parse_manifest(&bytes, None) else {
-        return Ok(false);
+        return Ok(true);
     };
+    let mut nothing_lost = true;
     for manifest in &index.manifests {
-        if image_is_whole(manifest.digest)? {
-            return Ok(true);
+        match is_image_whole(on, manifest.digest, durable)? {
+            Some(true) => return Ok(true),
+            Some(false) => nothing_lost = false,
+            None => {}
         }
     }
-    Ok(false)
+    Ok(nothing_lost)
+}
+
+/// Whether all layers of an image are there; `None` if the store has no such image.
+fn is_image_whole(
+    on: &Connection,
+    manifest: Digest,
+    durable: bool,
+) -> Result<Option<bool>, StoreError> {
+    let manifest = manifest.as_bytes();
+    let mut known = on.prepare_cached("SELECT 1 FROM images WHERE manifest = ?1")?;
+    if !known.exists(params![manifest])? {
+        return Ok(None);
+    }
+    let mut missing = on.prepare_cached(
+        "SELECT 1 FROM image_layers LEFT JOIN layers ON layers.id = image_layers.layer
+         WHERE manifest = ?1 AND (state IS NOT ?2 OR durable < ?3)",
+    )?;
+    Ok(Some(!missing.exists(params![manifest, SEALED, durable])?))
 }
 
 /// What is not durable: sealed layers, files of blobs, whether there are targets of tags.
@@ -351,6 +365,8 @@ fn give_up(on: &Transaction<'_>, report: &mut OpenReport) -> Result<Vec<Digest>,
         ),
         [],
     )?;
+    // While it can still be seen which images were there.
+    give_up_tags(on, report)?;
     on.execute(
         &format!(
             "DELETE FROM images WHERE manifest IN ({})",
@@ -376,7 +392,6 @@ fn give_up(on: &Transaction<'_>, report: &mut OpenReport) -> Result<Vec<Digest>,
         "DELETE FROM container_layers WHERE container IN (SELECT id FROM containers WHERE state = ?1)",
         [CONTAINER_DOOMED],
     )?;
-    give_up_tags(on, report)?;
     let mut query = on.prepare(
         "UPDATE blobs SET present = 0 WHERE present = 1 AND durable = 0 RETURNING digest",
     )?;

@@ -174,7 +174,10 @@ impl Db {
                 known: FORMAT,
             });
         }
-        connection.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;")?;
+        // 16 MiB of log: a checkpoint syncs, so it should not come in the middle of a build.
+        connection.execute_batch(
+            "PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 4096;",
+        )?;
         Ok(Self(Mutex::new(connection)))
     }
 

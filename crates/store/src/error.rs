@@ -77,7 +77,7 @@ pub enum StoreError {
         wanted: String,
     },
     /// The header file is not one.
-    #[error("{} is not the header of a store: {reason}\nhint: choose another place with --root or KILN_ROOT", path.display())]
+    #[error("{} does not lead to a store: {reason}\nhint: choose another place with --root or KILN_ROOT", path.display())]
     Header {
         /// The header file.
         path: PathBuf,

@@ -146,6 +146,10 @@ impl Header {
     /// Writes the header, unless another process has just done it; gives the one that counts.
     fn create(&self, root: &Path) -> Result<Self, StoreError> {
         let path = root.join(FILE);
+        if !is_ours(root).map_err(StoreError::io("list", root))? {
+            let reason = "the folder is not empty and holds no store".to_owned();
+            return Err(StoreError::Header { path, reason });
+        }
         let new = root.join(format!("{FILE}.{}", std::process::id()));
         let mut text = serde_json::to_vec_pretty(self).expect("a header always serialises");
         text.push(b'\n');
@@ -169,4 +173,16 @@ impl Header {
             Err(err) => Err(StoreError::io("write", &path)(err)),
         }
     }
+}
+
+/// Whether a folder without a header can become a store: there may be a header in the making.
+fn is_ours(root: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(root)? {
+        let name = entry?.file_name();
+        if name != "lost+found" && !name.as_encoded_bytes().starts_with(FILE.as_bytes()) {
+            // Another process may have been faster in making the header and what follows it.
+            return fs::exists(root.join(FILE));
+        }
+    }
+    Ok(true)
 }

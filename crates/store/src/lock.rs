@@ -72,6 +72,13 @@ fn leads_to(path: &Path, file: &File) -> io::Result<bool> {
     Ok((there.dev(), there.ino()) == (here.dev(), here.ino()))
 }
 
+/// Removes a lock file that nobody holds.
+pub(crate) fn remove_if_free(path: &Path) -> Result<(), StoreError> {
+    LockFile::acquire(path)
+        .map(drop)
+        .map_err(StoreError::io("lock", path))
+}
+
 /// Keeps layers from being collected: those begun under it and those protected by it. It lasts as long as any clone of
 /// this value, and ends with the process.
 #[derive(Clone)]

@@ -76,9 +76,19 @@ fn a_killed_worker_hands_its_claim_over() {
     };
     assert_eq!(waiter.holder(), Some(child.id()));
     assert!(waiter.wait(Duration::from_millis(50)).unwrap().is_none());
+    store.sweep().unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(waiter.wait(Duration::from_secs(10)).unwrap().is_some());
+    let files = || {
+        std::fs::read_dir(place.path().join("claims"))
+            .unwrap()
+            .count()
+    };
+    assert_eq!(files(), 0);
+    std::fs::write(place.path().join("claims").join(key(2).hex()), "1").unwrap();
+    store.sweep().unwrap();
+    assert_eq!(files(), 0, "left behind by a killed holder");
 }
 
 /// Many processes make the store at once and write to it at once; nothing gets lost and nobody fails.

@@ -94,6 +94,12 @@ fn the_wrong_store_is_refused_with_a_hint() {
     assert!(matches!(err, StoreError::Header { .. }), "{err}");
     fs::write(&header, good).unwrap();
     open(root);
+
+    let full = tempfile::tempdir().unwrap();
+    fs::write(full.path().join("thesis.txt"), "").unwrap();
+    let err = Store::open(full.path(), options("boot 1")).err().unwrap();
+    assert!(err.to_string().contains("not empty"), "{err}");
+    assert_eq!(fs::read_dir(full.path()).unwrap().count(), 1);
 }
 
 #[test]
@@ -471,6 +477,19 @@ fn a_restart_takes_what_is_not_durable() {
         )
         .unwrap();
     store.tag(&name("indexed"), index).unwrap();
+    // Only known, not fetched; and one that lost all that was fetched.
+    let known = store
+        .put_json("application/vnd.oci.image.manifest.v1+json", b"{}")
+        .unwrap();
+    store.tag(&name("known"), known).unwrap();
+    let document = document.replace(&digest(3).to_string(), &digest(2).to_string());
+    let broken = store
+        .put_json(
+            "application/vnd.oci.image.index.v1+json",
+            document.as_bytes(),
+        )
+        .unwrap();
+    store.tag(&name("broken"), broken).unwrap();
     let blob = BlobInfo {
         diff: diff(1),
         digest: digest(9),
@@ -496,15 +515,20 @@ fn a_restart_takes_what_is_not_durable() {
     assert!(report.restarted);
     assert_eq!((report.lost_layers, report.lost_records), (1, 1));
     assert_eq!(report.lost_containers, ["lost"]);
-    let lost = |tag, now| TagFallback {
+    let lost = |tag, lost, now| TagFallback {
         name: name(tag),
-        lost: digest(2),
+        lost,
         now,
     };
     assert_eq!(
         report.tags,
-        [lost("fresh", None), lost("moved", Some(digest(1)))]
+        [
+            lost("broken", broken, None),
+            lost("fresh", digest(2), None),
+            lost("moved", digest(2), Some(digest(1)))
+        ]
     );
+    assert_eq!(store.resolve(&name("known")).unwrap(), Some(known));
     let expected = [
         ("moved", Some(1)),
         ("kept", Some(1)),
@@ -539,6 +563,15 @@ fn a_restart_takes_what_is_not_durable() {
 
 fn open_again(store: &Store, boot: &str) -> Store {
     Store::open(store.root(), options(boot)).unwrap()
+}
+
+#[test]
+fn a_store_is_shared_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Store>();
+    shared::<kiln_store::Lease>();
+    shared::<kiln_store::Claim>();
+    shared::<kiln_store::LayerFs>();
 }
 
 #[test]
