@@ -54,7 +54,6 @@ fn user_name(uid: u32) -> Option<String> {
     })
 }
 
-
 impl Place {
     pub(crate) fn find(global: &Global) -> Result<Self> {
         let (uid, gid) = (
@@ -63,7 +62,8 @@ impl Place {
         );
         let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let name = user_name(uid).unwrap_or_else(|| uid.to_string());
-        let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
+        let path =
+            std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
         let (subuid, subgid) = (text("/etc/subuid"), text("/etc/subgid"));
         let tools = IdTools::find(&path);
         let (isolation, reason) = kiln_sandbox::choose(uid, gid, &name, &subuid, &subgid, tools);
@@ -91,7 +91,10 @@ impl Place {
                 None => "it is gone".to_owned(),
             };
             let lost = "was not yet on the disk when the machine stopped";
-            crate::format::complain(&format!("note: the image of {} {lost}: {now}", tag.name.familiar()));
+            crate::format::complain(&format!(
+                "note: the image of {} {lost}: {now}",
+                tag.name.familiar()
+            ));
         }
         let worker = Worker::new(crate::worker::launch(
             &self.root,
@@ -104,12 +107,19 @@ impl Place {
 
 fn id_kind(isolation: &Isolation) -> IdKind {
     let ranges = |ranges: &[kiln_sandbox::IdRange]| {
-        let range = |it: &kiln_sandbox::IdRange| IdRange { inside: it.inside, outside: it.outside, count: it.count };
+        let range = |it: &kiln_sandbox::IdRange| IdRange {
+            inside: it.inside,
+            outside: it.outside,
+            count: it.count,
+        };
         ranges.iter().map(range).collect()
     };
     match isolation {
         Isolation::Root => IdKind::Real,
-        Isolation::MappedIds { uids, gids, .. } => IdKind::Mapped { uids: ranges(uids), gids: ranges(gids) },
+        Isolation::MappedIds { uids, gids, .. } => IdKind::Mapped {
+            uids: ranges(uids),
+            gids: ranges(gids),
+        },
         Isolation::SingleId { .. } => IdKind::Recorded,
     }
 }
@@ -122,7 +132,11 @@ pub(crate) fn open_existing(root: &std::path::Path) -> Result<Store> {
 
 fn options(ids: IdKind) -> Result<OpenOptions> {
     let owner = rustix::process::geteuid().as_raw();
-    Ok(OpenOptions { owner, ids, boot_id: kiln_store::boot_id()? })
+    Ok(OpenOptions {
+        owner,
+        ids,
+        boot_id: kiln_store::boot_id()?,
+    })
 }
 
 /// The host's resolver as a step sees it.

@@ -30,7 +30,10 @@ impl Graph {
     /// When an input stands behind the operation: the graph would have a cycle.
     pub fn add(&mut self, op: Op) -> OpId {
         let id = OpId(self.ops.len());
-        assert!(op.inputs.iter().all(|edge| edge.op < id), "inputs come before the operations that use them");
+        assert!(
+            op.inputs.iter().all(|edge| edge.op < id),
+            "inputs come before the operations that use them"
+        );
         let same = |known: &Op| {
             known.kind == op.kind
                 && known.inputs == op.inputs
@@ -423,4 +426,3 @@ pub enum UserRef {
         input: FileInput,
     },
 }
-

@@ -44,9 +44,8 @@ impl Compression {
             // A frame, or a skippable one in front of it.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
             // With the start of the first block or of the end, since `BZh1` could start a file name in a tar.
-            [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, ..] | [b'B', b'Z', b'h', b'1'..=b'9', 0x17, 0x72, ..] => {
-                Self::Bzip2
-            }
+            [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, ..]
+            | [b'B', b'Z', b'h', b'1'..=b'9', 0x17, 0x72, ..] => Self::Bzip2,
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Xz,
             _ => Self::None,
         }
@@ -115,9 +114,13 @@ pub fn is_compressed(magic: &[u8]) -> bool {
 
 /// Finds out how `source` is compressed and decompresses it, all its members or frames. Damage and a cut-off end are
 /// errors of the reader.
-pub fn decoder<'a>(mut source: impl BufRead + Send + 'a) -> io::Result<(Compression, Box<dyn Read + Send + 'a>)> {
+pub fn decoder<'a>(
+    mut source: impl BufRead + Send + 'a,
+) -> io::Result<(Compression, Box<dyn Read + Send + 'a>)> {
     let mut magic = Vec::with_capacity(MAGIC_LEN);
-    (&mut source).take(MAGIC_LEN as u64).read_to_end(&mut magic)?;
+    (&mut source)
+        .take(MAGIC_LEN as u64)
+        .read_to_end(&mut magic)?;
     let compression = Compression::sniff(&magic);
     let source = io::Cursor::new(magic).chain(source);
     Ok((
@@ -127,7 +130,9 @@ pub fn decoder<'a>(mut source: impl BufRead + Send + 'a) -> io::Result<(Compress
             Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(source)),
             Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(source)?),
             Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(source)),
-            Compression::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(source, true, XZ_MEMORY)),
+            Compression::Xz => {
+                Box::new(lzma_rust2::XzReader::new_mem_limit(source, true, XZ_MEMORY))
+            }
         },
     ))
 }
@@ -165,20 +170,31 @@ impl<W: Write> Encoder<W> {
             Compression::None => Kind::None(out),
             Compression::Gzip => {
                 let known = CompressionLvl::new(level).ok().filter(|_| level > 0);
-                let level =
-                    known.ok_or_else(|| invalid(format!("gzip compression levels are 1 to 12, not {level}")))?;
-                Kind::Gzip(Gzip { out, level, threads, pending: Vec::new(), written: false })
+                let level = known.ok_or_else(|| {
+                    invalid(format!("gzip compression levels are 1 to 12, not {level}"))
+                })?;
+                Kind::Gzip(Gzip {
+                    out,
+                    level,
+                    threads,
+                    pending: Vec::new(),
+                    written: false,
+                })
             }
             Compression::Zstd => {
                 if !(1..=22).contains(&level) {
-                    return Err(invalid(format!("zstd compression levels are 1 to 22, not {level}")));
+                    return Err(invalid(format!(
+                        "zstd compression levels are 1 to 22, not {level}"
+                    )));
                 }
                 let mut encoder = zstd::stream::write::Encoder::new(out, level)?;
                 encoder.multithread(u32::try_from(threads).unwrap_or(1))?;
                 Kind::Zstd(encoder)
             }
             Compression::Bzip2 | Compression::Xz => {
-                return Err(invalid("layers can be compressed with gzip and zstd only".to_owned()));
+                return Err(invalid(
+                    "layers can be compressed with gzip and zstd only".to_owned(),
+                ));
             }
         }))
     }
@@ -207,7 +223,11 @@ impl<W: Write> Write for Encoder<W> {
 
     /// Does nothing but for uncompressed output: a flush in the middle would change the bytes.
     fn flush(&mut self) -> io::Result<()> {
-        if let Kind::None(out) = &mut self.0 { out.flush() } else { Ok(()) }
+        if let Kind::None(out) = &mut self.0 {
+            out.flush()
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -241,23 +261,37 @@ impl<W: Write> Gzip<W> {
 
     /// Compresses what is pending, each thread every `threads`-th member.
     fn compress(&mut self) -> io::Result<()> {
-        let members: Vec<&[u8]> =
-            if self.pending.is_empty() { vec![&[]] } else { self.pending.chunks(MEMBER).collect() };
+        let members: Vec<&[u8]> = if self.pending.is_empty() {
+            vec![&[]]
+        } else {
+            self.pending.chunks(MEMBER).collect()
+        };
         let workers = self.threads.min(members.len());
         let (level, members) = (self.level, &members);
         let done: Vec<io::Result<Vec<Vec<u8>>>> = std::thread::scope(|scope| {
             let every = |first: usize| {
                 move || {
                     let mut compressor = Compressor::new(level);
-                    members.iter().skip(first).step_by(workers).map(|bytes| member(&mut compressor, bytes)).collect()
+                    members
+                        .iter()
+                        .skip(first)
+                        .step_by(workers)
+                        .map(|bytes| member(&mut compressor, bytes))
+                        .collect()
                 }
             };
-            let others: Vec<_> = (1..workers).map(|first| scope.spawn(every(first))).collect();
+            let others: Vec<_> = (1..workers)
+                .map(|first| scope.spawn(every(first)))
+                .collect();
             let own = every(0)();
             let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
-            std::iter::once(own).chain(others.into_iter().map(join)).collect()
+            std::iter::once(own)
+                .chain(others.into_iter().map(join))
+                .collect()
         });
         let done: Vec<Vec<Vec<u8>>> = done.into_iter().collect::<io::Result<_>>()?;
         for at in 0..members.len() {
@@ -271,7 +305,9 @@ impl<W: Write> Gzip<W> {
 
 fn member(compressor: &mut Compressor, bytes: &[u8]) -> io::Result<Vec<u8>> {
     let mut out = vec![0; compressor.gzip_compress_bound(bytes.len())];
-    let len = compressor.gzip_compress(bytes, &mut out).map_err(io::Error::other)?;
+    let len = compressor
+        .gzip_compress(bytes, &mut out)
+        .map_err(io::Error::other)?;
     out.truncate(len);
     Ok(out)
 }
@@ -293,7 +329,13 @@ mod tests {
     }
 
     fn compressed(compression: Compression, threads: usize, step: usize, bytes: &[u8]) -> Vec<u8> {
-        let mut encoder = Encoder::new(compression, compression.default_level(), threads, Vec::new()).unwrap();
+        let mut encoder = Encoder::new(
+            compression,
+            compression.default_level(),
+            threads,
+            Vec::new(),
+        )
+        .unwrap();
         for part in bytes.chunks(step) {
             encoder.write_all(part).unwrap();
             encoder.flush().unwrap();
@@ -316,7 +358,10 @@ mod tests {
             let once = compressed(compression, 1, usize::MAX, &bytes);
             assert_eq!(plain(&once).unwrap(), (compression, bytes.clone()));
             for (threads, step) in [(2, 7_777), (3, 1 << 20), (4, usize::MAX)] {
-                assert!(compressed(compression, threads, step, &bytes) == once, "{compression:?} {threads} {step}");
+                assert!(
+                    compressed(compression, threads, step, &bytes) == once,
+                    "{compression:?} {threads} {step}"
+                );
             }
         }
     }
@@ -329,8 +374,18 @@ mod tests {
             crate::Digest::new(sum.into()).hex()[..16].to_owned()
         };
         // When a new version of a library changes these, `encoder_id` must change, too.
-        assert_eq!(sum(Compression::Gzip), "9fd94dc23b5e97aa", "{}", Compression::Gzip.encoder_id(6));
-        assert_eq!(sum(Compression::Zstd), "837c3297ef81856d", "{}", Compression::Zstd.encoder_id(3));
+        assert_eq!(
+            sum(Compression::Gzip),
+            "9fd94dc23b5e97aa",
+            "{}",
+            Compression::Gzip.encoder_id(6)
+        );
+        assert_eq!(
+            sum(Compression::Zstd),
+            "837c3297ef81856d",
+            "{}",
+            Compression::Zstd.encoder_id(3)
+        );
     }
 
     #[test]
@@ -358,9 +413,15 @@ mod tests {
         let twice = [&bzip2[..], &bzip2].concat();
         assert_eq!(plain(&twice).unwrap().1.len(), 200_000);
         // `printf kiln | xz`, twice: streams can follow each other.
-        assert_eq!(plain(&[XZ, XZ].concat()).unwrap(), (Compression::Xz, b"kilnkiln".to_vec()));
-        let skippable =
-            [&[0x5a, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 9, 9][..], &compressed(Compression::Zstd, 1, 99, &bytes)].concat();
+        assert_eq!(
+            plain(&[XZ, XZ].concat()).unwrap(),
+            (Compression::Xz, b"kilnkiln".to_vec())
+        );
+        let skippable = [
+            &[0x5a, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 9, 9][..],
+            &compressed(Compression::Zstd, 1, 99, &bytes),
+        ]
+        .concat();
         assert_eq!(plain(&skippable).unwrap(), (Compression::Zstd, bytes));
     }
 
@@ -369,17 +430,26 @@ mod tests {
         let bytes = sample(50_000);
         for compression in [Compression::Gzip, Compression::Zstd] {
             let packed = compressed(compression, 1, 99, &bytes);
-            assert!(plain(&packed[..packed.len() - 3]).is_err(), "{compression:?}");
-            assert!(plain(&[&packed[..], b"garbage"].concat()).is_err(), "{compression:?}");
+            assert!(
+                plain(&packed[..packed.len() - 3]).is_err(),
+                "{compression:?}"
+            );
+            assert!(
+                plain(&[&packed[..], b"garbage"].concat()).is_err(),
+                "{compression:?}"
+            );
         }
         let mut flipped = compressed(Compression::Gzip, 1, 99, &bytes);
         let last = flipped.len() - 6;
         flipped[last] ^= 1;
         assert!(plain(&flipped).is_err());
         assert!(plain(&XZ[..30]).is_err());
-        for (compression, level) in
-            [(Compression::Gzip, 0), (Compression::Gzip, 13), (Compression::Zstd, 23), (Compression::Xz, 6)]
-        {
+        for (compression, level) in [
+            (Compression::Gzip, 0),
+            (Compression::Gzip, 13),
+            (Compression::Zstd, 23),
+            (Compression::Xz, 6),
+        ] {
             assert!(Encoder::new(compression, level, 1, Vec::new()).is_err());
         }
     }
@@ -388,12 +458,21 @@ mod tests {
     fn media_types() {
         for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             for media_type in [compression.oci_layer(), compression.docker_layer()] {
-                assert_eq!(Compression::of_media_type(media_type.unwrap()), Some(compression));
+                assert_eq!(
+                    Compression::of_media_type(media_type.unwrap()),
+                    Some(compression)
+                );
             }
         }
         for (media_type, expected) in [
-            ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", Some(Compression::Gzip)),
-            ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", Some(Compression::Gzip)),
+            (
+                "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+                Some(Compression::Gzip),
+            ),
+            (
+                "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+                Some(Compression::Gzip),
+            ),
             ("application/vnd.oci.image.layer.v1.tar+encrypted", None),
             ("application/vnd.oci.image.config.v1+json", None),
         ] {
@@ -402,9 +481,9 @@ mod tests {
     }
 
     const XZ: &[u8] = &[
-        0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00, 0x04, 0xe6, 0xd6, 0xb4, 0x46, 0x02, 0x00, 0x21, 0x01, 0x16, 0x00,
-        0x00, 0x00, 0x74, 0x2f, 0xe5, 0xa3, 0x01, 0x00, 0x03, 0x6b, 0x69, 0x6c, 0x6e, 0x00, 0x1e, 0x95, 0x71, 0xd5,
-        0xd0, 0xa7, 0xee, 0xec, 0x00, 0x01, 0x1c, 0x04, 0x6f, 0x2c, 0x9c, 0xc1, 0x1f, 0xb6, 0xf3, 0x7d, 0x01, 0x00,
-        0x00, 0x00, 0x00, 0x04, 0x59, 0x5a,
+        0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00, 0x04, 0xe6, 0xd6, 0xb4, 0x46, 0x02, 0x00, 0x21,
+        0x01, 0x16, 0x00, 0x00, 0x00, 0x74, 0x2f, 0xe5, 0xa3, 0x01, 0x00, 0x03, 0x6b, 0x69, 0x6c,
+        0x6e, 0x00, 0x1e, 0x95, 0x71, 0xd5, 0xd0, 0xa7, 0xee, 0xec, 0x00, 0x01, 0x1c, 0x04, 0x6f,
+        0x2c, 0x9c, 0xc1, 0x1f, 0xb6, 0xf3, 0x7d, 0x01, 0x00, 0x00, 0x00, 0x00, 0x04, 0x59, 0x5a,
     ];
 }

@@ -22,22 +22,40 @@ pub struct ImageConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<Timestamp>,
     /// Who built it.
-    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "nullable",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub author: String,
     /// Processor, `amd64`.
     #[serde(default, deserialize_with = "nullable")]
     pub architecture: String,
     /// Variant of the processor, `v7`.
-    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "nullable",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub variant: String,
     /// Operating system, `linux`.
     #[serde(default, deserialize_with = "nullable")]
     pub os: String,
     /// Windows only.
-    #[serde(default, rename = "os.version", deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        rename = "os.version",
+        deserialize_with = "nullable",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub os_version: String,
     /// Windows only.
-    #[serde(default, rename = "os.features", deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        rename = "os.features",
+        deserialize_with = "nullable",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub os_features: Vec<String>,
     /// How containers start.
     #[serde(default, deserialize_with = "nullable")]
@@ -46,7 +64,11 @@ pub struct ImageConfig {
     #[serde(default)]
     pub rootfs: RootFs,
     /// One record per instruction.
-    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "nullable",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub history: Vec<History>,
     /// Everything else.
     #[serde(flatten)]
@@ -58,13 +80,21 @@ pub struct ImageConfig {
 #[serde(rename_all = "PascalCase")]
 pub struct RunConfig {
     /// User and group, `name`, `uid`, `name:group`, `uid:gid`.
-    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "nullable",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub user: String,
     /// `80/tcp`.
     #[serde(default, with = "keys", skip_serializing_if = "BTreeSet::is_empty")]
     pub exposed_ports: BTreeSet<String>,
     /// `NAME=value`, in the order of definition.
-    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "nullable",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub env: Vec<String>,
     /// What is run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -76,25 +106,45 @@ pub struct RunConfig {
     #[serde(default, with = "keys", skip_serializing_if = "BTreeSet::is_empty")]
     pub volumes: BTreeSet<String>,
     /// Where the process starts.
-    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "nullable",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub working_dir: String,
     /// Labels.
-    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "nullable",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub labels: BTreeMap<String, String>,
     /// `SIGTERM`.
-    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "nullable",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub stop_signal: String,
     /// Seconds between the stop signal and SIGKILL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_timeout: Option<i64>,
     /// Windows only: the command is one escaped string.
-    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "std::ops::Not::not")]
+    #[serde(
+        default,
+        deserialize_with = "nullable",
+        skip_serializing_if = "std::ops::Not::not"
+    )]
     pub args_escaped: bool,
     /// How Docker finds out whether the container is well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub healthcheck: Option<Healthcheck>,
     /// Instructions for images built upon this one.
-    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "nullable",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub on_build: Vec<String>,
     /// What runs the shell forms of RUN, CMD and ENTRYPOINT.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -109,7 +159,11 @@ pub struct RunConfig {
 #[serde(rename_all = "PascalCase")]
 pub struct Healthcheck {
     /// Empty: inherited; `["NONE"]`: none; `["CMD", ...]`: a program; `["CMD-SHELL", command]`: run by the shell.
-    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "nullable",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub test: Vec<String>,
     /// Between two checks.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -144,7 +198,10 @@ pub struct RootFs {
 
 impl Default for RootFs {
     fn default() -> Self {
-        Self { kind: "layers".to_owned(), diff_ids: Vec::new() }
+        Self {
+            kind: "layers".to_owned(),
+            diff_ids: Vec::new(),
+        }
     }
 }
 
@@ -155,16 +212,32 @@ pub struct History {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<Timestamp>,
     /// The instruction.
-    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "nullable",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub created_by: String,
     /// Whoever MAINTAINER named.
-    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "nullable",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub author: String,
     /// Which builder.
-    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "nullable",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub comment: String,
     /// It made no layer.
-    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "std::ops::Not::not")]
+    #[serde(
+        default,
+        deserialize_with = "nullable",
+        skip_serializing_if = "std::ops::Not::not"
+    )]
     pub empty_layer: bool,
     /// Everything else.
     #[serde(flatten)]
@@ -199,7 +272,9 @@ impl ImageConfig {
 }
 
 /// Go writes empty lists and maps as `null`.
-fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
+fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    from: D,
+) -> Result<T, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
@@ -215,11 +290,16 @@ mod keys {
     #[derive(serde::Serialize)]
     struct Empty {}
 
-    pub(super) fn serialize<S: Serializer>(keys: &BTreeSet<String>, to: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        keys: &BTreeSet<String>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         to.collect_map(keys.iter().map(|key| (key, Empty {})))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeSet<String>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<BTreeSet<String>, D::Error> {
         let map = Option::<BTreeMap<String, Value>>::deserialize(from)?;
         Ok(map.unwrap_or_default().into_keys().collect())
     }
@@ -246,7 +326,10 @@ mod tests {
     fn nothing_is_lost_and_the_order_is_fixed() {
         let config = ImageConfig::from_bytes(DOCKER.as_bytes()).unwrap();
         assert_eq!(config.platform().to_string(), "linux/arm/v7");
-        assert_eq!((&config.config.cmd, &config.config.entrypoint), (&None, &Some(vec![])));
+        assert_eq!(
+            (&config.config.cmd, &config.config.entrypoint),
+            (&None, &Some(vec![]))
+        );
         let text = String::from_utf8(config.to_bytes()).unwrap();
         assert_eq!(
             text,
@@ -271,8 +354,14 @@ mod tests {
         let text = r#"{"architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":[]}}"#;
         assert_eq!(String::from_utf8(scratch.to_bytes()).unwrap(), text);
         assert_eq!(ImageConfig::from_bytes(text.as_bytes()).unwrap(), scratch);
-        assert_eq!(ImageConfig::from_bytes(b"{}").unwrap(), ImageConfig::default());
-        assert!(ImageConfig::from_bytes(br#"{"rootfs":{"type":"layers","diff_ids":["sha512:00"]}}"#).is_err());
+        assert_eq!(
+            ImageConfig::from_bytes(b"{}").unwrap(),
+            ImageConfig::default()
+        );
+        assert!(
+            ImageConfig::from_bytes(br#"{"rootfs":{"type":"layers","diff_ids":["sha512:00"]}}"#)
+                .is_err()
+        );
         assert!(ImageConfig::from_bytes(br#"{"config":{"Env":"x"}}"#).is_err());
     }
 }

@@ -170,8 +170,14 @@ mod tests {
     fn texts() {
         let digest = Digest::new([0xab; 32]);
         let text = format!("sha256:{}", "ab".repeat(32));
-        assert_eq!((digest.to_string(), text.parse::<Digest>().unwrap()), (text.clone(), digest));
-        assert_eq!(serde_json::to_string(&digest).unwrap(), format!("\"{text}\""));
+        assert_eq!(
+            (digest.to_string(), text.parse::<Digest>().unwrap()),
+            (text.clone(), digest)
+        );
+        assert_eq!(
+            serde_json::to_string(&digest).unwrap(),
+            format!("\"{text}\"")
+        );
         assert_eq!(postcard::to_stdvec(&digest).unwrap(), [0xab; 32]);
         for wrong in [
             "",
@@ -198,7 +204,10 @@ mod tests {
     }
 
     fn any_parts() -> impl Strategy<Value = Parts> {
-        proptest::collection::vec(("[ab]{0,2}", proptest::collection::vec(b'a'..=b'b', 0..3)), 0..4)
+        proptest::collection::vec(
+            ("[ab]{0,2}", proptest::collection::vec(b'a'..=b'b', 0..3)),
+            0..4,
+        )
     }
 
     proptest! {

@@ -76,8 +76,20 @@ impl Entry {
 
     /// A folder with the given metadata, neither opaque nor implied.
     pub fn dir(path: LayerPath, mode: u16, uid: u32, gid: u32, mtime: (i64, u32)) -> Self {
-        let kind = Kind::Dir { opaque: false, implied: false };
-        Self { path, kind, mode, uid, gid, mtime, xattrs: Xattrs::new(), hardlink: None }
+        let kind = Kind::Dir {
+            opaque: false,
+            implied: false,
+        };
+        Self {
+            path,
+            kind,
+            mode,
+            uid,
+            gid,
+            mtime,
+            xattrs: Xattrs::new(),
+            hardlink: None,
+        }
     }
 
     /// Adds everything but path, mtime and hard-link number to `hasher`: what makes two files the same to a build.
@@ -89,7 +101,9 @@ impl Entry {
             bytes
         };
         match &self.kind {
-            Kind::Dir { opaque, implied } => hasher.part("dir", &[u8::from(*opaque), u8::from(*implied)]),
+            Kind::Dir { opaque, implied } => {
+                hasher.part("dir", &[u8::from(*opaque), u8::from(*implied)])
+            }
             Kind::File { digest, .. } => hasher.part("file", digest.as_bytes()),
             Kind::Symlink(target) => hasher.part("symlink", target),
             Kind::Char(major, minor) => hasher.part("device", &numbers(b'c', *major, *minor)),
@@ -149,7 +163,10 @@ impl LayerIndex {
 
     /// Finds one path.
     pub fn get(&self, path: &LayerPath) -> Option<&Entry> {
-        self.entries.binary_search_by(|entry| entry.path.cmp(path)).ok().map(|at| &self.entries[at])
+        self.entries
+            .binary_search_by(|entry| entry.path.cmp(path))
+            .ok()
+            .map(|at| &self.entries[at])
     }
 
     /// The layer's outcome without times: paths, kinds, modes, owners, links, xattrs, content, hard-link groups.
@@ -173,7 +190,13 @@ impl LayerIndex {
     pub fn size(&self) -> u64 {
         let mut seen = HashSet::new();
         let once = |entry: &&Entry| entry.hardlink.is_none_or(|group| seen.insert(group));
-        let size = |entry: &Entry| if let Kind::File { size, .. } = entry.kind { size } else { 0 };
+        let size = |entry: &Entry| {
+            if let Kind::File { size, .. } = entry.kind {
+                size
+            } else {
+                0
+            }
+        };
         self.entries.iter().filter(once).map(size).sum()
     }
 
@@ -196,17 +219,24 @@ impl LayerIndex {
     /// # Errors
     /// When the bytes are not a whole, undamaged index of a known version.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, IndexError> {
-        let rest = bytes.strip_prefix(Self::MAGIC).ok_or(IndexError::Damaged("no magic"))?;
-        let (version, rest) = rest.split_first_chunk::<4>().ok_or(IndexError::Damaged("cut off"))?;
+        let rest = bytes
+            .strip_prefix(Self::MAGIC)
+            .ok_or(IndexError::Damaged("no magic"))?;
+        let (version, rest) = rest
+            .split_first_chunk::<4>()
+            .ok_or(IndexError::Damaged("cut off"))?;
         let version = u32::from_le_bytes(*version);
         if version != Self::VERSION {
             return Err(IndexError::Newer(version, Self::VERSION));
         }
-        let (sum, body) = rest.split_first_chunk::<32>().ok_or(IndexError::Damaged("cut off"))?;
+        let (sum, body) = rest
+            .split_first_chunk::<32>()
+            .ok_or(IndexError::Damaged("cut off"))?;
         if blake3::hash(body).as_bytes() != sum {
             return Err(IndexError::Damaged("checksum does not match"));
         }
-        let entries = postcard::from_bytes(body).map_err(|_| IndexError::Damaged("cannot be decoded"))?;
+        let entries =
+            postcard::from_bytes(body).map_err(|_| IndexError::Damaged("cannot be decoded"))?;
         Ok(Self { entries })
     }
 }
@@ -216,15 +246,30 @@ mod tests {
     use super::*;
 
     fn entry(path: &str, kind: Kind) -> Entry {
-        Entry { kind, ..Entry::dir(LayerPath::clean(path), 0o755, 1, 2, (3, 4)) }
+        Entry {
+            kind,
+            ..Entry::dir(LayerPath::clean(path), 0o755, 1, 2, (3, 4))
+        }
     }
 
     fn file(path: &str, hardlink: Option<u32>) -> Entry {
-        Entry { hardlink, ..entry(path, Kind::File { size: 10, digest: FileDigest::new([1; 32]) }) }
+        Entry {
+            hardlink,
+            ..entry(
+                path,
+                Kind::File {
+                    size: 10,
+                    digest: FileDigest::new([1; 32]),
+                },
+            )
+        }
     }
 
     fn sample() -> Vec<Entry> {
-        let dir = Kind::Dir { opaque: false, implied: false };
+        let dir = Kind::Dir {
+            opaque: false,
+            implied: false,
+        };
         vec![
             file("a-b", None),
             entry("a", dir),
@@ -238,9 +283,16 @@ mod tests {
     #[test]
     fn sorted_and_found() {
         let index = LayerIndex::new([sample(), vec![file("a-b", Some(1))]].concat());
-        let paths: Vec<_> = index.entries().iter().map(|entry| entry.path.to_string()).collect();
+        let paths: Vec<_> = index
+            .entries()
+            .iter()
+            .map(|entry| entry.path.to_string())
+            .collect();
         assert_eq!(paths, ["/a", "/a/x", "/a/y", "/a-b", "/l", "/w"]);
-        assert_eq!(index.get(&LayerPath::clean("a-b")).unwrap().hardlink, Some(1));
+        assert_eq!(
+            index.get(&LayerPath::clean("a-b")).unwrap().hardlink,
+            Some(1)
+        );
         assert_eq!(index.get(&LayerPath::clean("b")), None);
         assert_eq!(index.size(), 20);
     }
@@ -254,9 +306,18 @@ mod tests {
             LayerIndex::new(entries).content_id()
         };
         let same = id(&|_| {});
-        assert_eq!(id(&|entries| entries.iter_mut().for_each(|entry| entry.mtime = (9, 9))), same);
-        assert_eq!(id(&|entries| (entries[2].hardlink, entries[3].hardlink) = (Some(0), Some(0))), same);
-        assert_eq!(id(&|entries| (entries[5].mode, entries[5].uid) = (0, 0)), same);
+        assert_eq!(
+            id(&|entries| entries.iter_mut().for_each(|entry| entry.mtime = (9, 9))),
+            same
+        );
+        assert_eq!(
+            id(&|entries| (entries[2].hardlink, entries[3].hardlink) = (Some(0), Some(0))),
+            same
+        );
+        assert_eq!(
+            id(&|entries| (entries[5].mode, entries[5].uid) = (0, 0)),
+            same
+        );
         let changes: [Change<'_>; 8] = [
             &|entries| entries[0].path = LayerPath::clean("a-c"),
             &|entries| entries[0].mode = 0o4755,
@@ -264,10 +325,19 @@ mod tests {
             &|entries| entries[3].hardlink = Some(8),
             &|entries| entries[0].xattrs = vec![(b"user.x".to_vec(), Vec::new())],
             &|entries| entries[4].kind = Kind::Symlink(Vec::new()),
-            &|entries| entries[1].kind = Kind::Dir { opaque: true, implied: false },
+            &|entries| {
+                entries[1].kind = Kind::Dir {
+                    opaque: true,
+                    implied: false,
+                }
+            },
             &|entries| drop(entries.pop()),
         ];
-        let ids: HashSet<_> = changes.iter().map(|change| id(change)).chain([same]).collect();
+        let ids: HashSet<_> = changes
+            .iter()
+            .map(|change| id(change))
+            .chain([same])
+            .collect();
         assert_eq!(ids.len(), changes.len() + 1);
     }
 
@@ -286,6 +356,9 @@ mod tests {
         }
         let mut newer = bytes;
         newer[8] = 9;
-        assert!(matches!(LayerIndex::from_bytes(&newer), Err(IndexError::Newer(9, 1))));
+        assert!(matches!(
+            LayerIndex::from_bytes(&newer),
+            Err(IndexError::Newer(9, 1))
+        ));
     }
 }

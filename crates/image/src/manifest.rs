@@ -55,9 +55,12 @@ pub mod media_type {
 
     /// Whether this is a file-system layer, also one that must not be pushed again (`foreign`, `nondistributable`).
     pub fn is_layer(media_type: &str) -> bool {
-        ["application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs."]
-            .iter()
-            .any(|family| media_type.starts_with(family))
+        [
+            "application/vnd.oci.image.layer.",
+            "application/vnd.docker.image.rootfs.",
+        ]
+        .iter()
+        .any(|family| media_type.starts_with(family))
     }
 }
 
@@ -194,8 +197,12 @@ impl Index {
     /// An entry without a platform is never chosen, unless it is the only one.
     pub fn select(&self, platform: &Platform) -> Option<&Descriptor> {
         let of = |wanted: &Platform| {
-            let fits =
-                |entry: &&Descriptor| entry.platform.clone().is_some_and(|platform| platform.normalised() == *wanted);
+            let fits = |entry: &&Descriptor| {
+                entry
+                    .platform
+                    .clone()
+                    .is_some_and(|platform| platform.normalised() == *wanted)
+            };
             self.manifests.iter().find(fits)
         };
         let only = || match &self.manifests[..] {
@@ -208,7 +215,10 @@ impl Index {
 
 /// A document that names an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "one at a time, taken apart at once")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time, taken apart at once"
+)]
 pub enum Document {
     /// Of one platform.
     Manifest(Manifest),
@@ -223,7 +233,9 @@ pub enum ManifestError {
     #[error("invalid manifest: {0}")]
     Json(#[from] serde_json::Error),
     /// The format that Docker left in 2016.
-    #[error("image manifest of schema version 1 is no longer supported; push the image again with a newer Docker")]
+    #[error(
+        "image manifest of schema version 1 is no longer supported; push the image again with a newer Docker"
+    )]
     Schema1,
     /// Neither or both kinds at once (the OCI image spec forbids it, since clients could disagree on what it is).
     #[error("invalid manifest: {0}")]
@@ -251,17 +263,34 @@ pub fn parse_manifest(bytes: &[u8], content_type: Option<&str>) -> Result<Docume
         1 => return Err(ManifestError::Schema1),
         _ => return Err(ManifestError::Ambiguous("unknown schema version")),
     }
-    let index = match (shape.manifests.is_some(), shape.config.is_some() || shape.layers.is_some()) {
+    let index = match (
+        shape.manifests.is_some(),
+        shape.config.is_some() || shape.layers.is_some(),
+    ) {
         (true, false) => true,
         (false, true) => false,
-        (true, true) => return Err(ManifestError::Ambiguous("it has manifests as well as layers")),
-        (false, false) => return Err(ManifestError::Ambiguous("it has neither manifests nor layers")),
+        (true, true) => {
+            return Err(ManifestError::Ambiguous(
+                "it has manifests as well as layers",
+            ));
+        }
+        (false, false) => {
+            return Err(ManifestError::Ambiguous(
+                "it has neither manifests nor layers",
+            ));
+        }
     };
     // A server that does not know the type says text/plain or application/json: only real types can contradict.
     let said = content_type
         .map(|text| text.split(';').next().unwrap_or_default().trim())
         .filter(|text| media_type::is_index(text) || media_type::is_manifest(text));
-    for named in [shape.media_type.as_deref().filter(|text| !text.is_empty()), said].into_iter().flatten() {
+    for named in [
+        shape.media_type.as_deref().filter(|text| !text.is_empty()),
+        said,
+    ]
+    .into_iter()
+    .flatten()
+    {
         if index != media_type::is_index(named) || index == media_type::is_manifest(named) {
             return Err(ManifestError::MediaType(named.to_owned()));
         }
@@ -281,9 +310,16 @@ mod tests {
         let platform = platform.map(|text| {
             let mut parts = text.split('/').map(str::to_owned);
             let mut next = || parts.next().unwrap_or_default();
-            Platform { os: next(), architecture: next(), variant: next() }
+            Platform {
+                os: next(),
+                architecture: next(),
+                variant: next(),
+            }
         });
-        Descriptor { platform, ..Descriptor::new(media_type, Digest::new([fill; 32]), 7) }
+        Descriptor {
+            platform,
+            ..Descriptor::new(media_type, Digest::new([fill; 32]), 7)
+        }
     }
 
     #[test]
@@ -295,22 +331,45 @@ mod tests {
         assert!(bytes.starts_with(
             br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"#
         ));
-        for content_type in [None, Some("text/plain"), Some("application/vnd.oci.image.manifest.v1+json; x=y")] {
-            assert_eq!(parse_manifest(&bytes, content_type).unwrap(), Document::Manifest(manifest.clone()));
+        for content_type in [
+            None,
+            Some("text/plain"),
+            Some("application/vnd.oci.image.manifest.v1+json; x=y"),
+        ] {
+            assert_eq!(
+                parse_manifest(&bytes, content_type).unwrap(),
+                Document::Manifest(manifest.clone())
+            );
         }
-        assert!(matches!(parse_manifest(&bytes, Some(media_type::OCI_INDEX)), Err(ManifestError::MediaType(_))));
+        assert!(matches!(
+            parse_manifest(&bytes, Some(media_type::OCI_INDEX)),
+            Err(ManifestError::MediaType(_))
+        ));
         let image = descriptor(media_type::OCI_MANIFEST, 3, Some("linux/amd64"));
         let mut index = Index::new(media_type::DOCKER_LIST, vec![image]);
-        assert_eq!(parse_manifest(&index.to_bytes(), None).unwrap(), Document::Index(index.clone()));
+        assert_eq!(
+            parse_manifest(&index.to_bytes(), None).unwrap(),
+            Document::Index(index.clone())
+        );
         index.media_type = None;
-        assert_eq!(parse_manifest(&index.to_bytes(), None).unwrap(), Document::Index(index.clone()));
+        assert_eq!(
+            parse_manifest(&index.to_bytes(), None).unwrap(),
+            Document::Index(index.clone())
+        );
         index.media_type = Some(media_type::OCI_MANIFEST.to_owned());
-        assert!(matches!(parse_manifest(&index.to_bytes(), None), Err(ManifestError::MediaType(_))));
+        assert!(matches!(
+            parse_manifest(&index.to_bytes(), None),
+            Err(ManifestError::MediaType(_))
+        ));
     }
 
     #[test]
     fn refused() {
-        let error = |text: &str| parse_manifest(text.as_bytes(), None).unwrap_err().to_string();
+        let error = |text: &str| {
+            parse_manifest(text.as_bytes(), None)
+                .unwrap_err()
+                .to_string()
+        };
         assert!(error(r#"{"schemaVersion":1,"fsLayers":[]}"#).contains("schema version 1"));
         assert!(error(r#"{"schemaVersion":2,"manifests":[],"layers":[]}"#).contains("as well as"));
         assert!(error(r#"{"schemaVersion":2}"#).contains("neither"));
@@ -332,14 +391,21 @@ mod tests {
             entry(6, "linux/amd64"),
         ];
         let index = Index::new(media_type::OCI_INDEX, entries);
-        let select = |text: &str| index.select(&text.parse().unwrap()).map(|entry| entry.digest.as_bytes()[0]);
+        let select = |text: &str| {
+            index
+                .select(&text.parse().unwrap())
+                .map(|entry| entry.digest.as_bytes()[0])
+        };
         assert_eq!(select("linux/amd64"), Some(4));
         assert_eq!(select("linux/amd64/v3"), Some(4));
         assert_eq!(select("linux/arm64"), Some(5));
         assert_eq!(select("linux/arm"), Some(3));
         assert_eq!(select("linux/arm/v6"), Some(2));
         assert_eq!(select("linux/s390x"), None);
-        let only = Index::new(media_type::OCI_INDEX, vec![descriptor(media_type::OCI_MANIFEST, 9, None)]);
+        let only = Index::new(
+            media_type::OCI_INDEX,
+            vec![descriptor(media_type::OCI_MANIFEST, 9, None)],
+        );
         assert!(only.select(&"linux/s390x".parse().unwrap()).is_some());
     }
 }

@@ -96,7 +96,9 @@ impl LayerPath {
 
     /// The components, outermost first.
     pub fn components(&self) -> impl DoubleEndedIterator<Item = &[u8]> {
-        self.0.split(|&byte| byte == b'/').filter(|part| !part.is_empty())
+        self.0
+            .split(|&byte| byte == b'/')
+            .filter(|part| !part.is_empty())
     }
 
     /// What is left of this path below `folder`; the empty slice if they are equal, `None` if it is not below.
@@ -105,7 +107,11 @@ impl LayerPath {
             return Some(&self.0);
         }
         let rest = self.0.strip_prefix(&*folder.0)?;
-        if rest.is_empty() { Some(rest) } else { rest.strip_prefix(b"/") }
+        if rest.is_empty() {
+            Some(rest)
+        } else {
+            rest.strip_prefix(b"/")
+        }
     }
 }
 
@@ -166,7 +172,10 @@ mod tests {
             assert_eq!(LayerPath::clean(from).as_bytes(), to.as_bytes(), "{from}");
         }
         let path = LayerPath::clean("a/b/c");
-        assert_eq!((path.name(), path.parent()), (&b"c"[..], Some(LayerPath::clean("a/b"))));
+        assert_eq!(
+            (path.name(), path.parent()),
+            (&b"c"[..], Some(LayerPath::clean("a/b")))
+        );
         assert_eq!(LayerPath::clean("a").parent(), Some(LayerPath::root()));
         assert_eq!(path.below(&LayerPath::clean("a")), Some(&b"b/c"[..]));
         assert_eq!(LayerPath::clean("a-b").below(&LayerPath::clean("a")), None);

@@ -20,7 +20,9 @@ pub struct Platform {
 
 /// A text that is no platform.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invalid platform {0:?}: expected os/architecture or os/architecture/variant, such as linux/amd64")]
+#[error(
+    "invalid platform {0:?}: expected os/architecture or os/architecture/variant, such as linux/amd64"
+)]
 pub struct PlatformError(String);
 
 impl Platform {
@@ -29,7 +31,12 @@ impl Platform {
     /// `linux/arm/v7`).
     pub fn new(os: &str, architecture: &str, variant: &str) -> Self {
         let [os, architecture, variant] = [os, architecture, variant].map(str::to_ascii_lowercase);
-        Self { os, architecture, variant }.normalised()
+        Self {
+            os,
+            architecture,
+            variant,
+        }
+        .normalised()
     }
 
     /// This platform in normal form; see [`Platform::new`]. Apply it to what a manifest or a config says before
@@ -51,7 +58,11 @@ impl Platform {
             ("arm", "8") => ("arm", "v8"),
             _ => return self,
         };
-        Self { architecture: architecture.to_owned(), variant: variant.to_owned(), os: self.os }
+        Self {
+            architecture: architecture.to_owned(),
+            variant: variant.to_owned(),
+            os: self.os,
+        }
     }
 
     /// What this program was built for.
@@ -68,13 +79,22 @@ impl Platform {
             architecture: architecture.to_owned(),
             variant: variant.to_owned(),
         };
-        let arm_below = |version: u32| (5..=version).rev().map(move |version| ("arm", format!("v{version}")));
-        let version = this.variant.strip_prefix('v').and_then(|number| number.parse::<u32>().ok());
+        let arm_below = |version: u32| {
+            (5..=version)
+                .rev()
+                .map(move |version| ("arm", format!("v{version}")))
+        };
+        let version = this
+            .variant
+            .strip_prefix('v')
+            .and_then(|number| number.parse::<u32>().ok());
         let mut all = vec![this.clone()];
         match (this.architecture.as_str(), version) {
             ("amd64", version) => {
                 all.extend(
-                    (2..version.unwrap_or(1).min(9)).rev().map(|version| other("amd64", &format!("v{version}"))),
+                    (2..version.unwrap_or(1).min(9))
+                        .rev()
+                        .map(|version| other("amd64", &format!("v{version}"))),
                 );
                 if version.is_some() {
                     all.push(other("amd64", ""));
@@ -85,10 +105,15 @@ impl Platform {
                 if version.is_some() {
                     all.push(other("arm64", ""));
                 }
-                all.extend(arm_below(8).map(|(architecture, variant)| other(architecture, &variant)));
+                all.extend(
+                    arm_below(8).map(|(architecture, variant)| other(architecture, &variant)),
+                );
             }
             ("arm", Some(version @ 6..=8)) => {
-                all.extend(arm_below(version - 1).map(|(architecture, variant)| other(architecture, &variant)));
+                all.extend(
+                    arm_below(version - 1)
+                        .map(|(architecture, variant)| other(architecture, &variant)),
+                );
             }
             _ => {}
         }
@@ -99,7 +124,11 @@ impl Platform {
 impl fmt::Display for Platform {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}/{}", self.os, self.architecture)?;
-        if self.variant.is_empty() { Ok(()) } else { write!(out, "/{}", self.variant) }
+        if self.variant.is_empty() {
+            Ok(())
+        } else {
+            write!(out, "/{}", self.variant)
+        }
     }
 }
 
@@ -110,7 +139,9 @@ impl FromStr for Platform {
         let wrong = || PlatformError(text.to_owned());
         let part = |part: &&str| {
             !part.is_empty()
-                && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'))
+                && part
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'))
         };
         let parts: Vec<&str> = text.split('/').collect();
         if !parts.iter().all(part) {
@@ -130,7 +161,8 @@ impl Serialize for Platform {
         if !to.is_human_readable() {
             return (&self.os, &self.architecture, &self.variant).serialize(to);
         }
-        let mut fields = to.serialize_struct("Platform", 2 + usize::from(!self.variant.is_empty()))?;
+        let mut fields =
+            to.serialize_struct("Platform", 2 + usize::from(!self.variant.is_empty()))?;
         fields.serialize_field("architecture", &self.architecture)?;
         fields.serialize_field("os", &self.os)?;
         if !self.variant.is_empty() {
@@ -163,10 +195,26 @@ mod tests {
             ("macos/arm64", "darwin/arm64"),
         ];
         for (text, shown) in cases {
-            assert_eq!(text.parse::<Platform>().unwrap().to_string(), shown, "{text}");
+            assert_eq!(
+                text.parse::<Platform>().unwrap().to_string(),
+                shown,
+                "{text}"
+            );
         }
-        for text in ["", "linux", "/", "linux/", "/amd64", "linux/amd64/", "a/b/c/d", "linux/amd 64"] {
-            assert_eq!(text.parse::<Platform>(), Err(PlatformError(text.to_owned())));
+        for text in [
+            "",
+            "linux",
+            "/",
+            "linux/",
+            "/amd64",
+            "linux/amd64/",
+            "a/b/c/d",
+            "linux/amd 64",
+        ] {
+            assert_eq!(
+                text.parse::<Platform>(),
+                Err(PlatformError(text.to_owned()))
+            );
         }
     }
 
@@ -174,11 +222,20 @@ mod tests {
     fn what_runs_best_first() {
         let runs = |text: &str| {
             let all = text.parse::<Platform>().unwrap().runs();
-            all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+            all.iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(" ")
         };
         assert_eq!(runs("linux/amd64"), "linux/amd64 linux/386");
-        assert_eq!(runs("linux/amd64/v3"), "linux/amd64/v3 linux/amd64/v2 linux/amd64 linux/386");
-        assert_eq!(runs("linux/arm64"), "linux/arm64 linux/arm/v8 linux/arm/v7 linux/arm/v6 linux/arm/v5");
+        assert_eq!(
+            runs("linux/amd64/v3"),
+            "linux/amd64/v3 linux/amd64/v2 linux/amd64 linux/386"
+        );
+        assert_eq!(
+            runs("linux/arm64"),
+            "linux/arm64 linux/arm/v8 linux/arm/v7 linux/arm/v6 linux/arm/v5"
+        );
         assert_eq!(runs("linux/arm/v6"), "linux/arm/v6 linux/arm/v5");
         assert_eq!(runs("linux/s390x"), "linux/s390x");
     }
@@ -191,7 +248,10 @@ mod tests {
             assert_eq!(json.contains("variant"), text.ends_with("v6"), "{json}");
             assert_eq!(serde_json::from_str::<Platform>(&json).unwrap(), platform);
             let bytes = postcard::to_stdvec(&(&platform, 7_u8)).unwrap();
-            assert_eq!(postcard::from_bytes::<(Platform, u8)>(&bytes).unwrap(), (platform, 7));
+            assert_eq!(
+                postcard::from_bytes::<(Platform, u8)>(&bytes).unwrap(),
+                (platform, 7)
+            );
         }
     }
 }

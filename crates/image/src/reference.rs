@@ -51,19 +51,30 @@ pub enum ReferenceError {
 impl Reference {
     /// Parses without adding `:latest` where neither a tag nor a digest is given.
     pub fn parse_exact(text: &str) -> Result<Self, ReferenceError> {
-        let wrong = |problem| ReferenceError::Format { text: text.to_owned(), problem };
+        let wrong = |problem| ReferenceError::Format {
+            text: text.to_owned(),
+            problem,
+        };
         if text.is_empty() {
             return Err(wrong("it is empty"));
         }
-        if text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        if text.len() == 64
+            && text
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        {
             return Err(ReferenceError::ImageId(text.to_owned()));
         }
-        let (name, digest) = match text.split_once('@') {
-            Some((name, digest)) => {
-                (name, Some(digest.parse().map_err(|_| wrong("the digest must be sha256: and 64 hexadecimal digits"))?))
-            }
-            None => (text, None),
-        };
+        let (name, digest) =
+            match text.split_once('@') {
+                Some((name, digest)) => (
+                    name,
+                    Some(digest.parse().map_err(|_| {
+                        wrong("the digest must be sha256: and 64 hexadecimal digits")
+                    })?),
+                ),
+                None => (text, None),
+            };
         let (registry, rest) = split_registry(name);
         let last = rest.rfind('/').map_or(0, |slash| slash + 1);
         let (path, tag) = match rest[last..].split_once(':') {
@@ -77,17 +88,30 @@ impl Reference {
             return Err(wrong("the registry is not a host name"));
         }
         if !path.split('/').all(is_component) {
-            return Err(wrong("the repository may hold lower-case letters, digits and single separators between them"));
+            return Err(wrong(
+                "the repository may hold lower-case letters, digits and single separators between them",
+            ));
         }
         if tag.is_some_and(|tag| !is_tag(tag)) {
-            return Err(wrong("a tag is up to 128 letters, digits, '_', '.' and '-', not starting with '.' or '-'"));
+            return Err(wrong(
+                "a tag is up to 128 letters, digits, '_', '.' and '-', not starting with '.' or '-'",
+            ));
         }
-        let official = if registry == DOCKER_HUB && !path.contains('/') { OFFICIAL } else { "" };
+        let official = if registry == DOCKER_HUB && !path.contains('/') {
+            OFFICIAL
+        } else {
+            ""
+        };
         let repository = format!("{official}{path}");
         if repository.len() > MAX_REPOSITORY {
             return Err(ReferenceError::TooLong);
         }
-        Ok(Self { registry: registry.to_owned(), repository, tag: tag.map(str::to_owned), digest })
+        Ok(Self {
+            registry: registry.to_owned(),
+            repository,
+            tag: tag.map(str::to_owned),
+            digest,
+        })
     }
 
     /// The registry as named: `docker.io`, `localhost:5000`, `[::1]:5000`.
@@ -118,15 +142,25 @@ impl Reference {
     /// This name with another tag and no digest.
     pub fn with_tag(&self, tag: &str) -> Result<Self, ReferenceError> {
         if !is_tag(tag) {
-            return Err(ReferenceError::Format { text: tag.to_owned(), problem: "it is not a tag" });
+            return Err(ReferenceError::Format {
+                text: tag.to_owned(),
+                problem: "it is not a tag",
+            });
         }
-        Ok(Self { tag: Some(tag.to_owned()), digest: None, ..self.clone() })
+        Ok(Self {
+            tag: Some(tag.to_owned()),
+            digest: None,
+            ..self.clone()
+        })
     }
 
     /// This reference pinned to a digest; the tag is kept.
     #[must_use]
     pub fn with_digest(&self, digest: Digest) -> Self {
-        Self { digest: Some(digest), ..self.clone() }
+        Self {
+            digest: Some(digest),
+            ..self.clone()
+        }
     }
 
     /// As Docker's users write it: without `docker.io/` and `library/`, with tag and digest.
@@ -212,7 +246,10 @@ fn is_registry(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
             Some((address, after)) => {
-                let valid = !address.is_empty() && address.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b':');
+                let valid = !address.is_empty()
+                    && address
+                        .bytes()
+                        .all(|byte| byte.is_ascii_hexdigit() || byte == b':');
                 match (valid, after.strip_prefix(':')) {
                     (true, Some(port)) => (None, Some(port)),
                     (true, None) if after.is_empty() => (None, None),
@@ -230,28 +267,33 @@ fn is_registry(text: &str) -> bool {
         !label.is_empty()
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
     host.is_none_or(|host| host.split('.').all(label))
-        && port.is_none_or(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()))
+        && port
+            .is_none_or(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// Runs of `[a-z0-9]` joined by `.`, `_`, `__` or any number of `-`.
 fn is_component(text: &str) -> bool {
     let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = text.as_bytes();
-    let ends =
-        bytes.first().is_some_and(|&byte| alphanumeric(byte)) && bytes.last().is_some_and(|&byte| alphanumeric(byte));
-    ends && bytes
-        .split(|&byte| alphanumeric(byte))
-        .all(|separator| matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|&byte| byte == b'-'))
+    let ends = bytes.first().is_some_and(|&byte| alphanumeric(byte))
+        && bytes.last().is_some_and(|&byte| alphanumeric(byte));
+    ends && bytes.split(|&byte| alphanumeric(byte)).all(|separator| {
+        matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|&byte| byte == b'-')
+    })
 }
 
 fn is_tag(text: &str) -> bool {
     let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     text.len() <= MAX_TAG
         && text.bytes().next().is_some_and(word)
-        && text.bytes().all(|byte| word(byte) || byte == b'.' || byte == b'-')
+        && text
+            .bytes()
+            .all(|byte| word(byte) || byte == b'.' || byte == b'-')
 }
 
 #[cfg(test)]
@@ -266,20 +308,52 @@ mod tests {
     fn canonical_and_familiar() {
         let pinned = format!("busybox:1@sha256:{HEX}");
         let cases: &[(&str, &str, &str)] = &[
-            ("busybox", "docker.io/library/busybox:latest", "busybox:latest"),
-            ("busybox:1.36", "docker.io/library/busybox:1.36", "busybox:1.36"),
+            (
+                "busybox",
+                "docker.io/library/busybox:latest",
+                "busybox:latest",
+            ),
+            (
+                "busybox:1.36",
+                "docker.io/library/busybox:1.36",
+                "busybox:1.36",
+            ),
             ("a/b", "docker.io/a/b:latest", "a/b:latest"),
             ("library/a", "docker.io/library/a:latest", "a:latest"),
-            ("docker.io/busybox", "docker.io/library/busybox:latest", "busybox:latest"),
-            ("docker.io/library/a/b", "docker.io/library/a/b:latest", "library/a/b:latest"),
+            (
+                "docker.io/busybox",
+                "docker.io/library/busybox:latest",
+                "busybox:latest",
+            ),
+            (
+                "docker.io/library/a/b",
+                "docker.io/library/a/b:latest",
+                "library/a/b:latest",
+            ),
             ("index.docker.io/x/y:t", "docker.io/x/y:t", "x/y:t"),
             ("localhost/x", "localhost/x:latest", "localhost/x:latest"),
-            ("localhost:5000", "docker.io/library/localhost:5000", "localhost:5000"),
-            ("localhost:5000/x", "localhost:5000/x:latest", "localhost:5000/x:latest"),
-            ("[::1]:5000/x/y:v1", "[::1]:5000/x/y:v1", "[::1]:5000/x/y:v1"),
+            (
+                "localhost:5000",
+                "docker.io/library/localhost:5000",
+                "localhost:5000",
+            ),
+            (
+                "localhost:5000/x",
+                "localhost:5000/x:latest",
+                "localhost:5000/x:latest",
+            ),
+            (
+                "[::1]:5000/x/y:v1",
+                "[::1]:5000/x/y:v1",
+                "[::1]:5000/x/y:v1",
+            ),
             ("[fe80::1]/x", "[fe80::1]/x:latest", "[fe80::1]/x:latest"),
             ("Upper/x", "Upper/x:latest", "Upper/x:latest"),
-            ("ghcr.io/a-b/c__d/e--f.g:T_1.2-3", "ghcr.io/a-b/c__d/e--f.g:T_1.2-3", "ghcr.io/a-b/c__d/e--f.g:T_1.2-3"),
+            (
+                "ghcr.io/a-b/c__d/e--f.g:T_1.2-3",
+                "ghcr.io/a-b/c__d/e--f.g:T_1.2-3",
+                "ghcr.io/a-b/c__d/e--f.g:T_1.2-3",
+            ),
             (&pinned, &format!("docker.io/library/{pinned}"), &pinned),
         ];
         for (text, canonical, familiar) in cases {
@@ -288,8 +362,14 @@ mod tests {
             assert_eq!(reference.familiar(), *familiar, "{text}");
         }
         let digest_only: Reference = format!("x@sha256:{HEX}").parse().unwrap();
-        assert_eq!((digest_only.tag(), digest_only.digest().unwrap().hex()), (None, HEX.to_owned()));
-        assert_eq!(Reference::parse_exact("x").unwrap().to_string(), "docker.io/library/x");
+        assert_eq!(
+            (digest_only.tag(), digest_only.digest().unwrap().hex()),
+            (None, HEX.to_owned())
+        );
+        assert_eq!(
+            Reference::parse_exact("x").unwrap().to_string(),
+            "docker.io/library/x"
+        );
     }
 
     #[test]
@@ -328,12 +408,30 @@ mod tests {
             &long_tag,
         ];
         for text in cases {
-            assert!(matches!(text.parse::<Reference>(), Err(ReferenceError::Format { .. })), "{text}");
+            assert!(
+                matches!(
+                    text.parse::<Reference>(),
+                    Err(ReferenceError::Format { .. })
+                ),
+                "{text}"
+            );
         }
-        assert_eq!(HEX.parse::<Reference>(), Err(ReferenceError::ImageId(HEX.into())));
-        assert_eq!("Busybox".parse::<Reference>(), Err(ReferenceError::Uppercase("Busybox".into())));
-        assert_eq!("a/B:T".parse::<Reference>(), Err(ReferenceError::Uppercase("a/B".into())));
-        assert_eq!("x".repeat(256).parse::<Reference>(), Err(ReferenceError::TooLong));
+        assert_eq!(
+            HEX.parse::<Reference>(),
+            Err(ReferenceError::ImageId(HEX.into()))
+        );
+        assert_eq!(
+            "Busybox".parse::<Reference>(),
+            Err(ReferenceError::Uppercase("Busybox".into()))
+        );
+        assert_eq!(
+            "a/B:T".parse::<Reference>(),
+            Err(ReferenceError::Uppercase("a/B".into()))
+        );
+        assert_eq!(
+            "x".repeat(256).parse::<Reference>(),
+            Err(ReferenceError::TooLong)
+        );
         assert!(format!("x.io/{HEX}").parse::<Reference>().is_ok());
     }
 
@@ -341,8 +439,18 @@ mod tests {
     fn derived() {
         let digest: Digest = format!("sha256:{HEX}").parse().unwrap();
         let reference: Reference = "x:1".parse().unwrap();
-        assert_eq!(reference.with_digest(digest).familiar(), format!("x:1@{digest}"));
-        assert_eq!(reference.with_digest(digest).with_tag("2").unwrap().familiar(), "x:2");
+        assert_eq!(
+            reference.with_digest(digest).familiar(),
+            format!("x:1@{digest}")
+        );
+        assert_eq!(
+            reference
+                .with_digest(digest)
+                .with_tag("2")
+                .unwrap()
+                .familiar(),
+            "x:2"
+        );
         assert!(reference.with_tag("a/b").is_err());
     }
 

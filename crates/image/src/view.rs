@@ -66,10 +66,18 @@ impl MergedView {
             let until = gallop(&lower, next, |at| self.at(at).path < entry.path);
             merged.extend_from_slice(&lower[next..until]);
             next = until;
-            let beneath = lower.get(next).copied().filter(|&at| self.at(at).path == entry.path);
-            let here = At { layer, entry: position as u32 };
+            let beneath = lower
+                .get(next)
+                .copied()
+                .filter(|&at| self.at(at).path == entry.path);
+            let here = At {
+                layer,
+                entry: position as u32,
+            };
             match entry.kind {
-                Kind::Dir { implied: true, .. } if beneath.is_some_and(|at| self.at(at).is_dir()) => {
+                Kind::Dir { implied: true, .. }
+                    if beneath.is_some_and(|at| self.at(at).is_dir()) =>
+                {
                     merged.extend(beneath);
                 }
                 Kind::Whiteout => {}
@@ -78,7 +86,9 @@ impl MergedView {
             if matches!(entry.kind, Kind::Dir { opaque: false, .. }) {
                 next += usize::from(beneath.is_some());
             } else {
-                next = gallop(&lower, next, |at| self.at(at).path.below(&entry.path).is_some());
+                next = gallop(&lower, next, |at| {
+                    self.at(at).path.below(&entry.path).is_some()
+                });
             }
         }
         merged.extend_from_slice(&lower[next..]);
@@ -104,7 +114,10 @@ impl MergedView {
     /// Finds a path as it stands: neither its last component nor its parents are followed. The root is found only if a
     /// layer sets its metadata.
     pub fn get(&self, path: &LayerPath) -> Option<Node<'_>> {
-        let position = self.visible.binary_search_by(|&at| self.at(at).path.cmp(path)).ok()?;
+        let position = self
+            .visible
+            .binary_search_by(|&at| self.at(at).path.cmp(path))
+            .ok()?;
         Some(self.node(self.visible[position]))
     }
 
@@ -133,7 +146,9 @@ impl MergedView {
                 }
                 _ => resolved = resolved.child(name),
             }
-            let Some(node) = self.get(&resolved) else { continue };
+            let Some(node) = self.get(&resolved) else {
+                continue;
+            };
             match &node.entry.kind {
                 Kind::Dir { .. } => {}
                 Kind::Symlink(target) if follow_last || !rest.is_empty() => {
@@ -148,7 +163,9 @@ impl MergedView {
                     };
                     rest.extend(target.split(|&byte| byte == b'/').rev());
                 }
-                _ if rest.iter().any(|name| !name.is_empty()) => return Err(ResolveError::NotADirectory(resolved)),
+                _ if rest.iter().any(|name| !name.is_empty()) => {
+                    return Err(ResolveError::NotADirectory(resolved));
+                }
                 _ => {}
             }
         }
@@ -156,16 +173,25 @@ impl MergedView {
     }
 
     /// What lies directly in a folder, by name.
-    pub fn children<'a>(&'a self, dir: &LayerPath) -> impl Iterator<Item = (&'a [u8], Node<'a>)> + use<'a> {
+    pub fn children<'a>(
+        &'a self,
+        dir: &LayerPath,
+    ) -> impl Iterator<Item = (&'a [u8], Node<'a>)> + use<'a> {
         let range = self.range(dir);
         let skip_itself = usize::from(range.first().is_some_and(|&at| self.at(at).path == *dir));
-        let prefix = if dir.is_root() { 0 } else { dir.as_bytes().len() + 1 };
+        let prefix = if dir.is_root() {
+            0
+        } else {
+            dir.as_bytes().len() + 1
+        };
         let mut rest = &range[skip_itself.min(range.len())..];
         std::iter::from_fn(move || {
             let (&first, others) = rest.split_first()?;
             let node = self.node(first);
             let below = if node.entry.is_dir() {
-                gallop(others, 0, |at| self.at(at).path.below(&node.entry.path).is_some())
+                gallop(others, 0, |at| {
+                    self.at(at).path.below(&node.entry.path).is_some()
+                })
             } else {
                 0
             };
@@ -175,7 +201,10 @@ impl MergedView {
     }
 
     /// A path and everything below it, in path order; nothing where the path does not exist.
-    pub fn walk<'a>(&'a self, from: &LayerPath) -> impl Iterator<Item = (LayerPath, Node<'a>)> + use<'a> {
+    pub fn walk<'a>(
+        &'a self,
+        from: &LayerPath,
+    ) -> impl Iterator<Item = (LayerPath, Node<'a>)> + use<'a> {
         self.range(from).iter().map(|&at| {
             let node = self.node(at);
             (node.entry.path.clone(), node)
@@ -187,7 +216,10 @@ impl MergedView {
     }
 
     fn node(&self, at: At) -> Node<'_> {
-        Node { entry: self.at(at), layer: at.layer as usize }
+        Node {
+            entry: self.at(at),
+            layer: at.layer as usize,
+        }
     }
 
     /// The folder, if it is there, and what is below it.
@@ -196,7 +228,9 @@ impl MergedView {
         let end = if dir.is_root() {
             self.visible.len()
         } else {
-            gallop(&self.visible, start, |at| self.at(at).path.below(dir).is_some())
+            gallop(&self.visible, start, |at| {
+                self.at(at).path.below(dir).is_some()
+            })
         };
         &self.visible[start..end]
     }
@@ -225,7 +259,10 @@ mod tests {
     use crate::{FileDigest, Xattrs};
 
     fn entry(path: &str, kind: Kind) -> Entry {
-        Entry { kind, ..Entry::dir(LayerPath::clean(path), 0o755, 0, 0, (0, 0)) }
+        Entry {
+            kind,
+            ..Entry::dir(LayerPath::clean(path), 0o755, 0, 0, (0, 0))
+        }
     }
 
     fn dir(opaque: bool, implied: bool) -> Kind {
@@ -233,7 +270,10 @@ mod tests {
     }
 
     fn file(fill: u8) -> Kind {
-        Kind::File { size: 1, digest: FileDigest::new([fill; 32]) }
+        Kind::File {
+            size: 1,
+            digest: FileDigest::new([fill; 32]),
+        }
     }
 
     fn link(target: &str) -> Kind {
@@ -241,11 +281,18 @@ mod tests {
     }
 
     fn layer(entries: &[(&str, Kind)]) -> Arc<LayerIndex> {
-        Arc::new(LayerIndex::new(entries.iter().map(|(path, kind)| entry(path, kind.clone())).collect()))
+        Arc::new(LayerIndex::new(
+            entries
+                .iter()
+                .map(|(path, kind)| entry(path, kind.clone()))
+                .collect(),
+        ))
     }
 
     fn listing(view: &MergedView) -> String {
-        let paths = view.walk(&LayerPath::root()).map(|(path, node)| format!("{path}@{}", node.layer));
+        let paths = view
+            .walk(&LayerPath::root())
+            .map(|(path, node)| format!("{path}@{}", node.layer));
         paths.collect::<Vec<_>>().join(" ")
     }
 
@@ -263,21 +310,53 @@ mod tests {
         };
         let cases = [
             (vec![], "/a@0 /a/b@0 /a/c@0 /a/c/d@0 /a-x@0 /e@0"),
-            (vec![("a", dir(false, true)), ("a/b", file(9))], "/a@0 /a/b@1 /a/c@0 /a/c/d@0 /a-x@0 /e@0"),
-            (vec![("a", dir(false, false))], "/a@1 /a/b@0 /a/c@0 /a/c/d@0 /a-x@0 /e@0"),
-            (vec![("a", dir(true, false)), ("a/n", file(9))], "/a@1 /a/n@1 /a-x@0 /e@0"),
+            (
+                vec![("a", dir(false, true)), ("a/b", file(9))],
+                "/a@0 /a/b@1 /a/c@0 /a/c/d@0 /a-x@0 /e@0",
+            ),
+            (
+                vec![("a", dir(false, false))],
+                "/a@1 /a/b@0 /a/c@0 /a/c/d@0 /a-x@0 /e@0",
+            ),
+            (
+                vec![("a", dir(true, false)), ("a/n", file(9))],
+                "/a@1 /a/n@1 /a-x@0 /e@0",
+            ),
             (vec![("a", dir(true, true))], "/a@0 /a-x@0 /e@0"),
-            (vec![("a", Kind::Whiteout), ("zz", Kind::Whiteout)], "/a-x@0 /e@0"),
+            (
+                vec![("a", Kind::Whiteout), ("zz", Kind::Whiteout)],
+                "/a-x@0 /e@0",
+            ),
             (vec![("a", file(9))], "/a@1 /a-x@0 /e@0"),
-            (vec![("e", dir(false, true)), ("e/f", file(9))], "/a@0 /a/b@0 /a/c@0 /a/c/d@0 /a-x@0 /e@1 /e/f@1"),
+            (
+                vec![("e", dir(false, true)), ("e/f", file(9))],
+                "/a@0 /a/b@0 /a/c@0 /a/c/d@0 /a-x@0 /e@1 /e/f@1",
+            ),
             (vec![("", dir(true, false)), ("q", file(9))], "/@1 /q@1"),
         ];
         for (upper, expected) in cases {
-            assert_eq!(listing(&MergedView::new([base(), layer(&upper)])), expected, "{upper:?}");
+            assert_eq!(
+                listing(&MergedView::new([base(), layer(&upper)])),
+                expected,
+                "{upper:?}"
+            );
         }
-        let again = [base(), layer(&[("a", Kind::Whiteout)]), layer(&[("a", dir(false, true)), ("a/new", file(9))])];
-        assert_eq!(listing(&MergedView::new(again)), "/a@2 /a/new@2 /a-x@0 /e@0");
-        assert_eq!(listing(&MergedView::new([layer(&[("a", Kind::Whiteout), ("b", file(1))])])), "/b@0");
+        let again = [
+            base(),
+            layer(&[("a", Kind::Whiteout)]),
+            layer(&[("a", dir(false, true)), ("a/new", file(9))]),
+        ];
+        assert_eq!(
+            listing(&MergedView::new(again)),
+            "/a@2 /a/new@2 /a-x@0 /e@0"
+        );
+        assert_eq!(
+            listing(&MergedView::new([layer(&[
+                ("a", Kind::Whiteout),
+                ("b", file(1))
+            ])])),
+            "/b@0"
+        );
         let view = MergedView::new([base()]);
         assert_eq!(view.walk(&LayerPath::clean("a/c")).count(), 2);
         assert_eq!(view.walk(&LayerPath::clean("nothing")).count(), 0);
@@ -320,9 +399,16 @@ mod tests {
             ("usr/bin/dash/", true, "/usr/bin/dash"),
         ];
         for (path, follow, expected) in cases {
-            assert_eq!(view.resolve(path.as_bytes(), follow).unwrap().to_string(), expected, "{path}");
+            assert_eq!(
+                view.resolve(path.as_bytes(), follow).unwrap().to_string(),
+                expected,
+                "{path}"
+            );
         }
-        assert_eq!(view.resolve(b"loop/x", false), Err(ResolveError::Loop(LayerPath::clean("loop/x"))));
+        assert_eq!(
+            view.resolve(b"loop/x", false),
+            Err(ResolveError::Loop(LayerPath::clean("loop/x")))
+        );
         for path in ["bin/dash/x", "bin/sh/..", "bin/dash/."] {
             let wrong = ResolveError::NotADirectory(LayerPath::clean("usr/bin/dash"));
             assert_eq!(view.resolve(path.as_bytes(), true), Err(wrong), "{path}");
@@ -335,7 +421,10 @@ mod tests {
             let beneath = model.get(&entry.path).cloned();
             let keep_below = matches!(entry.kind, Kind::Dir { opaque: false, .. });
             // Only what lower layers brought is hidden: in path order, this layer's own entries below come later.
-            model.retain(|path, _| path.below(&entry.path).is_none_or(|rest| keep_below && !rest.is_empty()));
+            model.retain(|path, _| {
+                path.below(&entry.path)
+                    .is_none_or(|rest| keep_below && !rest.is_empty())
+            });
             match (&entry.kind, beneath) {
                 (Kind::Whiteout, _) => {}
                 (Kind::Dir { implied: true, .. }, Some((from, lower))) if lower.is_dir() => {
@@ -360,10 +449,15 @@ mod tests {
             let mut tree: BTreeMap<LayerPath, Kind> = BTreeMap::new();
             for (path, kind) in list {
                 let path = LayerPath::clean(path);
-                let parents: Vec<_> = std::iter::successors(path.parent(), LayerPath::parent).collect();
-                let blocked =
-                    |parent: &LayerPath| tree.get(parent).is_some_and(|kind| !matches!(kind, Kind::Dir { .. }));
-                let is_parent = tree.keys().any(|known| known != &path && known.below(&path).is_some());
+                let parents: Vec<_> =
+                    std::iter::successors(path.parent(), LayerPath::parent).collect();
+                let blocked = |parent: &LayerPath| {
+                    tree.get(parent)
+                        .is_some_and(|kind| !matches!(kind, Kind::Dir { .. }))
+                };
+                let is_parent = tree
+                    .keys()
+                    .any(|known| known != &path && known.below(&path).is_some());
                 if parents.iter().any(blocked) || is_parent && !matches!(kind, Kind::Dir { .. }) {
                     continue;
                 }
@@ -372,7 +466,10 @@ mod tests {
                 }
                 tree.insert(path, kind);
             }
-            let entry = |(path, kind)| Entry { kind, ..Entry::dir(path, 0o755, 0, 0, (0, 0)) };
+            let entry = |(path, kind)| Entry {
+                kind,
+                ..Entry::dir(path, 0o755, 0, 0, (0, 0))
+            };
             Arc::new(LayerIndex::new(tree.into_iter().map(entry).collect()))
         })
     }
@@ -403,13 +500,20 @@ mod tests {
     #[test]
     fn large_trees() {
         let folder = |at: u32| LayerPath::clean(format!("usr/share/some-package-{:04}", at / 100));
-        let mut entries = vec![entry("usr", dir(false, false)), entry("usr/share", dir(false, false))];
+        let mut entries = vec![
+            entry("usr", dir(false, false)),
+            entry("usr/share", dir(false, false)),
+        ];
         for at in 0..200_000 {
             if at % 100 == 0 {
                 entries.push(Entry::dir(folder(at), 0o755, 0, 0, (0, 0)));
             }
             let path = folder(at).child(format!("file-{at:06}"));
-            entries.push(Entry { kind: file(1), xattrs: Xattrs::new(), ..Entry::dir(path, 0o644, 0, 0, (0, 0)) });
+            entries.push(Entry {
+                kind: file(1),
+                xattrs: Xattrs::new(),
+                ..Entry::dir(path, 0o644, 0, 0, (0, 0))
+            });
         }
         let base = Arc::new(LayerIndex::new(entries));
         let small = layer(&[

@@ -33,7 +33,12 @@ pub(super) fn images(place: &Place, args: &ImagesArgs) -> Result<ExitCode> {
         .is_some_and(|text| !text.rsplit('/').next().unwrap_or_default().contains(':'));
     let mut rows = Vec::new();
     let mut named = HashSet::new();
-    for kiln_store::Tag { name, target: manifest, .. } in store.tags()? {
+    for kiln_store::Tag {
+        name,
+        target: manifest,
+        ..
+    } in store.tags()?
+    {
         named.insert(manifest);
         if let Some(wanted) = &wanted {
             if wanted.name() != name.name() || !any_tag && wanted.tag() != name.tag() {

@@ -44,22 +44,37 @@ pub(super) fn format(block: &Block) -> Format {
     if block[MAGIC] == *GNU_MAGIC {
         Format::Gnu
     } else if block[MAGIC].starts_with(b"ustar\0") {
-        if block[508..] == *b"tar\0" { Format::Star } else { Format::Ustar }
+        if block[508..] == *b"tar\0" {
+            Format::Star
+        } else {
+            Format::Ustar
+        }
     } else {
         Format::V7
     }
 }
 
-/// The sum of all bytes with the checksum's own as spaces; unsigned, and signed as some old programs made it.
-pub(super) fn checksums(block: &Block) -> (i64, i64) {
-    let byte = |(at, &byte): (usize, &u8)| if CHECKSUM.contains(&at) { b' ' } else { byte };
-    let bytes = || block.iter().enumerate().map(byte);
-    (bytes().map(i64::from).sum(), bytes().map(|byte| i64::from(byte as i8)).sum())
+/// The sum of all bytes, the checksum's own taken as spaces.
+pub(super) fn checksum(block: &Block) -> i64 {
+    sum(block, i64::from)
+}
+
+/// The sum as some old programs made it, of signed bytes.
+pub(super) fn signed_checksum(block: &Block) -> i64 {
+    sum(block, |byte| i64::from(byte as i8))
+}
+
+fn sum(block: &Block, value: impl Fn(u8) -> i64) -> i64 {
+    let sum = |bytes: &[u8]| bytes.iter().map(|&byte| value(byte)).sum::<i64>();
+    sum(block) - sum(&block[CHECKSUM]) + CHECKSUM.len() as i64 * i64::from(b' ')
 }
 
 /// A text field: up to the first NUL.
 pub(super) fn text(field: &[u8]) -> &[u8] {
-    &field[..field.iter().position(|&byte| byte == 0).unwrap_or(field.len())]
+    &field[..field
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(field.len())]
 }
 
 /// A number: octal digits between spaces and NULs, or, with the highest bit of the first byte set, GNU's base-256 in
@@ -76,7 +91,9 @@ pub(super) fn number(field: &[u8]) -> Result<i64, Fault> {
         return i64::try_from(value).map_err(|_| TOO_LARGE);
     }
     let blank = |byte: &u8| matches!(byte, b' ' | 0);
-    let Some(first) = field.iter().position(|byte| !blank(byte)) else { return Ok(0) };
+    let Some(first) = field.iter().position(|byte| !blank(byte)) else {
+        return Ok(0);
+    };
     let last = field.iter().rposition(|byte| !blank(byte)).unwrap_or(first);
     let mut value: i64 = 0;
     // What stands behind a NUL is ignored, as Go does.
@@ -111,7 +128,11 @@ pub(super) fn fits_octal(width: usize, value: i64) -> bool {
 
 /// Writes octal digits and a NUL; a number that does not fit, and stands elsewhere, as zero.
 pub(super) fn put_octal(field: &mut [u8], value: i64) {
-    let mut value = if fits_octal(field.len(), value) { value } else { 0 };
+    let mut value = if fits_octal(field.len(), value) {
+        value
+    } else {
+        0
+    };
     let (nul, digits) = field.split_last_mut().expect("fields are not empty");
     *nul = 0;
     for digit in digits.iter_mut().rev() {
@@ -121,7 +142,7 @@ pub(super) fn put_octal(field: &mut [u8], value: i64) {
 }
 
 pub(super) fn put_checksum(block: &mut Block) {
-    let (sum, _) = checksums(block);
+    let sum = checksum(block);
     put_octal(&mut block[CHECKSUM.start..CHECKSUM.end - 1], sum);
     block[CHECKSUM.end - 1] = b' ';
 }

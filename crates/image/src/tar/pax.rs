@@ -11,7 +11,11 @@ impl Records {
         const BAD: Fault = "damaged PAX record";
         let mut records = Vec::new();
         while !bytes.is_empty() {
-            let space = bytes.iter().take(20).position(|&byte| byte == b' ').ok_or(BAD)?;
+            let space = bytes
+                .iter()
+                .take(20)
+                .position(|&byte| byte == b' ')
+                .ok_or(BAD)?;
             let length = usize::try_from(decimal(&bytes[..space])?).map_err(|_| BAD)?;
             if length <= space + 1 || length > bytes.len() {
                 return Err(BAD);
@@ -21,7 +25,11 @@ impl Records {
             let equals = record.iter().position(|&byte| byte == b'=').ok_or(BAD)?;
             let (key, value) = (&record[..equals], &record[equals + 1..]);
             let is_text = matches!(key, b"path" | b"linkpath" | b"uname" | b"gname");
-            if *newline != b'\n' || key.is_empty() || key.contains(&0) || is_text && value.contains(&0) {
+            if *newline != b'\n'
+                || key.is_empty()
+                || key.contains(&0)
+                || is_text && value.contains(&0)
+            {
                 return Err(BAD);
             }
             records.push((key.to_vec(), value.to_vec()));
@@ -62,9 +70,12 @@ pub(super) fn decimal(text: &[u8]) -> Result<i64, Fault> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return Err(BAD);
     }
-    let value =
-        digits.iter().try_fold(0_i64, |value, digit| value.checked_mul(10)?.checked_add(i64::from(digit - b'0')));
-    value.map(|value| if negative { -value } else { value }).ok_or(BAD)
+    let value = digits.iter().try_fold(0_i64, |value, digit| {
+        value.checked_mul(10)?.checked_add(i64::from(digit - b'0'))
+    });
+    value
+        .map(|value| if negative { -value } else { value })
+        .ok_or(BAD)
 }
 
 fn time(text: &[u8]) -> Result<(i64, u32), Fault> {
@@ -77,10 +88,14 @@ fn time(text: &[u8]) -> Result<(i64, u32), Fault> {
         return Err(BAD);
     }
     // What is finer than a nanosecond is cut.
-    let nanoseconds =
-        (0..9).fold(0, |value, at| value * 10 + u32::from(fraction.get(at).map_or(0, |digit| digit - b'0')));
+    let nanoseconds = (0..9).fold(0, |value, at| {
+        value * 10 + u32::from(fraction.get(at).map_or(0, |digit| digit - b'0'))
+    });
     if whole.starts_with(b"-") && nanoseconds > 0 {
-        return Ok((seconds.checked_sub(1).ok_or(BAD)?, 1_000_000_000 - nanoseconds));
+        return Ok((
+            seconds.checked_sub(1).ok_or(BAD)?,
+            1_000_000_000 - nanoseconds,
+        ));
     }
     Ok((seconds, nanoseconds))
 }
@@ -90,9 +105,14 @@ pub(super) fn time_text((seconds, nanoseconds): (i64, u32)) -> String {
     if nanoseconds == 0 {
         return seconds.to_string();
     }
-    let (sign, seconds, nanoseconds) =
-        if seconds < 0 { ("-", -(seconds + 1), 1_000_000_000 - nanoseconds) } else { ("", seconds, nanoseconds) };
-    format!("{sign}{seconds}.{nanoseconds:09}").trim_end_matches('0').to_owned()
+    let (sign, seconds, nanoseconds) = if seconds < 0 {
+        ("-", -(seconds + 1), 1_000_000_000 - nanoseconds)
+    } else {
+        ("", seconds, nanoseconds)
+    };
+    format!("{sign}{seconds}.{nanoseconds:09}")
+        .trim_end_matches('0')
+        .to_owned()
 }
 
 /// Appends one record.
@@ -132,7 +152,17 @@ mod tests {
         for (text, value) in cases {
             assert_eq!(time(text.as_bytes()), Ok(value), "{text}");
         }
-        for text in ["", ".", ".5", "x", "1.x", "1.-5", "--1", "1e3", "99999999999999999999"] {
+        for text in [
+            "",
+            ".",
+            ".5",
+            "x",
+            "1.x",
+            "1.-5",
+            "--1",
+            "1e3",
+            "99999999999999999999",
+        ] {
             assert!(time(text.as_bytes()).is_err(), "{text}");
         }
     }
@@ -152,7 +182,11 @@ mod tests {
             b"10 path=\0x\n",
         ];
         for bytes in cases {
-            assert!(Records::parse(bytes).is_err(), "{:?}", String::from_utf8_lossy(bytes));
+            assert!(
+                Records::parse(bytes).is_err(),
+                "{:?}",
+                String::from_utf8_lossy(bytes)
+            );
         }
         assert!(Records::parse(b"6 a=b\n").is_ok());
     }

@@ -61,7 +61,12 @@ impl<R: Read> Source<R> {
                     self.offset += got as u64;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(TarError::Io { offset: self.offset, source }),
+                Err(source) => {
+                    return Err(TarError::Io {
+                        offset: self.offset,
+                        source,
+                    });
+                }
             }
         }
         Ok(filled)
@@ -73,19 +78,25 @@ impl<R: Read> Source<R> {
         match self.fill(&mut block)? {
             0 => Ok(None),
             BLOCK => Ok(Some(block)),
-            _ => Err(TarError::CutOff { offset: self.offset }),
+            _ => Err(TarError::CutOff {
+                offset: self.offset,
+            }),
         }
     }
 
     fn needed_block(&mut self) -> Result<Block, TarError> {
-        self.block()?.ok_or(TarError::CutOff { offset: self.offset })
+        self.block()?.ok_or(TarError::CutOff {
+            offset: self.offset,
+        })
     }
 
     /// The content of a header that says something about the next entry.
     fn special(&mut self, size: u64) -> Result<Vec<u8>, TarError> {
         let mut content = vec![0; size as usize];
         if self.fill(&mut content)? < content.len() {
-            return Err(TarError::CutOff { offset: self.offset });
+            return Err(TarError::CutOff {
+                offset: self.offset,
+            });
         }
         let mut padding = [0; BLOCK];
         self.fill(&mut padding[..padding_of(size) as usize])?;
@@ -95,10 +106,14 @@ impl<R: Read> Source<R> {
     fn skip(&mut self, mut bytes: u64) -> Result<(), TarError> {
         let mut buffer = [0; 16 * 1024];
         while bytes > 0 {
-            let most = buffer.len().min(usize::try_from(bytes).unwrap_or(usize::MAX));
+            let most = buffer
+                .len()
+                .min(usize::try_from(bytes).unwrap_or(usize::MAX));
             let got = self.fill(&mut buffer[..most])?;
             if got < most {
-                return Err(TarError::CutOff { offset: self.offset });
+                return Err(TarError::CutOff {
+                    offset: self.offset,
+                });
             }
             bytes -= got as u64;
         }
@@ -121,7 +136,15 @@ struct Pending {
 impl<R: Read> Reader<R> {
     /// Reads the archive from where `source` stands.
     pub fn new(source: R) -> Self {
-        Self { source: Source { inner: source, offset: 0 }, stored_left: 0, padding: 0, ended: false }
+        Self {
+            source: Source {
+                inner: source,
+                offset: 0,
+            },
+            stored_left: 0,
+            padding: 0,
+            ended: false,
+        }
     }
 
     /// How many bytes have been read.
@@ -147,10 +170,14 @@ impl<R: Read> Reader<R> {
         while !self.ended {
             let offset = self.source.offset;
             let at = |what: Fault| TarError::Invalid { offset, what };
-            let Some(block) = self.source.block()? else { break };
+            let Some(block) = self.source.block()? else {
+                break;
+            };
             if block == [0; BLOCK] {
                 match self.source.block()? {
-                    Some(second) if second != [0; BLOCK] => return Err(at("one block of zeros, then more entries")),
+                    Some(second) if second != [0; BLOCK] => {
+                        return Err(at("one block of zeros, then more entries"));
+                    }
                     _ => break,
                 }
             }
@@ -160,12 +187,25 @@ impl<R: Read> Reader<R> {
             }
             let size = header(&block, &Records::default()).map_err(at)?.size;
             let limited = |most: u64| {
-                if size > most { Err(at("a name or an extended header is too long")) } else { Ok(size) }
+                if size > most {
+                    Err(at("a name or an extended header is too long"))
+                } else {
+                    Ok(size)
+                }
             };
             match block[block::KIND] {
-                b'x' => pending.records = Records::parse(&self.source.special(limited(MAX_PAX)?)?).map_err(at)?,
-                b'L' => pending.path = Some(block::text(&self.source.special(limited(MAX_NAME)?)?).to_vec()),
-                b'K' => pending.link = Some(block::text(&self.source.special(limited(MAX_NAME)?)?).to_vec()),
+                b'x' => {
+                    pending.records =
+                        Records::parse(&self.source.special(limited(MAX_PAX)?)?).map_err(at)?
+                }
+                b'L' => {
+                    pending.path =
+                        Some(block::text(&self.source.special(limited(MAX_NAME)?)?).to_vec())
+                }
+                b'K' => {
+                    pending.link =
+                        Some(block::text(&self.source.special(limited(MAX_NAME)?)?).to_vec())
+                }
                 _ => {
                     Records::parse(&self.source.special(limited(MAX_PAX)?)?).map_err(at)?;
                     // To Go a global header is an entry: what stood before it is used up.
@@ -177,7 +217,12 @@ impl<R: Read> Reader<R> {
         Ok(None)
     }
 
-    fn entry(&mut self, block: &Block, offset: u64, pending: Pending) -> Result<TarEntry<'_, R>, TarError> {
+    fn entry(
+        &mut self,
+        block: &Block,
+        offset: u64,
+        pending: Pending,
+    ) -> Result<TarEntry<'_, R>, TarError> {
         let at = |what: Fault| TarError::Invalid { offset, what };
         let mut header = header(block, &pending.records).map_err(at)?;
         if let Some(path) = pending.path {
@@ -216,7 +261,9 @@ impl<R: Read> Reader<R> {
                 Declared::BeforeData(size) => {
                     let mut front = Front::new(size);
                     map = loop {
-                        stored = stored.checked_sub(BLOCK as u64).ok_or(at("damaged map of a sparse file"))?;
+                        stored = stored
+                            .checked_sub(BLOCK as u64)
+                            .ok_or(at("damaged map of a sparse file"))?;
                         if let Some(map) = front.take(&self.source.needed_block()?).map_err(at)? {
                             break Some(map);
                         }
@@ -236,7 +283,16 @@ impl<R: Read> Reader<R> {
         };
         self.stored_left = stored;
         let (content_offset, size) = (self.source.offset, header.size);
-        Ok(TarEntry { header, content_offset, content: Content { reader: self, pieces, position: 0, size } })
+        Ok(TarEntry {
+            header,
+            content_offset,
+            content: Content {
+                reader: self,
+                pieces,
+                position: 0,
+                size,
+            },
+        })
     }
 }
 
@@ -252,8 +308,11 @@ impl<R: Read> Source<R> {
 
 fn verify_checksum(block: &Block) -> Result<(), Fault> {
     let said = block::number(&block[block::CHECKSUM])?;
-    let (unsigned, signed) = block::checksums(block);
-    if said == unsigned || said == signed { Ok(()) } else { Err("the checksum of a header does not match") }
+    if said == block::checksum(block) || said == block::signed_checksum(block) {
+        Ok(())
+    } else {
+        Err("the checksum of a header does not match")
+    }
 }
 
 /// The header of an entry from its block and the records that go with it.
@@ -264,7 +323,8 @@ fn header(block: &Block, records: &Records) -> Result<Header, Fault> {
         path: field(block::NAME),
         link: field(block::LINK),
         size: u64::try_from(block::number(&block[block::SIZE])?).map_err(|_| "a negative size")?,
-        mode: u32::try_from(block::number(&block[block::MODE])?).map_err(|_| "an impossible mode")?,
+        mode: u32::try_from(block::number(&block[block::MODE])?)
+            .map_err(|_| "an impossible mode")?,
         uid: block::number(&block[block::UID])?,
         gid: block::number(&block[block::GID])?,
         mtime: (block::number(&block[block::MTIME])?, 0),
@@ -273,17 +333,33 @@ fn header(block: &Block, records: &Records) -> Result<Header, Fault> {
     if format != Format::V7 {
         header.user = field(block::USER);
         header.group = field(block::GROUP);
-        let device = |range| u32::try_from(block::number(&block[range])?).map_err(|_| "an impossible device number");
-        header.device = (device(block::MAJOR)?, device(block::MINOR)?);
+        let (major, minor) = (
+            block::number(&block[block::MAJOR])?,
+            block::number(&block[block::MINOR])?,
+        );
+        // Of anything but a device the numbers mean nothing, and some programs write such that do not fit.
+        header.device = match (u32::try_from(major), u32::try_from(minor)) {
+            (Ok(major), Ok(minor)) => (major, minor),
+            _ if matches!(block[block::KIND], b'3' | b'4') => {
+                return Err("an impossible device number");
+            }
+            _ => (0, 0),
+        };
     }
     let prefix = match format {
         Format::Ustar => field(block::PREFIX),
         Format::Star => field(block::STAR_PREFIX),
         // Go before 1.8 wrote prefixes into GNU's format, where times stand: what is no number is a prefix.
         Format::Gnu => {
-            let time = |range: std::ops::Range<usize>| block[range.start] == 0 || block::number(&block[range]).is_ok();
+            let time = |range: std::ops::Range<usize>| {
+                block[range.start] == 0 || block::number(&block[range]).is_ok()
+            };
             let prefix = field(block::PREFIX);
-            if time(block::GNU_ATIME) && time(block::GNU_CTIME) || !prefix.is_ascii() { Vec::new() } else { prefix }
+            if time(block::GNU_ATIME) && time(block::GNU_CTIME) || !prefix.is_ascii() {
+                Vec::new()
+            } else {
+                prefix
+            }
         }
         Format::V7 => Vec::new(),
     };
@@ -320,18 +396,29 @@ fn header(block: &Block, records: &Records) -> Result<Header, Fault> {
 impl<R: Read> Read for Content<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = self.size - self.position;
-        let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let most = buffer
+            .len()
+            .min(usize::try_from(left).unwrap_or(usize::MAX));
         let mut buffer = &mut buffer[..most];
         if buffer.is_empty() {
             return Ok(0);
         }
         if let Some(pieces) = &mut self.pieces {
-            while pieces.last().is_some_and(|&(offset, length)| offset + length <= self.position) {
+            while pieces
+                .last()
+                .is_some_and(|&(offset, length)| offset + length <= self.position)
+            {
                 pieces.pop();
             }
             let (offset, length) = pieces.last().copied().unwrap_or((self.size, 0));
-            let (until, hole) = if self.position < offset { (offset, true) } else { (offset + length, false) };
-            let most = buffer.len().min(usize::try_from(until - self.position).unwrap_or(usize::MAX));
+            let (until, hole) = if self.position < offset {
+                (offset, true)
+            } else {
+                (offset + length, false)
+            };
+            let most = buffer
+                .len()
+                .min(usize::try_from(until - self.position).unwrap_or(usize::MAX));
             buffer = &mut buffer[..most];
             if hole {
                 buffer.fill(0);
@@ -344,7 +431,10 @@ impl<R: Read> Read for Content<'_, R> {
         self.reader.stored_left -= got as u64;
         self.position += got as u64;
         if got == 0 {
-            return Err(TarError::CutOff { offset: self.reader.source.offset }.into());
+            return Err(TarError::CutOff {
+                offset: self.reader.source.offset,
+            }
+            .into());
         }
         Ok(got)
     }

@@ -31,21 +31,31 @@ impl Map {
             }
             (end, sum) = (next, sum + length);
         }
-        if sum == stored && i64::try_from(self.size).is_ok() { Ok(self) } else { Err(BAD) }
+        if sum == stored && i64::try_from(self.size).is_ok() {
+            Ok(self)
+        } else {
+            Err(BAD)
+        }
     }
 
     fn push(&mut self, offset: i64, length: i64) -> Result<(), Fault> {
         if self.pieces.len() >= MAX_PIECES {
             return Err("a sparse file has too many pieces");
         }
-        self.pieces.push((u64::try_from(offset).map_err(|_| BAD)?, u64::try_from(length).map_err(|_| BAD)?));
+        self.pieces.push((
+            u64::try_from(offset).map_err(|_| BAD)?,
+            u64::try_from(length).map_err(|_| BAD)?,
+        ));
         Ok(())
     }
 
     /// Starts the map of the old GNU format from a header; the result tells whether extension blocks follow.
     pub(super) fn from_header(block: &Block) -> Result<(Self, bool), Fault> {
         let size = u64::try_from(number(&block[483..495])?).map_err(|_| BAD)?;
-        let mut map = Self { pieces: Vec::new(), size };
+        let mut map = Self {
+            pieces: Vec::new(),
+            size,
+        };
         map.extend(&block[386..482])?;
         Ok((map, block[482] != 0))
     }
@@ -80,7 +90,10 @@ pub(super) enum Declared {
 
 /// Finds out what the records declare, and the real name if it stands apart.
 pub(super) fn declared(records: &Records) -> Result<(Declared, Option<Vec<u8>>), Fault> {
-    let version = (records.get(b"GNU.sparse.major"), records.get(b"GNU.sparse.minor"));
+    let version = (
+        records.get(b"GNU.sparse.major"),
+        records.get(b"GNU.sparse.minor"),
+    );
     let map_here = records.get(b"GNU.sparse.map");
     let pairs = records.iter().any(|(key, _)| key == b"GNU.sparse.offset");
     let in_front = match version {
@@ -99,9 +112,15 @@ pub(super) fn declared(records: &Records) -> Result<(Declared, Option<Vec<u8>>),
     if in_front {
         return Ok((Declared::BeforeData(size), name));
     }
-    let mut map = Map { pieces: Vec::new(), size };
+    let mut map = Map {
+        pieces: Vec::new(),
+        size,
+    };
     if let Some(text) = map_here {
-        let numbers: Vec<i64> = text.split(|&byte| byte == b',').map(decimal).collect::<Result<_, _>>()?;
+        let numbers: Vec<i64> = text
+            .split(|&byte| byte == b',')
+            .map(decimal)
+            .collect::<Result<_, _>>()?;
         if !numbers.len().is_multiple_of(2) {
             return Err(BAD);
         }
@@ -138,7 +157,15 @@ pub(super) struct Front {
 
 impl Front {
     pub(super) fn new(size: u64) -> Self {
-        Self { map: Map { pieces: Vec::new(), size }, digits: Vec::new(), pieces: None, offset: None }
+        Self {
+            map: Map {
+                pieces: Vec::new(),
+                size,
+            },
+            digits: Vec::new(),
+            pieces: None,
+            offset: None,
+        }
     }
 
     /// Takes one block more; gives the map when it is whole. What is left of the block is padding.

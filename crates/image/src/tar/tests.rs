@@ -6,7 +6,12 @@ use proptest::prelude::*;
 use super::*;
 
 fn file(path: &str, size: usize) -> Header {
-    Header { path: path.as_bytes().to_vec(), size: size as u64, mode: 0o644, ..Header::default() }
+    Header {
+        path: path.as_bytes().to_vec(),
+        size: size as u64,
+        mode: 0o644,
+        ..Header::default()
+    }
 }
 
 fn write(entries: &[(Header, Vec<u8>)]) -> Vec<u8> {
@@ -24,7 +29,10 @@ fn read(bytes: &[u8]) -> Result<Vec<(Header, Vec<u8>)>, TarError> {
     let mut entries = Vec::new();
     while let Some(mut entry) = reader.next_entry()? {
         let mut content = Vec::new();
-        entry.content.read_to_end(&mut content).map_err(|source| TarError::Io { offset: 0, source })?;
+        entry
+            .content
+            .read_to_end(&mut content)
+            .map_err(|source| TarError::Io { offset: 0, source })?;
         entries.push((entry.header, content));
     }
     Ok(entries)
@@ -60,7 +68,11 @@ fn extended(kind: u8, records: &[(&[u8], &[u8])]) -> Vec<u8> {
 
 /// Every kind and every reason for an extended header.
 fn samples() -> Vec<(Header, Vec<u8>)> {
-    let kind = |path: &str, kind, link: &str| Header { kind, link: link.into(), ..file(path, 0) };
+    let kind = |path: &str, kind, link: &str| Header {
+        kind,
+        link: link.into(),
+        ..file(path, 0)
+    };
     let long = format!("{}/{}", "d".repeat(90), "f".repeat(90));
     let longer = "n".repeat(300);
     vec![
@@ -69,23 +81,78 @@ fn samples() -> Vec<(Header, Vec<u8>)> {
         (file("dir/block", 512), vec![b'b'; 512]),
         (kind("dir/link", EntryKind::Symlink, "../x"), vec![]),
         (kind("dir/hard", EntryKind::HardLink, "dir/file"), vec![]),
-        (Header { device: (1, 3), ..kind("null", EntryKind::Char, "") }, vec![]),
-        (Header { device: (8, 0x1_2345), ..kind("disk", EntryKind::Block, "") }, vec![]),
+        (
+            Header {
+                device: (1, 3),
+                ..kind("null", EntryKind::Char, "")
+            },
+            vec![],
+        ),
+        (
+            Header {
+                device: (8, 0x1_2345),
+                ..kind("disk", EntryKind::Block, "")
+            },
+            vec![],
+        ),
         (kind("pipe", EntryKind::Fifo, ""), vec![]),
         (file(&long, 1), b"1".to_vec()),
         (file(&longer, 1), b"2".to_vec()),
         (kind("far", EntryKind::Symlink, &longer), vec![]),
         (file("grün", 0), vec![]),
-        (Header { uid: 2_097_151, gid: 2_097_151, mode: 0o7755, ..file("largest", 0) }, vec![]),
-        (Header { uid: 2_097_152, gid: 4_294_967_294, ..file("large", 0) }, vec![]),
-        (Header { mtime: (1_700_000_000, 123_456_789), ..file("fine", 0) }, vec![]),
-        (Header { mtime: (-1, 500_000_000), ..file("early", 0) }, vec![]),
-        (Header { mtime: (1 << 34, 0), ..file("late", 0) }, vec![]),
-        (Header { user: b"root".to_vec(), group: "größe".into(), ..file("named", 0) }, vec![]),
+        (
+            Header {
+                uid: 2_097_151,
+                gid: 2_097_151,
+                mode: 0o7755,
+                ..file("largest", 0)
+            },
+            vec![],
+        ),
+        (
+            Header {
+                uid: 2_097_152,
+                gid: 4_294_967_294,
+                ..file("large", 0)
+            },
+            vec![],
+        ),
+        (
+            Header {
+                mtime: (1_700_000_000, 123_456_789),
+                ..file("fine", 0)
+            },
+            vec![],
+        ),
+        (
+            Header {
+                mtime: (-1, 500_000_000),
+                ..file("early", 0)
+            },
+            vec![],
+        ),
+        (
+            Header {
+                mtime: (1 << 34, 0),
+                ..file("late", 0)
+            },
+            vec![],
+        ),
+        (
+            Header {
+                user: b"root".to_vec(),
+                group: "größe".into(),
+                ..file("named", 0)
+            },
+            vec![],
+        ),
         (
             Header {
                 xattrs: vec![
-                    (b"security.capability".to_vec(), vec![1, 0, 0, 2, 0x0a, b'=', 0, 0xff, 0x0a]),
+                    (
+                        b"security.capability".to_vec(),
+                        vec![1, 0, 0, 2, 0x0a, b'=', 0, 0xff, 0x0a],
+                    ),
                     (b"user.empty".to_vec(), vec![]),
                 ],
                 ..file("able", 3)
@@ -105,15 +172,39 @@ fn what_is_written_is_read() {
 #[test]
 fn ustar_where_it_fits() {
     let kind_of_first = |header: &Header| header_bytes(header).unwrap()[block::KIND];
-    assert_eq!(kind_of_first(&file(&format!("{}/{}", "d".repeat(155), "f".repeat(100)), 0)), b'0');
-    assert_eq!(kind_of_first(&file(&format!("{}/{}", "d".repeat(156), "f".repeat(100)), 0)), b'x');
+    assert_eq!(
+        kind_of_first(&file(
+            &format!("{}/{}", "d".repeat(155), "f".repeat(100)),
+            0
+        )),
+        b'0'
+    );
+    assert_eq!(
+        kind_of_first(&file(
+            &format!("{}/{}", "d".repeat(156), "f".repeat(100)),
+            0
+        )),
+        b'x'
+    );
     assert_eq!(kind_of_first(&file("a", (8 << 30) - 1)), b'0');
     assert_eq!(kind_of_first(&file("a", 8 << 30)), b'x');
-    assert_eq!(plain_file_header("manifest.json", 3), header_bytes(&file("manifest.json", 3)).unwrap());
+    assert_eq!(
+        plain_file_header("manifest.json", 3),
+        header_bytes(&file("manifest.json", 3)).unwrap()
+    );
     for refused in [
-        Header { xattrs: vec![(b"user.a=b".to_vec(), vec![])], ..file("a", 0) },
-        Header { device: (0, 1 << 21), ..file("a", 0) },
-        Header { mode: 1 << 21, ..file("a", 0) },
+        Header {
+            xattrs: vec![(b"user.a=b".to_vec(), vec![])],
+            ..file("a", 0)
+        },
+        Header {
+            device: (0, 1 << 21),
+            ..file("a", 0)
+        },
+        Header {
+            mode: 1 << 21,
+            ..file("a", 0)
+        },
         file("a\0b", 0),
     ] {
         assert!(header_bytes(&refused).is_err(), "{refused:?}");
@@ -135,7 +226,13 @@ fn size_in_records_frames_the_data() {
     ]
     .concat();
     let entries = read(&bytes).unwrap();
-    assert_eq!(entries.iter().map(|(header, _)| &header.path[..]).collect::<Vec<_>>(), [&b"outer"[..], b"last"]);
+    assert_eq!(
+        entries
+            .iter()
+            .map(|(header, _)| &header.path[..])
+            .collect::<Vec<_>>(),
+        [&b"outer"[..], b"last"]
+    );
     assert_eq!(entries[0].1, inner);
 }
 
@@ -144,9 +241,19 @@ fn no_content_without_a_file() {
     for kind in *b"123456" {
         let bytes = [raw(kind, b"a", 700, |_| {}), raw(b'0', b"b", 0, |_| {})].concat();
         let entries = read(&bytes).unwrap();
-        assert_eq!((entries.len(), entries[0].0.size), (2, 0), "{}", kind as char);
+        assert_eq!(
+            (entries.len(), entries[0].0.size),
+            (2, 0),
+            "{}",
+            kind as char
+        );
     }
-    let other = [raw(b'V', b"volume", 3, |_| {}), padded(b"abc".to_vec()), raw(b'0', b"b", 0, |_| {})].concat();
+    let other = [
+        raw(b'V', b"volume", 3, |_| {}),
+        padded(b"abc".to_vec()),
+        raw(b'0', b"b", 0, |_| {}),
+    ]
+    .concat();
     assert_eq!(read(&other).unwrap()[0].0.kind, EntryKind::Other(b'V'));
     assert_eq!(read(&other).unwrap()[0].1, b"abc");
 }
@@ -157,7 +264,13 @@ fn records_override_and_globals_do_not() {
         extended(b'g', &[(b"path", b"global"), (b"comment", b"c")]),
         extended(
             b'x',
-            &[(b"path", b"first"), (b"path", b"second"), (b"uid", b"-5"), (b"gname", b""), (b"mtime", b"-1.5")],
+            &[
+                (b"path", b"first"),
+                (b"path", b"second"),
+                (b"uid", b"-5"),
+                (b"gname", b""),
+                (b"mtime", b"-1.5"),
+            ],
         ),
         raw(b'1', b"name", 0, |block| block[block::GROUP.start] = b'g'),
         raw(b'0', b"plain", 0, |_| {}),
@@ -199,10 +312,16 @@ fn old_formats() {
             block[block::MODE].copy_from_slice(b"  0755 \0");
             block[block::MTIME].fill(b' ');
         }),
-        raw(b'7', b"name", 0, |block| block[block::PREFIX][..3].copy_from_slice(b"pre")),
+        raw(b'7', b"name", 0, |block| {
+            block[block::PREFIX][..3].copy_from_slice(b"pre")
+        }),
     ]
     .concat();
-    let entries: Vec<_> = read(&bytes).unwrap().into_iter().map(|(header, _)| header).collect();
+    let entries: Vec<_> = read(&bytes)
+        .unwrap()
+        .into_iter()
+        .map(|(header, _)| header)
+        .collect();
     assert_eq!(
         (&entries[0].path[..], &entries[0].link[..], entries[0].kind),
         (&name[..200], &b"to"[..], EntryKind::Symlink)
@@ -210,8 +329,14 @@ fn old_formats() {
     assert_eq!(entries[1].path, b"times");
     assert_eq!(entries[2].path, b"go1.7/prefixed");
     assert_eq!(entries[3].kind, EntryKind::Dir);
-    assert_eq!((entries[4].uid, entries[4].gid, entries[4].mode), (4_294_967_294, -1, 0o755));
-    assert_eq!((&entries[5].path[..], entries[5].kind), (&b"pre/name"[..], EntryKind::File));
+    assert_eq!(
+        (entries[4].uid, entries[4].gid, entries[4].mode),
+        (4_294_967_294, -1, 0o755)
+    );
+    assert_eq!(
+        (&entries[5].path[..], entries[5].kind),
+        (&b"pre/name"[..], EntryKind::File)
+    );
 }
 
 #[test]
@@ -255,7 +380,14 @@ fn sparse_files() {
     ]
     .concat();
     let one = [
-        extended(b'x', &[size, (b"GNU.sparse.map", b"512,3,1000,3"), (b"GNU.sparse.name", b"old")]),
+        extended(
+            b'x',
+            &[
+                size,
+                (b"GNU.sparse.map", b"512,3,1000,3"),
+                (b"GNU.sparse.name", b"old"),
+            ],
+        ),
         raw(b'0', b"GNUSparseFile.0/x", 6, |_| {}),
         data.clone(),
     ]
@@ -269,13 +401,22 @@ fn sparse_files() {
     let front = |map: &str| {
         let map = padded(map.into());
         let size = map.len() as u64 + 6;
-        [extended(b'x', &version), raw(b'0', b"GNUSparseFile.0/x", size, |_| {}), map, data.clone()].concat()
+        [
+            extended(b'x', &version),
+            raw(b'0', b"GNUSparseFile.0/x", size, |_| {}),
+            map,
+            data.clone(),
+        ]
+        .concat()
     };
     let next = raw(b'0', b"next", 0, |_| {});
     for bytes in [&old, &zero, &one, &front("2\n512\n3\n1000\n3\n")] {
         let entries = read(&[&bytes[..], &next].concat()).unwrap();
         let (header, content) = &entries[0];
-        assert_eq!((&header.path[..], header.size, content), (&b"old"[..], 1100, &expected));
+        assert_eq!(
+            (&header.path[..], header.size, content),
+            (&b"old"[..], 1100, &expected)
+        );
         assert_eq!(entries[1].0.path, b"next");
         // Unread and half-read contents leave the reader at the right place.
         let all = [&bytes[..], &next].concat();
@@ -284,9 +425,15 @@ fn sparse_files() {
         entry.content.read_exact(&mut [0; 600]).unwrap();
         assert_eq!(reader.next_entry().unwrap().unwrap().header.path, b"next");
     }
-    for map in
-        ["2\n1000\n3\n512\n3\n", "1\n512\n3\n", "1\n1098\n6\n", "2\n512\n3\n513\n3\n", "x", "1\n-1\n6\n", "9999999\n"]
-    {
+    for map in [
+        "2\n1000\n3\n512\n3\n",
+        "1\n512\n3\n",
+        "1\n1098\n6\n",
+        "2\n512\n3\n513\n3\n",
+        "x",
+        "1\n-1\n6\n",
+        "9999999\n",
+    ] {
         assert!(read(&front(map)).is_err(), "{map:?}");
     }
 }
@@ -300,32 +447,61 @@ fn damaged() {
         let accepted = cut == 0 || (512 + 600..=1536).contains(&cut) || cut == 1536 + 512;
         assert_eq!(read(&whole[..cut]).is_ok(), accepted, "{cut}");
     }
-    assert!(matches!(fails(&whole[..100]), TarError::CutOff { offset: 100 }));
+    assert!(matches!(
+        fails(&whole[..100]),
+        TarError::CutOff { offset: 100 }
+    ));
     let mut flipped = whole.clone();
     flipped[3] ^= 1;
-    assert!(matches!(fails(&flipped), TarError::Invalid { offset: 0, .. }));
+    assert!(matches!(
+        fails(&flipped),
+        TarError::Invalid { offset: 0, .. }
+    ));
     let second = raw(b'0', b"b", 0, |_| {});
-    assert!(fails(&[&[0; 512], &second[..]].concat()).to_string().contains("zeros"));
+    assert!(
+        fails(&[&[0; 512], &second[..]].concat())
+            .to_string()
+            .contains("zeros")
+    );
     let cases = [
         raw(b'0', b"a", 0, |block| block[block::SIZE].fill(0xff)),
-        raw(b'0', b"a", 0, |block| block[block::SIZE][..12].copy_from_slice(b"00000000009\0")),
-        raw(b'0', b"a", 0, |block| block[block::UID].copy_from_slice(b"12 34  \0")),
-        raw(b'0', b"a", 0, |block| block[block::MODE].copy_from_slice(&[0x80, 0xff, 0, 0, 0, 0, 0, 0])),
+        raw(b'0', b"a", 0, |block| {
+            block[block::SIZE][..12].copy_from_slice(b"00000000009\0")
+        }),
+        raw(b'0', b"a", 0, |block| {
+            block[block::UID].copy_from_slice(b"12 34  \0")
+        }),
+        raw(b'0', b"a", 0, |block| {
+            block[block::MODE].copy_from_slice(&[0x80, 0xff, 0, 0, 0, 0, 0, 0])
+        }),
         raw(b'S', b"a", 0, |_| {}),
         [extended(b'x', &[(b"size", b"-1")]), second.clone()].concat(),
-        [extended(b'x', &[(b"size", b"99999999999999999999")]), second.clone()].concat(),
+        [
+            extended(b'x', &[(b"size", b"99999999999999999999")]),
+            second.clone(),
+        ]
+        .concat(),
         [extended(b'x', &[(b"mtime", b"now")]), second.clone()].concat(),
         [raw(b'x', b"", 2 << 20, |_| {}), vec![0; 3 << 20]].concat(),
         [raw(b'L', b"", 1 << 17, |_| {}), vec![0; 1 << 18]].concat(),
         [extended(b'x', &[(b"path", &b"p".repeat(1 << 17))]), second].concat(),
     ];
     for (number, bytes) in cases.iter().enumerate() {
-        assert!(matches!(fails(bytes), TarError::Invalid { .. }), "case {number}");
+        assert!(
+            matches!(fails(bytes), TarError::Invalid { .. }),
+            "case {number}"
+        );
     }
 }
 
 fn any_header() -> impl Strategy<Value = (Header, Vec<u8>)> {
-    let name = || prop_oneof!["[a-zé/ .]{1,20}", "[a-z]{1,99}/[a-z]{90,160}/?", "[a-z]{95,105}"];
+    let name = || {
+        prop_oneof![
+            "[a-zé/ .]{1,20}",
+            "[a-z]{1,99}/[a-z]{90,160}/?",
+            "[a-z]{95,105}"
+        ]
+    };
     let kind = prop_oneof![
         Just(EntryKind::File),
         Just(EntryKind::HardLink),
@@ -334,7 +510,11 @@ fn any_header() -> impl Strategy<Value = (Header, Vec<u8>)> {
         Just(EntryKind::Dir),
     ];
     let value = || proptest::collection::vec(any::<u8>(), 0..30);
-    let xattrs = proptest::collection::btree_map(proptest::collection::vec(b'a'..=b'z', 1..8), value(), 0..3);
+    let xattrs = proptest::collection::btree_map(
+        proptest::collection::vec(b'a'..=b'z', 1..8),
+        value(),
+        0..3,
+    );
     let numbers = (
         0..1_u32 << 12,
         -1_i64..1 << 33,
@@ -342,25 +522,45 @@ fn any_header() -> impl Strategy<Value = (Header, Vec<u8>)> {
         -1_i64 << 35..1 << 35,
         prop_oneof![Just(0), 0..1_000_000_000_u32],
     );
-    (name(), name(), kind, numbers, xattrs, proptest::collection::vec(any::<u8>(), 0..1200)).prop_map(
-        |(path, link, kind, (mode, uid, gid, seconds, nanoseconds), xattrs, content)| {
-            let content = if kind == EntryKind::File { content } else { Vec::new() };
-            let header = Header {
-                path: path.into(),
-                kind,
-                link: if matches!(kind, EntryKind::HardLink | EntryKind::Symlink) { link.into() } else { Vec::new() },
-                size: content.len() as u64,
-                mode,
-                uid,
-                gid,
-                mtime: (seconds, nanoseconds),
-                device: if kind == EntryKind::Char { (mode, 7) } else { (0, 0) },
-                xattrs: xattrs.into_iter().collect(),
-                ..Header::default()
-            };
-            (header, content)
-        },
+    (
+        name(),
+        name(),
+        kind,
+        numbers,
+        xattrs,
+        proptest::collection::vec(any::<u8>(), 0..1200),
     )
+        .prop_map(
+            |(path, link, kind, (mode, uid, gid, seconds, nanoseconds), xattrs, content)| {
+                let content = if kind == EntryKind::File {
+                    content
+                } else {
+                    Vec::new()
+                };
+                let header = Header {
+                    path: path.into(),
+                    kind,
+                    link: if matches!(kind, EntryKind::HardLink | EntryKind::Symlink) {
+                        link.into()
+                    } else {
+                        Vec::new()
+                    },
+                    size: content.len() as u64,
+                    mode,
+                    uid,
+                    gid,
+                    mtime: (seconds, nanoseconds),
+                    device: if kind == EntryKind::Char {
+                        (mode, 7)
+                    } else {
+                        (0, 0)
+                    },
+                    xattrs: xattrs.into_iter().collect(),
+                    ..Header::default()
+                };
+                (header, content)
+            },
+        )
 }
 
 proptest! {
@@ -411,8 +611,12 @@ proptest! {
 
 /// Runs a program with `input`; `None`, said aloud, where it is not installed.
 fn oracle(program: &str, arguments: &[&str], input: &[u8]) -> Option<Vec<u8>> {
-    let child =
-        Command::new(program).args(arguments).env("TZ", "UTC").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let child = Command::new(program)
+        .args(arguments)
+        .env("TZ", "UTC")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn();
     let Ok(mut child) = child else {
         #[expect(clippy::print_stderr, reason = "a test that is skipped must be seen")]
         {
@@ -437,11 +641,17 @@ for m in tarfile.open(fileobj=sys.stdin.buffer, mode='r|', errors='surrogateesca
 
 #[test]
 fn python_reads_what_we_write() {
-    let Some(output) = oracle("python3", &["-c", PYTHON_LIST], &write(&samples())) else { return };
+    let Some(output) = oracle("python3", &["-c", PYTHON_LIST], &write(&samples())) else {
+        return;
+    };
     let expected: Vec<String> = samples()
         .iter()
         .map(|(header, _)| {
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('/').to_owned();
+            let text = |bytes: &[u8]| {
+                String::from_utf8_lossy(bytes)
+                    .trim_end_matches('/')
+                    .to_owned()
+            };
             let kind = header_bytes(header).unwrap();
             format!(
                 "{}|{}|{}|{}|0o{:o}|{}|{}|{}",
@@ -456,7 +666,13 @@ fn python_reads_what_we_write() {
             )
         })
         .collect();
-    assert_eq!(String::from_utf8(output).unwrap().lines().collect::<Vec<_>>(), expected);
+    assert_eq!(
+        String::from_utf8(output)
+            .unwrap()
+            .lines()
+            .collect::<Vec<_>>(),
+        expected
+    );
 }
 
 const PYTHON_WRITE: &str = r"
@@ -478,13 +694,24 @@ a.close()
 #[test]
 fn we_read_what_python_writes() {
     for format in ["GNU_FORMAT", "PAX_FORMAT"] {
-        let Some(bytes) = oracle("python3", &["-c", PYTHON_WRITE, format], &[]) else { return };
+        let Some(bytes) = oracle("python3", &["-c", PYTHON_WRITE, format], &[]) else {
+            return;
+        };
         let entries = read(&bytes).unwrap();
         let headers: Vec<_> = entries.iter().map(|(header, _)| header).collect();
         assert_eq!(headers.len(), 5);
-        assert_eq!((headers[0].size, headers[0].mode, headers[0].mtime), (1000, 0o4755, (1_700_000_000, 0)));
-        assert_eq!((headers[1].path.len(), &entries[1].1[..]), (250, &b"long"[..]));
-        assert_eq!((headers[2].kind, headers[2].link.len()), (EntryKind::Symlink, 180));
+        assert_eq!(
+            (headers[0].size, headers[0].mode, headers[0].mtime),
+            (1000, 0o4755, (1_700_000_000, 0))
+        );
+        assert_eq!(
+            (headers[1].path.len(), &entries[1].1[..]),
+            (250, &b"long"[..])
+        );
+        assert_eq!(
+            (headers[2].kind, headers[2].link.len()),
+            (EntryKind::Symlink, 180)
+        );
         assert_eq!((headers[3].uid, headers[3].gid), (3_000_000, 4_294_967_294));
         assert_eq!(headers[4].kind, EntryKind::Dir);
     }
@@ -492,8 +719,17 @@ fn we_read_what_python_writes() {
 
 #[test]
 fn gnu_tar_agrees() {
-    let Some(output) = oracle("tar", &["-tf", "-", "--quoting-style=literal"], &write(&samples())) else { return };
-    let names: Vec<u8> = samples().iter().flat_map(|(header, _)| [&header.path[..], b"\n"].concat()).collect();
+    let Some(output) = oracle(
+        "tar",
+        &["-tf", "-", "--quoting-style=literal"],
+        &write(&samples()),
+    ) else {
+        return;
+    };
+    let names: Vec<u8> = samples()
+        .iter()
+        .flat_map(|(header, _)| [&header.path[..], b"\n"].concat())
+        .collect();
     assert_eq!(output, names);
 
     let folder = tempfile::tempdir().unwrap();
@@ -514,7 +750,14 @@ fn gnu_tar_agrees() {
         let arguments = [&["-cSf", "-", "-C", root], format, &["sparse"]].concat();
         let bytes = oracle("tar", &arguments, &[]).unwrap();
         let entries = read(&bytes).unwrap();
-        assert_eq!((&entries[0].0.path[..], entries.len()), (&b"sparse"[..], 1), "{format:?}");
-        assert!(entries[0].1 == expected && bytes.len() < 200_000, "{format:?}");
+        assert_eq!(
+            (&entries[0].0.path[..], entries.len()),
+            (&b"sparse"[..], 1),
+            "{format:?}"
+        );
+        assert!(
+            entries[0].1 == expected && bytes.len() < 200_000,
+            "{format:?}"
+        );
     }
 }

@@ -21,7 +21,11 @@ pub struct Writer<W> {
 impl<W: Write> Writer<W> {
     /// Starts an archive.
     pub fn new(out: W) -> Self {
-        Self { out, written: 0, buffer: Vec::new() }
+        Self {
+            out,
+            written: 0,
+            buffer: Vec::new(),
+        }
     }
 
     /// Appends an entry. Of a regular file exactly `header.size` bytes are taken from `content`; of anything else
@@ -82,7 +86,11 @@ impl<W: Write> Writer<W> {
 pub fn header_bytes(header: &Header) -> io::Result<Vec<u8>> {
     let records = records(header)?;
     // Once there is an extended header the name stands in it and need not be split.
-    let split = if records.needed { None } else { split_name(&header.path) };
+    let split = if records.needed {
+        None
+    } else {
+        split_name(&header.path)
+    };
     let mut out = Vec::with_capacity(if records.needed { 3 * BLOCK } else { BLOCK });
     if records.needed {
         let mut body = Vec::new();
@@ -135,7 +143,12 @@ pub fn header_bytes(header: &Header) -> io::Result<Vec<u8>> {
 /// # Panics
 /// When the name holds NUL.
 pub fn plain_file_header(path: &str, size: u64) -> Vec<u8> {
-    let header = Header { path: path.as_bytes().to_vec(), size, mode: 0o644, ..Header::default() };
+    let header = Header {
+        path: path.as_bytes().to_vec(),
+        size,
+        mode: 0o644,
+        ..Header::default()
+    };
     header_bytes(&header).expect("a name without NUL can be expressed")
 }
 
@@ -150,7 +163,10 @@ fn records(header: &Header) -> io::Result<Records> {
         let what = format!("{}: {what}", String::from_utf8_lossy(&header.path));
         io::Error::new(io::ErrorKind::InvalidInput, what)
     };
-    let mut all = Records { records: BTreeMap::new(), needed: false };
+    let mut all = Records {
+        records: BTreeMap::new(),
+        needed: false,
+    };
     for (key, value, width) in [
         ("path", &header.path, block::NAME.len()),
         ("linkpath", &header.link, block::LINK.len()),
@@ -175,28 +191,41 @@ fn records(header: &Header) -> io::Result<Records> {
             all.records.insert(key.into(), value.to_string().into());
         }
     }
-    for (what, value) in [("mode", header.mode), ("device number", header.device.0), ("device number", header.device.1)]
-    {
+    for (what, value) in [
+        ("mode", header.mode),
+        ("device number", header.device.0),
+        ("device number", header.device.1),
+    ] {
         if !fits_octal(block::MODE.len(), i64::from(value)) {
-            return Err(invalid(&format!("{what} {value} is too large for a tar archive")));
+            return Err(invalid(&format!(
+                "{what} {value} is too large for a tar archive"
+            )));
         }
     }
     if header.mtime.1 != 0 || !fits_octal(block::MTIME.len(), header.mtime.0) {
         all.needed = true;
-        all.records.insert(b"mtime".to_vec(), pax::time_text(header.mtime).into());
+        all.records
+            .insert(b"mtime".to_vec(), pax::time_text(header.mtime).into());
     }
     for (name, value) in &header.xattrs {
         if name.is_empty() || name.contains(&b'=') || name.contains(&0) {
-            return Err(invalid("the name of an extended attribute cannot be kept in a tar archive"));
+            return Err(invalid(
+                "the name of an extended attribute cannot be kept in a tar archive",
+            ));
         }
         all.needed = true;
-        all.records.insert([b"SCHILY.xattr.", &name[..]].concat(), value.clone());
+        all.records
+            .insert([b"SCHILY.xattr.", &name[..]].concat(), value.clone());
     }
     Ok(all)
 }
 
 fn size(header: &Header) -> i64 {
-    if header.kind == EntryKind::File { i64::try_from(header.size).unwrap_or(i64::MAX) } else { 0 }
+    if header.kind == EntryKind::File {
+        i64::try_from(header.size).unwrap_or(i64::MAX)
+    } else {
+        0
+    }
 }
 
 fn kind(kind: EntryKind) -> u8 {
@@ -223,7 +252,8 @@ fn split_name(path: &[u8]) -> Option<(&[u8], &[u8])> {
     }
     let slash = path[..most].iter().rposition(|&byte| byte == b'/')?;
     let (prefix, name) = (&path[..slash], &path[slash + 1..]);
-    (!prefix.is_empty() && !name.is_empty() && name.len() <= block::NAME.len()).then_some((prefix, name))
+    (!prefix.is_empty() && !name.is_empty() && name.len() <= block::NAME.len())
+        .then_some((prefix, name))
 }
 
 /// The name that an extended header gets: readers that do not know the format make a file of it.
@@ -238,7 +268,10 @@ fn extension_name(path: &[u8]) -> Vec<u8> {
 }
 
 fn ascii(text: &[u8]) -> Vec<u8> {
-    text.iter().copied().filter(|byte| byte.is_ascii() && *byte != 0).collect()
+    text.iter()
+        .copied()
+        .filter(|byte| byte.is_ascii() && *byte != 0)
+        .collect()
 }
 
 /// Writes a text, cut where it does not fit; not cut behind a slash, which would make a folder of it.

@@ -66,7 +66,10 @@ impl LayerBuilder {
     pub fn add(&mut self, mut entry: Entry) -> Result<Vec<Step>, TarLayerError> {
         let mut steps = Vec::new();
         entry.path = self.place(entry.path, &mut steps)?;
-        let before = self.entries.get(&entry.path).map(|entry| entry.kind.clone());
+        let before = self
+            .entries
+            .get(&entry.path)
+            .map(|entry| entry.kind.clone());
         match (&mut entry.kind, before) {
             // The layer's own folder stays and hides the one below.
             (Kind::Whiteout, Some(Kind::Dir { .. })) => {
@@ -86,7 +89,11 @@ impl LayerBuilder {
 
     /// Tells the digest of a regular file that was put, before the next header is taken: hard links to come copy it.
     pub fn set_digest(&mut self, path: &LayerPath, of: FileDigest) {
-        if let Some(Entry { kind: Kind::File { digest, .. }, .. }) = self.entries.get_mut(path) {
+        if let Some(Entry {
+            kind: Kind::File { digest, .. },
+            ..
+        }) = self.entries.get_mut(path)
+        {
             *digest = of;
         }
     }
@@ -110,12 +117,18 @@ impl LayerBuilder {
     }
 
     fn link(&mut self, path: LayerPath, target: &LayerPath) -> Result<Vec<Step>, TarLayerError> {
-        let missing = |path: &LayerPath| TarLayerError::LinkTarget { path: path.clone(), target: target.clone() };
+        let missing = |path: &LayerPath| TarLayerError::LinkTarget {
+            path: path.clone(),
+            target: target.clone(),
+        };
         let mut steps = Vec::new();
         // The target's own parents can be links, but nothing is made on the way to it.
         let first = self.follow(target).map_err(|_| missing(&path))?;
         let path = self.place(path, &mut steps)?;
-        let file = self.entries.get_mut(&first).filter(|entry| !entry.is_dir() && entry.kind != Kind::Whiteout);
+        let file = self
+            .entries
+            .get_mut(&first)
+            .filter(|entry| !entry.is_dir() && entry.kind != Kind::Whiteout);
         let file = file.ok_or_else(|| missing(&path))?;
         if path == first {
             return Ok(steps);
@@ -124,11 +137,18 @@ impl LayerBuilder {
             file.hardlink = Some(self.groups);
             self.groups += 1;
         }
-        let entry = Entry { path, ..file.clone() };
+        let entry = Entry {
+            path,
+            ..file.clone()
+        };
         if first.below(&entry.path).is_some() {
             return Err(missing(&entry.path));
         }
-        if let Some(before) = self.entries.get(&entry.path).map(|entry| entry.kind.clone()) {
+        if let Some(before) = self
+            .entries
+            .get(&entry.path)
+            .map(|entry| entry.kind.clone())
+        {
             self.forget(&entry.path, &before);
         }
         self.entries.insert(entry.path.clone(), entry.clone());
@@ -179,8 +199,14 @@ impl LayerBuilder {
     }
 
     /// Where an entry goes: its parents followed through this layer's links, and made where they are missing.
-    fn place(&mut self, path: LayerPath, steps: &mut Vec<Step>) -> Result<LayerPath, TarLayerError> {
-        let Some(parent) = path.parent() else { return Ok(path) };
+    fn place(
+        &mut self,
+        path: LayerPath,
+        steps: &mut Vec<Step>,
+    ) -> Result<LayerPath, TarLayerError> {
+        let Some(parent) = path.parent() else {
+            return Ok(path);
+        };
         if let Some((written, real)) = &self.last_parent
             && *written == parent
         {
@@ -188,14 +214,20 @@ impl LayerBuilder {
         }
         let placed = self.follow(&path)?;
         let real = placed.parent().unwrap_or_default();
-        let mut missing: Vec<LayerPath> = std::iter::successors(Some(real.clone()), LayerPath::parent)
-            .take_while(|folder| !folder.is_root() && !self.entries.get(folder).is_some_and(Entry::is_dir))
-            .collect();
+        let mut missing: Vec<LayerPath> =
+            std::iter::successors(Some(real.clone()), LayerPath::parent)
+                .take_while(|folder| {
+                    !folder.is_root() && !self.entries.get(folder).is_some_and(Entry::is_dir)
+                })
+                .collect();
         while let Some(folder) = missing.pop() {
             let mut entry = implied(folder);
             if self.entries.contains_key(&entry.path) {
                 // A whiteout: what is below it is gone, so the folder is a new one.
-                entry.kind = Kind::Dir { opaque: true, implied: false };
+                entry.kind = Kind::Dir {
+                    opaque: true,
+                    implied: false,
+                };
             }
             steps.push(self.put(entry));
         }
@@ -205,7 +237,10 @@ impl LayerBuilder {
 
     /// Follows the links among a path's parents, as far as this layer has them.
     fn follow(&self, path: &LayerPath) -> Result<LayerPath, TarLayerError> {
-        let wrong = |parent: LayerPath| TarLayerError::Parent { path: path.clone(), parent };
+        let wrong = |parent: LayerPath| TarLayerError::Parent {
+            path: path.clone(),
+            parent,
+        };
         let mut real = LayerPath::root();
         let mut links = 0;
         let mut rest: Vec<&[u8]> = path.components().rev().collect();
@@ -228,7 +263,11 @@ impl LayerBuilder {
                     if links > MAX_LINKS {
                         return Err(wrong(real));
                     }
-                    real = if target.starts_with(b"/") { LayerPath::root() } else { real.parent().unwrap_or_default() };
+                    real = if target.starts_with(b"/") {
+                        LayerPath::root()
+                    } else {
+                        real.parent().unwrap_or_default()
+                    };
                     rest.extend(target.split(|&byte| byte == b'/').rev());
                 }
                 Some(_) => return Err(wrong(real)),
@@ -240,5 +279,14 @@ impl LayerBuilder {
 
 /// A folder that only leads to something; the metadata count where no layer below has it.
 fn implied(path: LayerPath) -> Entry {
-    Entry { mode: 0o755, ..bare(path, Kind::Dir { opaque: false, implied: true }) }
+    Entry {
+        mode: 0o755,
+        ..bare(
+            path,
+            Kind::Dir {
+                opaque: false,
+                implied: true,
+            },
+        )
+    }
 }

@@ -80,7 +80,9 @@ pub enum TarLayerError {
         parent: LayerPath,
     },
     /// A hard link to something that the archive has not brought before: a file of a lower layer, or nothing.
-    #[error("tar entry {path} is a hard link to {target}, which is not a file that comes before it in the archive")]
+    #[error(
+        "tar entry {path} is a hard link to {target}, which is not a file that comes before it in the archive"
+    )]
     LinkTarget {
         /// The entry.
         path: LayerPath,
@@ -88,7 +90,9 @@ pub enum TarLayerError {
         target: LayerPath,
     },
     /// A name that would be a whiteout in the archive.
-    #[error("{0} cannot be kept in an image layer: names that start with .wh. stand for deleted files there")]
+    #[error(
+        "{0} cannot be kept in an image layer: names that start with .wh. stand for deleted files there"
+    )]
     Reserved(LayerPath),
 }
 
@@ -98,8 +102,12 @@ pub enum TarLayerError {
 /// When a name leaves the root, the type is unknown, an owner is no 32-bit number, or a whiteout names no file.
 pub fn header_to_entry(header: &Header, whiteouts: Whiteouts) -> Result<Member, TarLayerError> {
     let shown = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
-    let invalid = |what| TarLayerError::Invalid { name: shown(&header.path), what };
-    let clean = |name: &[u8]| clean(name).ok_or_else(|| TarLayerError::Outside { name: shown(name) });
+    let invalid = |what| TarLayerError::Invalid {
+        name: shown(&header.path),
+        what,
+    };
+    let clean =
+        |name: &[u8]| clean(name).ok_or_else(|| TarLayerError::Outside { name: shown(name) });
     let path = clean(&header.path)?;
     if whiteouts == Whiteouts::Apply {
         if path.name() == OPAQUE {
@@ -112,27 +120,48 @@ pub fn header_to_entry(header: &Header, whiteouts: Whiteouts) -> Result<Member, 
             if matches!(name, b"" | b"." | b"..") {
                 return Err(invalid("a whiteout must name a file"));
             }
-            return Ok(Member::Entry(bare(path.parent().unwrap_or_default().child(name), Kind::Whiteout)));
+            return Ok(Member::Entry(bare(
+                path.parent().unwrap_or_default().child(name),
+                Kind::Whiteout,
+            )));
         }
     }
     let kind = match header.kind {
-        EntryKind::File => Kind::File { size: header.size, digest: FileDigest::new([0; 32]) },
-        EntryKind::HardLink => return Ok(Member::HardLink { path, target: clean(&header.link)? }),
+        EntryKind::File => Kind::File {
+            size: header.size,
+            digest: FileDigest::new([0; 32]),
+        },
+        EntryKind::HardLink => {
+            return Ok(Member::HardLink {
+                path,
+                target: clean(&header.link)?,
+            });
+        }
         EntryKind::Symlink => Kind::Symlink(header.link.clone()),
         EntryKind::Char => Kind::Char(header.device.0, header.device.1),
         EntryKind::Block => Kind::Block(header.device.0, header.device.1),
-        EntryKind::Dir => Kind::Dir { opaque: false, implied: false },
+        EntryKind::Dir => Kind::Dir {
+            opaque: false,
+            implied: false,
+        },
         EntryKind::Fifo => Kind::Fifo,
         EntryKind::Other(byte) => {
-            return Err(TarLayerError::UnknownKind { name: shown(&header.path), kind: byte as char });
+            return Err(TarLayerError::UnknownKind {
+                name: shown(&header.path),
+                kind: byte as char,
+            });
         }
     };
     if path.is_root() && header.kind != EntryKind::Dir {
         return Err(invalid("the root is not a directory"));
     }
     // The highest number means "leave it" to chown.
-    let id =
-        |id: i64| u32::try_from(id).ok().filter(|&id| id != u32::MAX).ok_or_else(|| invalid("an impossible owner"));
+    let id = |id: i64| {
+        u32::try_from(id)
+            .ok()
+            .filter(|&id| id != u32::MAX)
+            .ok_or_else(|| invalid("an impossible owner"))
+    };
     Ok(Member::Entry(Entry {
         mode: (header.mode & 0o7777) as u16,
         uid: id(header.uid)?,
@@ -145,7 +174,10 @@ pub fn header_to_entry(header: &Header, whiteouts: Whiteouts) -> Result<Member, 
 
 /// An entry without metadata.
 fn bare(path: LayerPath, kind: Kind) -> Entry {
-    Entry { kind, ..Entry::dir(path, 0, 0, 0, (0, 0)) }
+    Entry {
+        kind,
+        ..Entry::dir(path, 0, 0, 0, (0, 0))
+    }
 }
 
 /// Cleans a name; `None` if it climbs above the root.

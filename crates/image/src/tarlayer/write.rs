@@ -38,21 +38,38 @@ pub fn entry_to_header(entry: &Entry) -> Result<Option<Header>, TarLayerError> {
     match &entry.kind {
         Kind::Dir { .. } => {
             header.kind = EntryKind::Dir;
-            header.path = if entry.path.is_root() { b"./".to_vec() } else { [&header.path[..], b"/"].concat() };
+            header.path = if entry.path.is_root() {
+                b"./".to_vec()
+            } else {
+                [&header.path[..], b"/"].concat()
+            };
         }
         Kind::File { size, .. } => header.size = *size,
         Kind::Symlink(target) => {
             header.kind = EntryKind::Symlink;
             header.link.clone_from(target);
         }
-        Kind::Char(major, minor) => (header.kind, header.device) = (EntryKind::Char, (*major, *minor)),
-        Kind::Block(major, minor) => (header.kind, header.device) = (EntryKind::Block, (*major, *minor)),
+        Kind::Char(major, minor) => {
+            (header.kind, header.device) = (EntryKind::Char, (*major, *minor))
+        }
+        Kind::Block(major, minor) => {
+            (header.kind, header.device) = (EntryKind::Block, (*major, *minor))
+        }
         Kind::Fifo => header.kind = EntryKind::Fifo,
         Kind::Socket => return Ok(None),
         Kind::Whiteout => {
             let name = [WHITEOUT, entry.path.name()].concat();
-            let path = entry.path.parent().unwrap_or_default().child(name).as_bytes().to_vec();
-            header = Header { path, ..Header::default() };
+            let path = entry
+                .path
+                .parent()
+                .unwrap_or_default()
+                .child(name)
+                .as_bytes()
+                .to_vec();
+            header = Header {
+                path,
+                ..Header::default()
+            };
         }
     }
     Ok(Some(header))
@@ -60,7 +77,10 @@ pub fn entry_to_header(entry: &Entry) -> Result<Option<Header>, TarLayerError> {
 
 /// The archive of a layer, entry by entry in index order. Times later than `clamp` seconds since 1970 become `clamp`.
 /// Of a file with several names the first has the content, the others are hard links to it.
-pub fn pieces(index: &LayerIndex, clamp: Option<i64>) -> impl Iterator<Item = Result<Piece<'_>, TarLayerError>> {
+pub fn pieces(
+    index: &LayerIndex,
+    clamp: Option<i64>,
+) -> impl Iterator<Item = Result<Piece<'_>, TarLayerError>> {
     let mut first_names: HashMap<u32, &LayerPath> = HashMap::new();
     index
         .entries()
@@ -71,7 +91,10 @@ pub fn pieces(index: &LayerIndex, clamp: Option<i64>) -> impl Iterator<Item = Re
                 Ok(None) => return [None, None],
                 Err(error) => return [Some(Err(error)), None],
             };
-            let mut piece = Piece { header, content: entry.is_file().then_some(entry) };
+            let mut piece = Piece {
+                header,
+                content: entry.is_file().then_some(entry),
+            };
             if let Some(clamp) = clamp {
                 piece.header.mtime = piece.header.mtime.min((clamp, 0));
             }
@@ -87,7 +110,13 @@ pub fn pieces(index: &LayerIndex, clamp: Option<i64>) -> impl Iterator<Item = Re
             }
             let mark = matches!(entry.kind, Kind::Dir { opaque: true, .. }).then(|| {
                 let path = entry.path.child(OPAQUE).as_bytes().to_vec();
-                Ok(Piece { header: Header { path, ..Header::default() }, content: None })
+                Ok(Piece {
+                    header: Header {
+                        path,
+                        ..Header::default()
+                    },
+                    content: None,
+                })
             });
             [Some(Ok(piece)), mark]
         })
