@@ -83,6 +83,10 @@ impl From<ExportError> for BuildError {
     fn from(error: ExportError) -> Self {
         match &error {
             ExportError::Worker(worker) => Self::from_worker(worker),
+            ExportError::Unpack { error: worker, .. } => Self {
+                message: error.to_string(),
+                ..Self::from_worker(worker)
+            },
             _ => Self::new(error.to_string()),
         }
     }

@@ -44,7 +44,9 @@ pub fn import(
     let len = file.metadata().map_err(ExportError::io(path))?.len();
     let into = store.begin_layer(lease)?;
     let input = TarInput::Range { offset: 0, len };
-    let unpacked = worker.unpack(UnpackJob { into, input }, &[file.as_fd()])?;
+    let unpacked = worker
+        .unpack(UnpackJob { into, input }, &[file.as_fd()])
+        .map_err(ExportError::unpack(path))?;
     let layer: LayerId = seal(store, &unpacked)?;
     if !unpacked.reproducible {
         keep_tar(store, file, 0, len, unpacked.diff_id, path)?;

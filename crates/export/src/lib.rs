@@ -25,13 +25,20 @@ pub enum ExportError {
     /// The worker failed.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// The worker could not unpack an archive.
+    #[error("{path}: {error}")]
+    Unpack {
+        /// Which.
+        path: String,
+        /// Why.
+        error: WorkerError,
+    },
     /// A file could not be read or written.
     #[error("{path}: {error}")]
     Io {
         /// Which.
         path: String,
         /// Why.
-        #[source]
         error: std::io::Error,
     },
     /// What was read is not an image archive.
@@ -56,6 +63,13 @@ pub enum ExportError {
 }
 
 impl ExportError {
+    pub(crate) fn unpack(path: &str) -> impl FnOnce(WorkerError) -> Self {
+        move |error| Self::Unpack {
+            path: path.to_owned(),
+            error,
+        }
+    }
+
     pub(crate) fn io(path: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |error| Self::Io { path, error }
@@ -64,7 +78,7 @@ impl ExportError {
     /// A way out, where there is one.
     pub fn hint(&self) -> Option<&str> {
         match self {
-            Self::Worker(error) => error.hint(),
+            Self::Worker(error) | Self::Unpack { error, .. } => error.hint(),
             _ => None,
         }
     }

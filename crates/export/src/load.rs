@@ -302,7 +302,9 @@ impl Archive<'_> {
             .ok_or_else(|| self.invalid(format!("{member} is missing")))?;
         let into = store.begin_layer(lease)?;
         let input = TarInput::Range { offset, len };
-        let unpacked = worker.unpack(UnpackJob { into, input }, &[self.file.as_fd()])?;
+        let unpacked = worker
+            .unpack(UnpackJob { into, input }, &[self.file.as_fd()])
+            .map_err(ExportError::unpack(&format!("{}: {member}", self.path)))?;
         if unpacked.diff_id != diff {
             let what = format!(
                 "{member} is damaged: its tar has the digest {}, expected {diff}",
