@@ -486,6 +486,19 @@ impl<'s> Run<'s, '_> {
         }
     }
 
+    /// Tells of an operation that failed before it was started: what it needs is not there.
+    fn tell_failed(&self, id: OpId, error: &SolveError) {
+        if matches!(error, SolveError::Step { .. }) {
+            let (id, at) = (self.solver.vertex(id), SystemTime::now());
+            self.solver.sink.emit(Event::Started { id, at });
+            self.solver.sink.emit(Event::Failed {
+                id,
+                error: error.to_string(),
+                at,
+            });
+        }
+    }
+
     /// Looks at what is wanted, from the target down: a hit high up spares all below it.
     fn advance_all<'scope, 'env>(
         &mut self,
@@ -501,8 +514,17 @@ impl<'s> Run<'s, '_> {
                 if matches!(self.states[self.target.op.0], State::Done(_)) {
                     return Ok(());
                 }
-                if matches!(self.states[at], State::Wanted { .. }) {
-                    changed |= self.advance(OpId(at), scope, sender)?;
+                if !matches!(self.states[at], State::Wanted { .. }) {
+                    continue;
+                }
+                let id = OpId(at);
+                match self.advance(id, scope, sender) {
+                    Ok(advanced) => changed |= advanced,
+                    Err(error) => {
+                        self.tell_cached();
+                        self.tell_failed(id, &error);
+                        return Err(error);
+                    }
                 }
             }
             if !changed {
@@ -805,6 +827,7 @@ impl<'s> Run<'s, '_> {
             self.solver.providers.before_first();
         }
         let reason = self.reason(id)?;
+        self.tell_cached();
         let vertex = self.solver.vertex(id);
         self.solver.sink.emit(Event::Started {
             id: vertex,
