@@ -32,13 +32,16 @@ pub(crate) fn plain_list(items: &[String]) -> String {
 
 /// Go's `strconv.Quote`.
 fn quote(text: &str) -> String {
+    quote_with('"', text.chars())
+}
+
+/// Go's `strconv.Quote` and `strconv.QuoteRune`, which differ in the mark only.
+fn quote_with(mark: char, text: impl Iterator<Item = char>) -> String {
     // Writing into a string cannot fail.
-    let mut quoted = String::with_capacity(text.len() + 2);
-    quoted.push('"');
-    for char in text.chars() {
+    let mut quoted = String::from(mark);
+    for char in text {
         match char {
-            '"' => quoted.push_str("\\\""),
-            '\\' => quoted.push_str("\\\\"),
+            char if char == mark || char == '\\' => quoted.extend(['\\', char]),
             '\u{7}' => quoted.push_str("\\a"),
             '\u{8}' => quoted.push_str("\\b"),
             '\u{c}' => quoted.push_str("\\f"),
@@ -55,20 +58,24 @@ fn quote(text: &str) -> String {
             char => quoted.push(char),
         }
     }
-    quoted.push('"');
+    quoted.push(mark);
     quoted
 }
 
-/// A health check in Go's `%+v`.
+/// A health check in Go's `%q`, which makes a character of the number of retries.
 pub(crate) fn healthcheck_text(check: &Healthcheck) -> String {
+    let retries = u32::try_from(check.retries).ok().and_then(char::from_u32);
     format!(
-        "{{Test:{} Interval:{} Timeout:{} StartPeriod:{} StartInterval:{} Retries:{}}}",
-        plain_list(&check.test),
+        "&{{{} \"{}\" \"{}\" \"{}\" \"{}\" {}}}",
+        quoted_list(&check.test),
         duration(check.interval),
         duration(check.timeout),
         duration(check.start_period),
         duration(check.start_interval),
-        check.retries,
+        quote_with(
+            '\'',
+            std::iter::once(retries.unwrap_or(char::REPLACEMENT_CHARACTER))
+        ),
     )
 }
 
