@@ -80,6 +80,17 @@ pub(crate) enum Command {
     Version,
 }
 
+/// The machine's certificates in steps and containers.
+#[derive(Debug, Args)]
+pub(crate) struct TrustArgs {
+    /// Trust the certificates that this machine trusts; they reach neither layers nor cache keys
+    #[arg(long, env = "KILN_HOST_CA", value_parser = clap::builder::FalseyValueParser::new())]
+    pub(crate) host_ca: bool,
+    /// Trust the certificates of a PEM file, in the same way; may be repeated
+    #[arg(long = "ca-cert", value_name = "FILE")]
+    pub(crate) ca_certs: Vec<PathBuf>,
+}
+
 /// `kiln build`.
 #[derive(Debug, Args)]
 pub(crate) struct BuildArgs {
@@ -97,7 +108,7 @@ pub(crate) struct BuildArgs {
     /// Value of an ARG; without a value it is taken from the environment
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
     pub(crate) build_args: Vec<String>,
-    /// A further context: a folder, or docker-image://NAME
+    /// A further context: a folder, or <docker-image://NAME>
     #[arg(long = "build-context", value_name = "NAME=WHERE")]
     pub(crate) build_contexts: Vec<String>,
     /// Label of the image
@@ -144,6 +155,8 @@ pub(crate) struct BuildArgs {
     /// The socket of an ssh agent: default or NAME=SOCKET
     #[arg(long = "ssh", value_name = "AGENT")]
     pub(crate) ssh: Vec<String>,
+    #[command(flatten)]
+    pub(crate) trust: TrustArgs,
     /// RUN steps at once
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) jobs: usize,
@@ -188,6 +201,8 @@ pub(crate) struct RunArgs {
     /// A line of /etc/hosts
     #[arg(long = "add-host", value_name = "NAME:ADDRESS")]
     pub(crate) add_hosts: Vec<String>,
+    #[command(flatten)]
+    pub(crate) trust: TrustArgs,
     /// Name or id of the image
     pub(crate) image: String,
     /// Command and arguments

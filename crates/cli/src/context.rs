@@ -144,6 +144,11 @@ pub(crate) fn resolv_conf() -> String {
     std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()
 }
 
+/// The bundle of certificates that this user's programs read, where it is not the system's.
+pub(crate) fn certificates() -> Option<PathBuf> {
+    variable("SSL_CERT_FILE").map(PathBuf::from)
+}
+
 /// How many processors there are.
 pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)

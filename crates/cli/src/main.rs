@@ -1,6 +1,7 @@
 //! The `kiln` binary.
 
 mod args;
+mod certificates;
 mod commands;
 mod context;
 mod format;

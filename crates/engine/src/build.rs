@@ -40,6 +40,8 @@ pub struct BuildRequest {
     pub cores: usize,
     /// The text of `/etc/resolv.conf` in RUN steps.
     pub resolv_conf: String,
+    /// Certificates of the host that RUN trusts.
+    pub trust: Option<kiln_worker::Trust>,
 }
 
 /// Where a secret comes from.
@@ -201,6 +203,7 @@ impl Engine {
                             jobs: request.jobs,
                             cores: request.cores,
                             resolv_conf: request.resolv_conf.clone(),
+                            trust: request.trust.clone(),
                             now: clamp
                                 .map_or((now.as_secs() as i64, now.subsec_nanos()), |seconds| {
                                     (seconds, 0)

@@ -8,6 +8,7 @@ mod run;
 
 pub use build::{BuildRequest, Built, Dockerfile, MainContext, Secret};
 pub use error::BuildError;
+pub use kiln_worker::Trust;
 pub use run::{Ran, RunRequest};
 
 use std::sync::Arc;

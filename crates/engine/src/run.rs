@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use kiln_graph::Network;
 use kiln_image::{Digest, ImageConfig};
-use kiln_worker::{ExecJob, ExecMount, Exit, MountSource, ProcessSpec, Request, Response};
+use kiln_worker::{ExecJob, ExecMount, Exit, MountSource, ProcessSpec, Request, Response, Trust};
 
 use crate::{BuildError, Engine};
 
@@ -35,6 +35,8 @@ pub struct RunRequest {
     pub extra_hosts: Vec<(String, String)>,
     /// The descriptors are one terminal.
     pub terminal: bool,
+    /// Certificates of the host that the container trusts.
+    pub trust: Option<Trust>,
 }
 
 /// How a container ended.
@@ -131,6 +133,7 @@ impl Engine {
             root: info.layers,
             into,
             mounts,
+            trust: request.trust.clone(),
         };
         match self.worker.call(&Request::Run(Box::new(job)), &stdio) {
             Ok(Response::Exited { exit, .. }) => Ok(Ran { exit }),

@@ -132,7 +132,7 @@ impl<'a> Diff<'a> {
                 self.fix(Fix::Remove, path);
             }
             Kind::File { size: 0, .. } if stub && entry.hardlink.is_none() => {
-                self.fix(Fix::Remove, path)
+                self.fix(Fix::Remove, path);
             }
             Kind::Char(..) | Kind::Block(..) => {
                 // Devices live in the index only; on disk nothing of what they took the place of may show.

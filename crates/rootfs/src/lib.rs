@@ -108,6 +108,15 @@ impl Rootfs {
         }
     }
 
+    /// The folder that holds what was written so far, besides what is unchanged in a plain tree. Every process in the
+    /// root file system must have ended before anything is changed there.
+    pub fn changed_files(&self) -> PathBuf {
+        match &self.state {
+            State::Overlay(_) => self.layer_dir.join("fs"),
+            State::Plain(tree) => tree.root().to_owned(),
+        }
+    }
+
     /// Ends the root file system: what differs from `view`, the merged view of the layers it was made of, becomes the
     /// layer's `fs/` and `index`. Every process in it must have ended. `ignore` are the mount points that the sandbox
     /// made: one that is still an empty file or an empty folder is no change.

@@ -282,6 +282,7 @@ impl Solver<'_> {
             root: base.layers,
             into,
             mounts,
+            trust: self.options.trust.clone(),
         };
         let Ended {
             exit,
@@ -376,12 +377,19 @@ impl Solver<'_> {
                 out_of_memory,
                 disk_full,
                 made,
-            } => Ok(Ended {
-                exit,
-                out_of_memory,
-                disk_full,
-                made,
-            }),
+                notes,
+            } => {
+                for note in notes {
+                    let text = format!("{}: {note}", place.title);
+                    self.sink.emit(Event::Warning { text });
+                }
+                Ok(Ended {
+                    exit,
+                    out_of_memory,
+                    disk_full,
+                    made,
+                })
+            }
             _ => Err(SolveError::step(
                 place,
                 "the worker's answer does not fit the job",

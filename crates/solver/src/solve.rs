@@ -11,7 +11,7 @@ use kiln_image::view::MergedView;
 use kiln_image::{Key, KeyHasher};
 use kiln_progress::{Event, Sink, VertexId};
 use kiln_store::{Claim, ClaimAttempt, Lease, Record, RecordId, Store, StoreError};
-use kiln_worker::{Exit, Worker, WorkerError};
+use kiln_worker::{Exit, Trust, Worker, WorkerError};
 
 use crate::explain;
 use crate::keys::{self, InputKeys, KeyError};
@@ -63,6 +63,8 @@ pub struct Options {
     pub cores: usize,
     /// The text of `/etc/resolv.conf` in a step.
     pub resolv_conf: String,
+    /// Certificates of the host that RUN trusts: no part of any key.
+    pub trust: Option<Trust>,
     /// The time of what a step makes and that has none of its own.
     pub now: (i64, u32),
     /// The number of the first vertex; earlier ones are the caller's.
@@ -566,8 +568,8 @@ impl<'s> Run<'s, '_> {
             return Ok(false);
         };
         let readable = !op.ignore_cache && !self.tainted[id.0];
-        if !looked_up && readable && !matches!(op.kind, OpKind::Merge) {
-            if let Some(key) = self.definition(id)? {
+        if !looked_up && readable && !matches!(op.kind, OpKind::Merge)
+            && let Some(key) = self.definition(id)? {
                 self.states[id.0] = State::Wanted {
                     looked_up: true,
                     by_content,
@@ -576,7 +578,6 @@ impl<'s> Run<'s, '_> {
                     return self.hit(id, &record, None).map(|()| true);
                 }
             }
-        }
         let mut waiting = false;
         let mut changed = false;
         for edge in &op.inputs {

@@ -117,6 +117,7 @@ impl Lab {
                 jobs: 4,
                 cores: 2,
                 resolv_conf: String::new(),
+                trust: None,
                 now: (1_700_000_000, 0),
                 first_vertex: 0,
             },
@@ -142,7 +143,7 @@ impl Lab {
         let paths = view
             .walk(&kiln_image::LayerPath::root())
             .map(|(path, _)| path.to_string());
-        paths.filter(|path| path.trim_matches('/') != "").collect()
+        paths.filter(|path| !path.trim_matches('/').is_empty()).collect()
     }
 }
 

@@ -81,6 +81,17 @@ pub struct ExecJob {
     pub into: LayerId,
     /// Further mounts, in order.
     pub mounts: Vec<ExecMount>,
+    /// Certificates of the host that the process trusts.
+    pub trust: Option<Trust>,
+}
+
+/// Certificates of the host, as PEM.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trust {
+    /// All that the host trusts.
+    pub bundle: Vec<u8>,
+    /// Those that the host trusts and others do not; when there are none, all of the bundle.
+    pub anchors: Vec<u8>,
 }
 
 /// A mount.
@@ -262,6 +273,8 @@ pub enum Response {
         disk_full: bool,
         /// The root's layer first, then those of mounts that are kept.
         made: Vec<Made>,
+        /// What the user should know of.
+        notes: Vec<String>,
     },
     /// To [`Request::File`].
     Files(MadeFiles),

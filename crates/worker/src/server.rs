@@ -18,6 +18,7 @@ use crate::wire;
 
 mod exec;
 mod files;
+mod trust;
 
 /// What all jobs share.
 pub(crate) struct Shared {

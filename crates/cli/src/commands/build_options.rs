@@ -112,6 +112,7 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
         jobs: args.jobs.max(1),
         cores: crate::context::cores(),
         resolv_conf: crate::context::resolv_conf(),
+        trust: crate::certificates::trust(&args.trust, crate::context::certificates())?,
     })
 }
 

@@ -58,19 +58,16 @@ pub(super) fn import(place: &Place, args: &ImportArgs) -> Result<ExitCode> {
 }
 
 pub(super) fn load(place: &Place, args: &LoadArgs) -> Result<ExitCode> {
-    let (file, path) = match &args.input {
-        Some(path) => (
-            File::open(path).with_context(|| path.display().to_string())?,
-            path.display().to_string(),
-        ),
-        None => {
-            if std::io::stdin().is_terminal() {
-                return Err(BuildError::new("standard input is a terminal")
-                    .with_hint("give the archive with -i FILE, or through a pipe")
-                    .into());
-            }
-            (standard_input()?, "standard input".to_owned())
+    let (file, path) = if let Some(path) = &args.input { (
+        File::open(path).with_context(|| path.display().to_string())?,
+        path.display().to_string(),
+    ) } else {
+        if std::io::stdin().is_terminal() {
+            return Err(BuildError::new("standard input is a terminal")
+                .with_hint("give the archive with -i FILE, or through a pipe")
+                .into());
         }
+        (standard_input()?, "standard input".to_owned())
     };
     let engine = place.engine()?;
     let lease = engine.store.lease()?;

@@ -30,6 +30,7 @@ pub(super) fn run(place: &Place, args: &RunArgs) -> Result<ExitCode> {
         resolv_conf: resolv_conf(),
         extra_hosts: super::build_options::extra_hosts(&args.add_hosts)?,
         terminal: args.tty,
+        trust: crate::certificates::trust(&args.trust, crate::context::certificates())?,
         ..RunRequest::default()
     };
     for volume in &args.volume {

@@ -196,15 +196,15 @@ impl<R: Read> Reader<R> {
             match block[block::KIND] {
                 b'x' => {
                     pending.records =
-                        Records::parse(&self.source.special(limited(MAX_PAX)?)?).map_err(at)?
+                        Records::parse(&self.source.special(limited(MAX_PAX)?)?).map_err(at)?;
                 }
                 b'L' => {
                     pending.path =
-                        Some(block::text(&self.source.special(limited(MAX_NAME)?)?).to_vec())
+                        Some(block::text(&self.source.special(limited(MAX_NAME)?)?).to_vec());
                 }
                 b'K' => {
                     pending.link =
-                        Some(block::text(&self.source.special(limited(MAX_NAME)?)?).to_vec())
+                        Some(block::text(&self.source.special(limited(MAX_NAME)?)?).to_vec());
                 }
                 _ => {
                     Records::parse(&self.source.special(limited(MAX_PAX)?)?).map_err(at)?;

@@ -313,7 +313,7 @@ fn old_formats() {
             block[block::MTIME].fill(b' ');
         }),
         raw(b'7', b"name", 0, |block| {
-            block[block::PREFIX][..3].copy_from_slice(b"pre")
+            block[block::PREFIX][..3].copy_from_slice(b"pre");
         }),
     ]
     .concat();
@@ -466,13 +466,13 @@ fn damaged() {
     let cases = [
         raw(b'0', b"a", 0, |block| block[block::SIZE].fill(0xff)),
         raw(b'0', b"a", 0, |block| {
-            block[block::SIZE][..12].copy_from_slice(b"00000000009\0")
+            block[block::SIZE][..12].copy_from_slice(b"00000000009\0");
         }),
         raw(b'0', b"a", 0, |block| {
-            block[block::UID].copy_from_slice(b"12 34  \0")
+            block[block::UID].copy_from_slice(b"12 34  \0");
         }),
         raw(b'0', b"a", 0, |block| {
-            block[block::MODE].copy_from_slice(&[0x80, 0xff, 0, 0, 0, 0, 0, 0])
+            block[block::MODE].copy_from_slice(&[0x80, 0xff, 0, 0, 0, 0, 0, 0]);
         }),
         raw(b'S', b"a", 0, |_| {}),
         [extended(b'x', &[(b"size", b"-1")]), second.clone()].concat(),

@@ -50,10 +50,10 @@ pub fn entry_to_header(entry: &Entry) -> Result<Option<Header>, TarLayerError> {
             header.link.clone_from(target);
         }
         Kind::Char(major, minor) => {
-            (header.kind, header.device) = (EntryKind::Char, (*major, *minor))
+            (header.kind, header.device) = (EntryKind::Char, (*major, *minor));
         }
         Kind::Block(major, minor) => {
-            (header.kind, header.device) = (EntryKind::Block, (*major, *minor))
+            (header.kind, header.device) = (EntryKind::Block, (*major, *minor));
         }
         Kind::Fifo => header.kind = EntryKind::Fifo,
         Kind::Socket => return Ok(None),

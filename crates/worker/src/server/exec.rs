@@ -13,10 +13,11 @@ use kiln_sandbox::{
 };
 
 use super::files::made;
+use super::trust::Trusted;
 use super::{Cleanup, Shared, failure};
 use crate::protocol::{
     ExecJob, ExecMount, Exit, Failure, FailureKind, Made, MountSource, ProcessSpec, Response,
-    Stacked,
+    Stacked, Trust,
 };
 
 mod terminal;
@@ -32,6 +33,7 @@ struct Tree {
     rootfs: Rootfs,
     view: MergedView,
     layer: kiln_image::LayerId,
+    trusted: Option<Trusted>,
 }
 
 impl Tree {
@@ -39,8 +41,9 @@ impl Tree {
         shared: &Shared,
         layers: &Stacked,
         into: kiln_image::LayerId,
+        trust: Option<&Trust>,
     ) -> Result<Self, Failure> {
-        let lowers = layers
+        let mut lowers = layers
             .iter()
             .map(|layer| {
                 Ok(Lower {
@@ -50,17 +53,21 @@ impl Tree {
             })
             .collect::<Result<Vec<_>, Failure>>()?;
         let view = MergedView::new(lowers.iter().map(|lower| lower.index.clone()));
-        let rootfs = Rootfs::prepare(
-            shared.provider().0,
-            &lowers,
-            &shared.layer_dir(into),
-            shared.ids,
-        )
-        .map_err(|error| failure("cannot make the root file system", &error))?;
+        let layer_dir = shared.layer_dir(into);
+        let mut trusted = None;
+        if let Some(trust) = trust {
+            let dir = layer_dir.join("trust");
+            let (added, layer) = Trusted::prepare(trust, &view, &lowers, dir, shared.ids)?;
+            trusted = Some(added);
+            lowers.extend(layer);
+        }
+        let rootfs = Rootfs::prepare(shared.provider().0, &lowers, &layer_dir, shared.ids)
+            .map_err(|error| failure("cannot make the root file system", &error))?;
         Ok(Self {
             rootfs,
             view,
             layer: into,
+            trusted,
         })
     }
 
@@ -71,11 +78,27 @@ impl Tree {
         }
     }
 
-    fn keep(self, stubs: &[LayerPath]) -> Result<Made, Failure> {
+    fn keep(
+        self,
+        shared: &Shared,
+        stubs: &[LayerPath],
+        notes: &mut Vec<String>,
+    ) -> Result<Made, Failure> {
+        if let Some(trusted) = &self.trusted {
+            trusted
+                .take_out(&self.rootfs.changed_files())
+                .map_err(|error| failure("cannot take the host's certificates out", &error))?;
+        }
         let index = self
             .rootfs
             .changes(&self.view, stubs)
             .map_err(|error| failure("cannot keep what the step changed", &error))?;
+        if let Some(trusted) = &self.trusted {
+            notes.extend(trusted.copies(&shared.layer_dir(self.layer), &index));
+            trusted.remove().map_err(|error| {
+                failure("cannot remove the layer of the host's certificates", &error)
+            })?;
+        }
         Ok(made(self.layer, &index))
     }
 }
@@ -140,22 +163,29 @@ fn process(
     keep: bool,
 ) -> Result<Response, Failure> {
     let mut cleanup = Cleanup::new(shared, [job.into]);
-    let root = Tree::prepare(shared, &job.root, job.into)?;
+    let root = Tree::prepare(shared, &job.root, job.into, job.trust.as_ref())?;
     let user = user(&root, &job.process.user)?;
     let mut trees = Vec::new();
     for mount in &job.mounts {
         if let MountSource::Tree { layers, into, .. } = &mount.source {
             cleanup.add(*into);
-            trees.push(Some(Tree::prepare(shared, layers, *into)?));
+            trees.push(Some(Tree::prepare(shared, layers, *into, None)?));
         } else {
             trees.push(None);
         }
     }
     let mut mounts = standard_files(&job.process);
+    if let Some(trusted) = &root.trusted {
+        mounts.extend(trusted.mounts());
+    }
     for (mount, tree) in job.mounts.iter().zip(&trees) {
         mounts.push(sandbox_mount(shared, mount, tree.as_ref(), &user)?);
     }
-    let spec = spec(&job.process, root.source(), user, mounts, stdio)?;
+    let mut process = job.process.clone();
+    if root.trusted.is_some() {
+        Trusted::add_variables(&mut process.env);
+    }
+    let spec = spec(&process, root.source(), user, mounts, stdio)?;
     let running = match kiln_sandbox::spawn(&spec) {
         Ok(running) => running,
         Err(SandboxError::Exec { message, code }) => {
@@ -165,6 +195,7 @@ fn process(
                 out_of_memory: false,
                 disk_full: false,
                 made: Vec::new(),
+                notes: Vec::new(),
             });
         }
         Err(error) => return Err(failure("", &error)),
@@ -195,12 +226,14 @@ fn process(
             out_of_memory,
             disk_full,
             made: Vec::new(),
+            notes: Vec::new(),
         });
     }
-    let mut results = vec![root.keep(&stubs)?];
+    let mut notes = Vec::new();
+    let mut results = vec![root.keep(shared, &stubs, &mut notes)?];
     for (mount, tree) in job.mounts.iter().zip(trees) {
         if let (MountSource::Tree { keep: true, .. }, Some(tree)) = (&mount.source, tree) {
-            results.push(tree.keep(&[])?);
+            results.push(tree.keep(shared, &[], &mut notes)?);
         }
     }
     for result in &results {
@@ -211,6 +244,7 @@ fn process(
         out_of_memory,
         disk_full,
         made: results,
+        notes,
     })
 }
 
