@@ -136,6 +136,8 @@ impl Kiln {
         S: AsRef<std::ffi::OsStr>,
     {
         let mut kiln = command(&self.binary, args);
+        // Where a gateway signs with an authority of its own, steps that use the network need it.
+        kiln.env("KILN_HOST_CA", "1");
         if let Some(store) = &self.store {
             kiln.env("KILN_ROOT", store);
         }

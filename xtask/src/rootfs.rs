@@ -12,10 +12,6 @@ use crate::machine::{DEBOOTSTRAP, install, is_root};
 use crate::process::{command, output, run};
 use crate::sources::{RELEASE, Sources};
 
-/// Where Debian and what derives from it keep the bundle of trusted authorities, and the machine's own additions to it.
-const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
-const OWN_AUTHORITIES: &str = "usr/local/share/ca-certificates";
-
 /// Users and groups of the busybox base: name, id, home.
 const USERS: [(&str, u32, &str); 5] = [
     ("root", 0, "/root"),
@@ -165,7 +161,7 @@ fn entry(
     Ok(())
 }
 
-/// The smallest Debian that has apt, with this machine's package sources and trusted authorities.
+/// The smallest Debian that has apt, with this machine's package sources.
 pub(crate) fn debian(cache: &Path) -> Result<PathBuf> {
     cached(cache, "debian.tar", |part| {
         if !is_root() {
@@ -239,37 +235,6 @@ fn settle_debian(root: &Path, sources: &Sources) -> Result<()> {
             File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
         file.write_all(text.as_bytes())?;
         file.set_permissions(fs::Permissions::from_mode(mode))?;
-    }
-    copy_authorities(Path::new("/"), root)
-}
-
-/// Copies what the machine trusts, so that network steps work where a gateway signs with its own authority; also to
-/// where `update-ca-certificates` reads additions, or installing that package would forget them.
-fn copy_authorities(machine: &Path, root: &Path) -> Result<()> {
-    let own = machine.join(OWN_AUTHORITIES);
-    let additions: Vec<PathBuf> = fs::read_dir(own)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|end| end == "crt"))
-        .collect();
-    let bundle = machine.join(BUNDLE);
-    let copies = additions
-        .iter()
-        .map(|path| {
-            (
-                path,
-                Path::new(OWN_AUTHORITIES).join(path.file_name().unwrap_or_default()),
-            )
-        })
-        .chain(bundle.is_file().then(|| (&bundle, PathBuf::from(BUNDLE))));
-    for (from, to) in copies {
-        let to = root.join(to);
-        fs::create_dir_all(to.parent().unwrap_or(root))?;
-        fs::copy(from, &to)
-            .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
-        fs::set_permissions(&to, fs::Permissions::from_mode(0o644))?;
     }
     Ok(())
 }

@@ -568,16 +568,19 @@ impl<'s> Run<'s, '_> {
             return Ok(false);
         };
         let readable = !op.ignore_cache && !self.tainted[id.0];
-        if !looked_up && readable && !matches!(op.kind, OpKind::Merge)
-            && let Some(key) = self.definition(id)? {
-                self.states[id.0] = State::Wanted {
-                    looked_up: true,
-                    by_content,
-                };
-                if let Some(record) = self.solver.store.find_record(key)? {
-                    return self.hit(id, &record, None).map(|()| true);
-                }
+        if !looked_up
+            && readable
+            && !matches!(op.kind, OpKind::Merge)
+            && let Some(key) = self.definition(id)?
+        {
+            self.states[id.0] = State::Wanted {
+                looked_up: true,
+                by_content,
+            };
+            if let Some(record) = self.solver.store.find_record(key)? {
+                return self.hit(id, &record, None).map(|()| true);
             }
+        }
         let mut waiting = false;
         let mut changed = false;
         for edge in &op.inputs {

@@ -143,7 +143,9 @@ impl Lab {
         let paths = view
             .walk(&kiln_image::LayerPath::root())
             .map(|(path, _)| path.to_string());
-        paths.filter(|path| !path.trim_matches('/').is_empty()).collect()
+        paths
+            .filter(|path| !path.trim_matches('/').is_empty())
+            .collect()
     }
 }
 

@@ -41,9 +41,10 @@ pub(super) fn images(place: &Place, args: &ImagesArgs) -> Result<ExitCode> {
     {
         named.insert(manifest);
         if let Some(wanted) = &wanted
-            && (wanted.name() != name.name() || !any_tag && wanted.tag() != name.tag()) {
-                continue;
-            }
+            && (wanted.name() != name.name() || !any_tag && wanted.tag() != name.tag())
+        {
+            continue;
+        }
         if let Some(kiln_store::Image { info, .. }) = store.image(manifest)? {
             let tag = name.tag().unwrap_or("<none>").to_owned();
             rows.push(Row {

@@ -58,10 +58,12 @@ pub(super) fn import(place: &Place, args: &ImportArgs) -> Result<ExitCode> {
 }
 
 pub(super) fn load(place: &Place, args: &LoadArgs) -> Result<ExitCode> {
-    let (file, path) = if let Some(path) = &args.input { (
-        File::open(path).with_context(|| path.display().to_string())?,
-        path.display().to_string(),
-    ) } else {
+    let (file, path) = if let Some(path) = &args.input {
+        (
+            File::open(path).with_context(|| path.display().to_string())?,
+            path.display().to_string(),
+        )
+    } else {
         if std::io::stdin().is_terminal() {
             return Err(BuildError::new("standard input is a terminal")
                 .with_hint("give the archive with -i FILE, or through a pipe")

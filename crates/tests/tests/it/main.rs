@@ -4,6 +4,7 @@ mod bad_input;
 mod cached;
 mod docker;
 mod examples;
+mod host_ca;
 mod images;
 mod interrupted;
 mod overlapping;
