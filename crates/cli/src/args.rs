@@ -93,6 +93,7 @@ pub(crate) struct TrustArgs {
 
 /// `kiln build`.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_field_names, reason = "named after the options")]
 pub(crate) struct BuildArgs {
     /// Folder of the build context, or - for a Dockerfile on standard input
     pub(crate) context: String,
@@ -233,7 +234,7 @@ pub(crate) struct ImportArgs {
     pub(crate) file: String,
     /// Name for the image
     pub(crate) name: Option<String>,
-    /// Instruction for the image's config: 'CMD ["sh"]', 'ENV A=b'
+    /// Instruction for the image's config: `CMD ["sh"]`, `ENV A=b`
     #[arg(short, long, value_name = "INSTRUCTION")]
     pub(crate) change: Vec<String>,
     /// Platform of the image

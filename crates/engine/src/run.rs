@@ -4,7 +4,9 @@ use std::os::fd::BorrowedFd;
 
 use kiln_graph::Network;
 use kiln_image::{Digest, ImageConfig};
-use kiln_worker::{ExecJob, ExecMount, Exit, MountSource, ProcessSpec, Request, Response, Trust};
+use kiln_worker::{
+    ExecJob, ExecMount, Exit, MountSource, ProcessSpec, Request, Response, Trust, hosts_file,
+};
 
 use crate::{BuildError, Engine};
 
@@ -100,20 +102,13 @@ impl Engine {
         }
         let or_image = |given: &Option<String>, image: String| given.clone().unwrap_or(image);
         let cwd = or_image(&request.workdir, config.working_dir);
-        let mut hosts = format!(
-            "127.0.0.1\tlocalhost {0}\n::1\tlocalhost ip6-localhost ip6-loopback\n",
-            request.hostname
-        );
-        for (name, address) in &request.extra_hosts {
-            hosts.push_str(&format!("{address}\t{name}\n"));
-        }
         let process = ProcessSpec {
             args,
             env,
             cwd: if cwd.is_empty() { "/".to_owned() } else { cwd },
             user: or_image(&request.user, config.user),
             hostname: request.hostname.clone(),
-            hosts,
+            hosts: hosts_file(&request.hostname, &request.extra_hosts),
             resolv_conf: request.resolv_conf.clone(),
             network: request.network,
             terminal: request.terminal,

@@ -37,7 +37,7 @@ impl Solver<'_> {
         let (outputs, keep) = match &task.op.kind {
             OpKind::Exec(exec) => (self.exec(&task, exec)?, true),
             OpKind::File(file) => self.file(&task, file)?,
-            OpKind::Diff { lower, upper } => (vec![self.diff(&task, *lower, *upper)?], true),
+            OpKind::Diff { lower, upper } => (vec![Self::diff(&task, *lower, *upper)?], true),
             OpKind::Source(source) => {
                 let what = format!("{source:?}");
                 let message = format!("no provider brings this kind of source: {what}");
@@ -70,7 +70,7 @@ impl Solver<'_> {
         })
     }
 
-    fn tree(&self, task: &Task, input: usize) -> Snapshot {
+    fn tree(task: &Task, input: usize) -> Snapshot {
         task.inputs[input]
             .tree(task.op.inputs[input].output)
             .cloned()
@@ -96,7 +96,7 @@ impl Solver<'_> {
         let mut inputs = Vec::with_capacity(task.inputs.len());
         for (at, value) in task.inputs.iter().enumerate() {
             inputs.push(match value {
-                Value::Trees(_) => FileTree::Layers(self.tree(task, at).layers),
+                Value::Trees(_) => FileTree::Layers(Self::tree(task, at).layers),
                 Value::Local(local) => {
                     // Digests are found copy by copy, and what is known stays known: the last index has them all.
                     let mut index = Arc::default();
@@ -137,23 +137,24 @@ impl Solver<'_> {
         }
         let mut trees = Vec::with_capacity(bases.len());
         for (base, layer) in bases.iter().zip(&made.layers) {
-            let base = base.map(|input| self.tree(task, input)).unwrap_or_default();
+            let base = base
+                .map(|input| Self::tree(task, input))
+                .unwrap_or_default();
             trees.push(self.seal(&base, layer)?);
         }
         Ok((trees, made.changed.is_empty()))
     }
 
     fn diff(
-        &self,
         task: &Task,
         lower: Option<usize>,
         upper: Option<usize>,
     ) -> Result<Snapshot, SolveError> {
         let lower = lower
-            .map(|input| self.tree(task, input))
+            .map(|input| Self::tree(task, input))
             .unwrap_or_default();
         let upper = upper
-            .map(|input| self.tree(task, input))
+            .map(|input| Self::tree(task, input))
             .unwrap_or_default();
         if upper.layers.starts_with(&lower.layers) {
             let rest = lower.layers.len();
@@ -174,7 +175,7 @@ impl Solver<'_> {
         let root = exec.mounts.iter().find(|mount| mount.dest == "/");
         let base = root
             .and_then(|mount| mount.input)
-            .map(|input| self.tree(task, input))
+            .map(|input| Self::tree(task, input))
             .unwrap_or_default();
         let mut process = self.process(exec);
         let into = self.store.begin_layer(self.lease)?;
@@ -187,7 +188,7 @@ impl Solver<'_> {
                     let mut selector = mount.selector.clone();
                     let tree = match mount.input {
                         Some(input) => match &task.inputs[input] {
-                            Value::Trees(_) => self.tree(task, input),
+                            Value::Trees(_) => Self::tree(task, input),
                             Value::Local(_) => {
                                 selector = String::new();
                                 self.materialize(task, input, mount_selection(mount))?
@@ -326,19 +327,13 @@ impl Solver<'_> {
                 .is_some_and(|(name, _)| !names.iter().any(|known| known == name))
         });
         env.extend(proxies.cloned());
-        let mut hosts = format!(
-            "127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n",
-        );
-        for (name, address) in &exec.extra_hosts {
-            hosts.push_str(&format!("{address}\t{name}\n"));
-        }
         ProcessSpec {
             args: exec.args.clone(),
             env,
             cwd: exec.cwd.clone(),
             user: exec.user.clone(),
+            hosts: kiln_worker::hosts_file(&hostname, &exec.extra_hosts),
             hostname,
-            hosts,
             resolv_conf: if exec.network == Network::None {
                 String::new()
             } else {

@@ -256,7 +256,7 @@ fn file_parts(file: &FileOp, inputs: &dyn InputKeys) -> Result<Option<Parts>, Ke
         if let Some((_, key)) = selected {
             // Where the files lie in their tree does not count, only what they are and what they are called.
             let mut here = copy.as_ref().clone();
-            here.src = last_component(&copy.src).to_owned();
+            last_component(&copy.src).clone_into(&mut here.src);
             parts.add(
                 "copy",
                 serde_json::to_vec(&here).expect("an action always serialises"),

@@ -7,7 +7,7 @@ use kiln_image::{Key, KeyHasher};
 pub struct Parts {
     kind: &'static str,
     version: u32,
-    parts: Vec<(String, Vec<u8>)>,
+    named: Vec<(String, Vec<u8>)>,
 }
 
 impl Parts {
@@ -17,20 +17,20 @@ impl Parts {
         Self {
             kind,
             version,
-            parts: Vec::new(),
+            named: Vec::new(),
         }
     }
 
     /// Adds a part. Parts are not sorted: their order is part of the key.
     pub fn add(&mut self, name: impl Into<String>, value: impl AsRef<[u8]>) -> &mut Self {
-        self.parts.push((name.into(), value.as_ref().to_vec()));
+        self.named.push((name.into(), value.as_ref().to_vec()));
         self
     }
 
     /// The key of all parts.
     pub fn key(&self) -> Key {
         let mut hasher = KeyHasher::new(self.kind, self.version);
-        for (name, value) in &self.parts {
+        for (name, value) in &self.named {
             hasher.part(name, value);
         }
         hasher.finish()
@@ -38,12 +38,12 @@ impl Parts {
 
     /// The parts, in order.
     pub fn into_inner(self) -> Vec<(String, Vec<u8>)> {
-        self.parts
+        self.named
     }
 
     /// The parts, in order.
     pub fn as_slice(&self) -> &[(String, Vec<u8>)] {
-        &self.parts
+        &self.named
     }
 }
 

@@ -105,7 +105,8 @@ impl Worker {
     /// When the worker cannot be started, dies, or says that the job failed, and after [`Worker::cancel`].
     pub fn call(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Response, WorkerError> {
         let (ours, theirs) = UnixStream::pair().map_err(WorkerError::Lost)?;
-        self.connect(theirs)?;
+        self.connect(&theirs)?;
+        drop(theirs);
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         lock(&self.jobs).insert(number, ours.try_clone().map_err(WorkerError::Lost)?);
         let answer = self.exchange(&ours, request, fds);
@@ -167,7 +168,7 @@ impl Worker {
         lock(&self.running).is_some()
     }
 
-    fn connect(&self, theirs: UnixStream) -> Result<(), WorkerError> {
+    fn connect(&self, theirs: &UnixStream) -> Result<(), WorkerError> {
         let mut running = lock(&self.running);
         if running.is_none() {
             let (ours, control) = UnixStream::pair().map_err(WorkerError::Lost)?;

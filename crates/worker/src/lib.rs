@@ -14,6 +14,6 @@ pub use client::{Launch, Worker, WorkerError};
 pub use protocol::{
     ExecJob, ExecMount, Exit, Failure, FailureKind, FileJob, FileTree, Made, MadeFiles,
     MountSource, ProcessSpec, Request, Response, Stacked, TarInput, Trust, UnpackJob,
-    UnpackedLayer, WorkerFacts,
+    UnpackedLayer, WorkerFacts, hosts_file,
 };
 pub use server::serve;

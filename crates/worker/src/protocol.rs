@@ -67,6 +67,16 @@ pub struct ProcessSpec {
     pub terminal: bool,
 }
 
+/// The text of `/etc/hosts`: the loopback names, then extra lines of name and address.
+pub fn hosts_file(hostname: &str, extra: &[(String, String)]) -> String {
+    let mut text =
+        format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    for (name, address) in extra {
+        text.extend([address, "\t", name, "\n"]);
+    }
+    text
+}
+
 /// A stack of layers, lowest first.
 pub type Stacked = Vec<LayerId>;
 

@@ -168,7 +168,7 @@ fn dockerfile_and_context(args: &BuildArgs) -> Result<(Dockerfile, MainContext)>
     if args.file.as_deref() == Some("-") {
         return Ok((from_stdin()?, MainContext::Folder(folder)));
     }
-    let path = find_dockerfile(args.file.as_deref(), &folder)?;
+    let path = find_dockerfile(args.file.as_deref(), &folder);
     let name = match &args.file {
         Some(_) => path
             .strip_prefix(&folder)
@@ -193,18 +193,18 @@ fn dockerfile_and_context(args: &BuildArgs) -> Result<(Dockerfile, MainContext)>
     ))
 }
 
-/// As given; below the context when it is not found from here; without `-f` the small spelling will do too.
-fn find_dockerfile(given: Option<&str>, folder: &Path) -> Result<PathBuf> {
+/// As given; without `-f` the small spelling will do too.
+fn find_dockerfile(given: Option<&str>, folder: &Path) -> PathBuf {
     let Some(given) = given else {
         let usual = folder.join("Dockerfile");
         let small = folder.join("dockerfile");
-        return Ok(if !usual.exists() && small.exists() {
+        return if !usual.exists() && small.exists() {
             small
         } else {
             usual
-        });
+        };
     };
-    Ok(PathBuf::from(given))
+    PathBuf::from(given)
 }
 
 fn cannot_read(path: &Path, folder: &Path, error: &std::io::Error) -> anyhow::Error {

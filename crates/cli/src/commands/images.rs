@@ -224,7 +224,9 @@ pub(super) fn history(place: &Place, args: &HistoryArgs) -> Result<ExitCode> {
         };
     }
     if args.quiet {
-        rows.iter().for_each(|row| say(&row[0]));
+        for row in &rows {
+            say(&row[0]);
+        }
     } else {
         table(
             &["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"],

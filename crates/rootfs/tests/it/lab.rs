@@ -54,7 +54,8 @@ impl Lab {
             .map(|(entry, content)| (entry.path.clone(), content.clone()))
             .collect();
         let index = LayerIndex::new(items.into_iter().map(|(entry, _)| entry).collect());
-        let mut first_names: std::collections::HashMap<u32, LayerPath> = Default::default();
+        let mut first_names: std::collections::HashMap<u32, LayerPath> =
+            std::collections::HashMap::default();
         for entry in index.entries() {
             if let Some(group) = entry.hardlink {
                 if let Some(first) = first_names.get(&group) {
@@ -226,13 +227,13 @@ impl Inside {
     /// Everything there is, as entries: folders without marks, no hard-link numbers, no sockets.
     pub(crate) fn listing(&self) -> Vec<Entry> {
         let mut entries = Vec::new();
-        list(self.root.as_fd(), b".", LayerPath::root(), &mut entries);
+        list(self.root.as_fd(), b".", &LayerPath::root(), &mut entries);
         entries.sort_by(|a, b| a.path.cmp(&b.path));
         entries
     }
 }
 
-fn list(dir: BorrowedFd<'_>, name: &[u8], path: LayerPath, entries: &mut Vec<Entry>) {
+fn list(dir: BorrowedFd<'_>, name: &[u8], path: &LayerPath, entries: &mut Vec<Entry>) {
     let stat = rustix::fs::statx(
         dir,
         name,
@@ -281,7 +282,7 @@ fn list(dir: BorrowedFd<'_>, name: &[u8], path: LayerPath, entries: &mut Vec<Ent
         for child in rustix::fs::Dir::read_from(&fd).unwrap() {
             let child = child.unwrap().file_name().to_bytes().to_vec();
             if child != b"." && child != b".." {
-                list(fd.as_fd(), &child, path.child(&child), entries);
+                list(fd.as_fd(), &child, &path.child(&child), entries);
             }
         }
     }

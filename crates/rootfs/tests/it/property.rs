@@ -106,6 +106,9 @@ fn with_meta(mut entry: Entry, meta: Meta) -> Entry {
     entry
 }
 
+/// What the names of one file have in common.
+type Group = (u32, Vec<u8>, u16, u32, (i64, u32));
+
 /// A valid layer on `lowers` from random pieces: parents are there, implied folders carry the metadata of the folder
 /// that they stand for, whiteouts hide something (the kernel lists those that do not), as in every layer that Kiln
 /// writes.
@@ -152,7 +155,7 @@ fn build(lab: &Lab, raw: RawLayer, lowers: &[Lower]) -> Lower {
                 first
                     .hardlink
                     .get_or_insert(bytes.len() as u32 * 1000 + first.path.as_bytes().len() as u32);
-                content = bytes.clone();
+                content.clone_from(bytes);
                 Entry {
                     path: path.clone(),
                     ..first.clone()
@@ -171,7 +174,7 @@ fn build(lab: &Lab, raw: RawLayer, lowers: &[Lower]) -> Lower {
         tree.insert(path, (made, content));
     }
     // Group numbers above can meet: give each file its own.
-    let mut groups: HashMap<(u32, Vec<u8>, u16, u32, (i64, u32)), u32> = HashMap::new();
+    let mut groups: HashMap<Group, u32> = HashMap::new();
     let opaque: Vec<_> = tree
         .values()
         .filter(|(entry, _)| matches!(entry.kind, Kind::Dir { opaque: true, .. }))
@@ -470,7 +473,7 @@ fn remove(dir: impl AsFd, name: &[u8]) -> rustix::io::Result<()> {
 
 /// What holds for every layer that comes from changes.
 fn check_index(index: &LayerIndex, below: &MergedView) -> Result<(), TestCaseError> {
-    let mut leads_on: std::collections::HashSet<LayerPath> = Default::default();
+    let mut leads_on: std::collections::HashSet<LayerPath> = std::collections::HashSet::default();
     for entry in index.entries() {
         if let Some(parent) = entry.path.parent().filter(|parent| !parent.is_root()) {
             prop_assert!(
@@ -539,7 +542,9 @@ proptest! {
             let before = inside.listing();
             resolution = check_resolution(inside, &below, &paths);
             let program = Program { inside, portable: false };
-            ops.iter().for_each(|op| program.run(op));
+            for op in &ops {
+                program.run(op);
+            }
             seen = Some((before, inside.listing()));
         });
         let (before, after) = seen.unwrap();
@@ -586,7 +591,9 @@ proptest! {
             let mut after = Vec::new();
             let layer = lab.run(provider, &lowers, &[], |inside| {
                 let program = Program { inside, portable: true };
-                ops.iter().for_each(|op| program.run(op));
+                for op in &ops {
+                    program.run(op);
+                }
                 after = inside.listing();
             });
             (layer, after)

@@ -189,7 +189,7 @@ fn process(
     let running = match kiln_sandbox::spawn(&spec) {
         Ok(running) => running,
         Err(SandboxError::Exec { message, code }) => {
-            say(stdio, &relay, &message);
+            say(stdio, relay.as_ref(), &message);
             return Ok(Response::Exited {
                 exit: Exit::Code(i32::from(code)),
                 out_of_memory: false,
@@ -255,7 +255,7 @@ fn disk_full(shared: &Shared) -> bool {
 }
 
 /// Tells the step's own output why its program could not be started, as a shell would.
-fn say(stdio: Stdio<'_>, relay: &Option<terminal::Relay<'_>>, message: &str) {
+fn say(stdio: Stdio<'_>, relay: Option<&terminal::Relay<'_>>, message: &str) {
     let to = match (stdio, relay) {
         (Stdio::Files { stderr, .. }, _) => stderr,
         (_, Some(relay)) => Some(relay.stdout),
