@@ -46,7 +46,10 @@ impl<'a> Images<'a> {
         };
         let found = match local {
             Ok(Some(found)) => found,
-            Ok(None) => self.remote(watch).find(&name, platform)?,
+            Ok(None) => self
+                .remote(watch)
+                .find(&name, platform)
+                .map_err(|error| self.not_here(&name, error))?,
             // The store has the image for another platform; the registry may have it for this one.
             Err(error @ ExportError::Platform { .. }) => {
                 let found = self.remote(watch).find(&name, platform);
@@ -66,6 +69,21 @@ impl<'a> Images<'a> {
         };
         self.lock().push(found);
         Ok(fact)
+    }
+
+    /// Says of an image that its registry was only asked because the store does not have it.
+    fn not_here(&self, name: &Reference, error: ExportError) -> BuildError {
+        if self.pull
+            || !matches!(
+                error,
+                ExportError::Registry(kiln_registry::Error::Unreachable { .. })
+            )
+        {
+            return error.into();
+        }
+        BuildError::new(format!("{name}: not in the local store, and {error}")).with_hint(
+            "check the image's name with kiln images, or bring it in with kiln load;              for the registry check the network and the proxy (HTTPS_PROXY, NO_PROXY)",
+        )
     }
 
     /// Fetches the layers of an image that was found before.
