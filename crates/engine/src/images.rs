@@ -115,12 +115,11 @@ impl<'a> Images<'a> {
             if before == Some(found.manifest) {
                 continue;
             }
-            let whole = store.image(found.manifest)?.is_some();
-            if whole {
+            if store.image(found.manifest)?.is_some() {
                 store.set_repo_digest(&found.name, found.digest, found.manifest)?;
-            }
-            if whole || before.is_none() {
                 store.tag(&found.name, found.manifest)?;
+            } else if before.is_none() {
+                store.tag(&found.name, found.digest)?;
             }
         }
         Ok(())

@@ -118,17 +118,26 @@ impl Engine {
         else {
             return Ok(None);
         };
-        if let Some(found) = Found::known(&self.store, name, digest, platform)? {
-            return Ok(Some(found));
-        }
-        // What a registry calls it: the digest after compression.
-        for manifest in self.store.images_of_repo_digest(digest)? {
-            match Found::known(&self.store, name, manifest, platform) {
-                Err(ExportError::Platform { .. }) => {}
-                found => return found,
+        let known = |digest| Found::known(&self.store, name, digest, platform);
+        let first = known(digest);
+        // The index that the image was chosen from, and images that a registry has under this digest.
+        let mut others = match &first {
+            Ok(Some(_)) => return first,
+            Ok(None) => self.store.images_of_repo_digest(digest)?,
+            Err(ExportError::Platform { .. }) => {
+                let digests = self.store.repo_digests(digest)?;
+                let here = digests.iter().filter(|it| it.name() == name.name());
+                here.filter_map(Reference::digest).collect()
+            }
+            Err(_) => return first,
+        };
+        others.retain(|other| *other != digest);
+        for other in others {
+            if let Ok(Some(found)) = known(other) {
+                return Ok(Some(found));
             }
         }
-        Ok(None)
+        first
     }
 
     /// Does work that has rows of its own.

@@ -174,7 +174,8 @@ impl Remote<'_> {
     /// leads to it from then on.
     ///
     /// # Errors
-    /// When a layer cannot be had, is damaged or cannot be unpacked: then nothing of the image is kept but whole layers.
+    /// When a layer cannot be had, is damaged or cannot be unpacked. Layers that are whole by then stay as long as the
+    /// lease.
     pub fn fetch(&self, found: &Found, lease: &Lease) -> Result<Committed, ExportError> {
         let (image, _) = manifest(self.store, found.manifest)?;
         let diffs = &found.config.rootfs.diff_ids;

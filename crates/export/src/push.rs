@@ -37,6 +37,8 @@ struct Push<'a> {
     /// Whether the manifest is Docker's and not the OCI's.
     docker: bool,
     cores: NonZero<usize>,
+    /// The layers of local images that other repositories of the same registry have, with these repositories.
+    siblings: Vec<(String, Vec<LayerId>)>,
 }
 
 impl Remote<'_> {
@@ -75,6 +77,7 @@ impl Remote<'_> {
             to,
             docker: kind == media_type::DOCKER_MANIFEST,
             cores,
+            siblings: self.siblings(to)?,
         };
         let stop = Stop::new(self);
         let layers = several(diffs.len(), &stop, |at| {
@@ -100,6 +103,19 @@ impl Remote<'_> {
             size: bytes.len() as u64,
         })
     }
+
+    /// What other repositories of the same registry have, as far as the store knows.
+    fn siblings(&self, to: &Reference) -> Result<Vec<(String, Vec<LayerId>)>, ExportError> {
+        let mut siblings = Vec::new();
+        for image in self.store.images()? {
+            for name in self.store.repo_digests(image.manifest)? {
+                if name.registry() == to.registry() && name.repository() != to.repository() {
+                    siblings.push((name.repository().to_owned(), image.info.layers.clone()));
+                }
+            }
+        }
+        Ok(siblings)
+    }
 }
 
 impl Push<'_> {
@@ -123,9 +139,8 @@ impl Push<'_> {
                 forms.push(self.descriptor(&blob));
             }
         }
-        let siblings = self.siblings(layer)?;
         for form in &forms {
-            if self.offer(form, &siblings, stop)? {
+            if self.offer(form, layer, stop)? {
                 return Ok(form.clone());
             }
         }
@@ -158,36 +173,17 @@ impl Push<'_> {
         Descriptor::new(kind, blob.digest, blob.size)
     }
 
-    /// The other repositories of the same registry that may have a layer: those of local images that have it.
-    fn siblings(&self, layer: LayerId) -> Result<Vec<String>, ExportError> {
-        let store = self.remote.store;
-        let mut names = Vec::new();
-        for image in store.images()? {
-            if !image.info.layers.contains(&layer) {
-                continue;
-            }
-            for name in store.repo_digests(image.manifest)? {
-                let other = name.repository();
-                if name.registry() == self.to.registry()
-                    && other != self.to.repository()
-                    && names.iter().all(|known| known != other)
-                {
-                    names.push(other.to_owned());
-                }
-            }
-        }
-        Ok(names)
-    }
-
     /// Whether the registry has a blob, or takes it from another repository.
     fn offer(
         &self,
         form: &Descriptor,
-        siblings: &[String],
+        layer: LayerId,
         stop: &Arc<Stop>,
     ) -> Result<bool, ExportError> {
         let remote = self.remote;
-        let from = siblings.first().map(String::as_str);
+        let has = |(_, layers): &&(String, Vec<LayerId>)| layers.contains(&layer);
+        let sibling = self.siblings.iter().find(has);
+        let from = sibling.map(|(repository, _)| repository.as_str());
         let taken = remote
             .client
             .offer_blob(self.to, form, from, stop.as_ref())?;

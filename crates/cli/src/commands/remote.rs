@@ -40,7 +40,10 @@ pub(super) fn pull(place: &Place, args: &PullArgs) -> Result<ExitCode> {
     // Who closes standard error does not want to see it.
     let _ = display.finish();
     let pulled = pulled.inspect_err(|_| clean_up(&engine))?;
-    crate::worker::settle_later(&place.root);
+    if pulled.new {
+        engine.sweep()?;
+        crate::worker::settle_later(&place.root);
+    }
     if !args.quiet {
         say(&format!("Digest: {}", pulled.digest));
         say(&if pulled.new {

@@ -236,7 +236,7 @@ fn one_line_more_moves_one_layer() {
 }
 
 #[test]
-fn skopeo_and_podman_accept_what_is_pushed() {
+fn skopeo_accepts_what_is_pushed() {
     let Some(kiln) = Kiln::fresh(Setting::Root, &["busybox"]) else {
         return;
     };

@@ -1,7 +1,8 @@
 //! What can go wrong between Kiln and a registry, and what the user reads then.
 
 use std::fs;
-use std::net::TcpListener;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +13,6 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// Runs `kiln` with a password on its standard input.
 fn with_input(kiln: &Kiln, args: &[&str], input: &str) -> Outcome {
-    use std::io::Write as _;
     let mut child = kiln
         .command(args)
         .stdin(Stdio::piped())
@@ -33,6 +33,18 @@ fn layers(kiln: &Kiln) -> usize {
         .into_iter()
         .flatten()
         .count()
+}
+
+/// The digest of an image's last layer in a registry.
+fn layer_of(name: &str) -> String {
+    let image = format!("docker://{name}");
+    let inspect = ["inspect", "--tls-verify=false", &image];
+    let output = Command::new("skopeo").args(inspect).output();
+    let output = output.expect("skopeo starts").stdout;
+    let inspected: serde_json::Value = serde_json::from_slice(&output).expect("JSON");
+    let layers = inspected["Layers"].as_array().expect("a list");
+    let last = layers.last().and_then(|it| it.as_str()).expect("text");
+    last.to_owned()
 }
 
 #[test]
@@ -168,16 +180,7 @@ fn each_failure_has_words_of_its_own() {
         .says(&["nothing:latest: not found", ">>> FROM"]);
 
     // One byte in the middle of the last layer.
-    let manifest = Command::new("skopeo")
-        .args(["inspect", "--tls-verify=false", &format!("docker://{name}")])
-        .output()
-        .expect("skopeo starts");
-    let manifest: serde_json::Value = serde_json::from_slice(&manifest.stdout).expect("JSON");
-    let layers_there = manifest["Layers"].as_array().expect("a list");
-    let last = layers_there
-        .last()
-        .and_then(|it| it.as_str())
-        .expect("text");
+    let last = &layer_of(&name);
     let file = registry.blob(last);
     let whole = fs::read(&file).expect("the registry keeps it there");
     let mut damaged = whole.clone();
@@ -186,16 +189,10 @@ fn each_failure_has_words_of_its_own() {
     let corrupt = other.run(&["pull", &name]).failed();
     corrupt.says(&["corrupt: expected", last]);
     other.run(&["inspect", &name]).failed();
-    assert!(layers(&other) <= 1, "no part of a damaged layer stays");
+    assert_eq!(layers(&other), 0, "nothing of it stays");
 
     fs::write(&file, whole).expect("own file");
-    registry.forget();
     other.run(&["pull", &name]).ok();
-    let blobs = registry.asked();
-    let blobs = blobs
-        .iter()
-        .filter(|it| it.starts_with("GET") && it.contains("/blobs/"));
-    assert_eq!(blobs.count(), 1, "the layers that were whole are there");
 
     registry.stop();
     other
@@ -213,7 +210,7 @@ fn each_failure_has_words_of_its_own() {
 
 /// A registry that takes connections and never says anything.
 #[test]
-fn ctrl_c_ends_a_pull_at_once() {
+fn ctrl_c_while_a_registry_is_silent() {
     let Some(kiln) = Kiln::fresh(Setting::Root, &[]) else {
         return;
     };
@@ -234,4 +231,105 @@ fn ctrl_c_ends_a_pull_at_once() {
     let took = start.elapsed();
     assert!(took < Duration::from_secs(2), "took {took:?}");
     kiln.leaves_nothing();
+}
+
+/// Carries connections to a registry and back, the answers in small pieces with pauses.
+fn slow(to: &Registry) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    let name = listener.local_addr().expect("bound").to_string();
+    let to = to.name();
+    let carry = |mut from: TcpStream, mut to: TcpStream, pause: Duration| {
+        let mut piece = [0; 4096];
+        while let Ok(count @ 1..) = from.read(&mut piece) {
+            std::thread::sleep(pause);
+            if to.write_all(&piece[..count]).is_err() {
+                return;
+            }
+        }
+    };
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let Ok(server) = TcpStream::connect(&to) else {
+                return;
+            };
+            let (Ok(requests), Ok(answers)) = (client.try_clone(), server.try_clone()) else {
+                return;
+            };
+            std::thread::spawn(move || carry(requests, server, Duration::ZERO));
+            std::thread::spawn(move || carry(answers, client, Duration::from_millis(20)));
+        }
+    });
+    name
+}
+
+#[test]
+fn ctrl_c_in_the_middle_of_a_layer() {
+    let (Some(publisher), Some(kiln)) = (
+        Kiln::fresh(Setting::Root, &["busybox"]),
+        Kiln::fresh(Setting::Root, &[]),
+    ) else {
+        return;
+    };
+    let Some(registry) = Registry::start() else {
+        return;
+    };
+    let published = registry.image("app");
+    publisher.run(&["tag", "busybox", &published]).ok();
+    publisher.run(&["push", &published]).ok();
+    let name = format!("{}/app", slow(&registry));
+    let mut child = kiln
+        .command(&["pull", &name])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("kiln starts");
+    let begun = Instant::now();
+    while layers(&kiln) == 0 && begun.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let start = Instant::now();
+    kill_process(Pid::from_child(&child), Signal::INT).expect("it runs");
+    let status = child.wait().expect("own child");
+    assert_eq!(status.code(), Some(130));
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(2), "took {took:?}");
+    kiln.leaves_nothing();
+    kiln.run(&["inspect", &name]).failed();
+    kiln.run(&["pull", &published]).ok();
+    assert_eq!(layers(&kiln), 1, "what was begun is gone");
+}
+
+#[test]
+fn a_layer_comes_once_for_all() {
+    let (Some(publisher), Some(kiln)) = (
+        Kiln::fresh(Setting::Root, &["busybox"]),
+        Kiln::fresh(Setting::Root, &[]),
+    ) else {
+        return;
+    };
+    let Some(registry) = Registry::start() else {
+        return;
+    };
+    let published = registry.image("app");
+    publisher.run(&["tag", "busybox", &published]).ok();
+    publisher.run(&["push", &published]).ok();
+    registry.forget();
+    let name = format!("{}/app", slow(&registry));
+    let pulls: Vec<_> = (0..3)
+        .map(|_| {
+            let mut pull = kiln.command(&["pull", &name]);
+            let pull = pull.stdout(Stdio::null()).stderr(Stdio::null());
+            pull.spawn().expect("kiln starts")
+        })
+        .collect();
+    for mut pull in pulls {
+        assert!(pull.wait().expect("own child").success());
+    }
+    let digest = layer_of(&published);
+    let asked = registry.asked();
+    let fetched = asked
+        .iter()
+        .filter(|it| it.starts_with("GET") && it.ends_with(&digest));
+    assert_eq!(fetched.count(), 1, "{asked:?}");
 }
