@@ -18,13 +18,13 @@ use crate::load::seal;
 use crate::{Committed, ExportError, Found};
 
 /// Layers that are transferred at once.
-pub(crate) const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 4;
 /// No config is larger.
 const MOST_CONFIG: u64 = 16 << 20;
 /// Bytes moved at once, and what a pipe should hold.
 const PIECE: usize = 1 << 18;
 /// How often progress is told, and a wait is looked at.
-const GLANCE: Duration = Duration::from_millis(50);
+pub(crate) const GLANCE: Duration = Duration::from_millis(50);
 /// More documents than this are never on the way to one image.
 const DOCUMENTS: usize = 8;
 
@@ -456,7 +456,7 @@ impl Stream<'_> {
     }
 }
 
-/// What a registry calls the layers of an image: to tell how an image is known there.
+/// What the manifest of an image that Kiln made calls a layer: by its uncompressed tar.
 pub(crate) fn blob_of(diff: DiffId) -> Digest {
     Digest::new(*diff.as_bytes())
 }

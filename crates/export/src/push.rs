@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek as _};
 use std::num::NonZero;
 use std::sync::Arc;
+use std::time::Instant;
 
 use kiln_image::compress::Encoder;
 use kiln_image::{
@@ -15,7 +16,7 @@ use kiln_store::BlobInfo;
 
 use crate::blobs::{Hashing, ReadAt, kept, unnamed, write_tar};
 use crate::documents::manifest;
-use crate::pull::{Stop, blob_of, several};
+use crate::pull::{GLANCE, Stop, blob_of, several};
 use crate::{ExportError, Remote, Watch};
 
 /// How layers are compressed that were never in a registry.
@@ -197,6 +198,8 @@ impl Push<'_> {
     fn compress(&self, layer: LayerId, diff: DiffId) -> Result<(BlobInfo, File), ExportError> {
         let remote = self.remote;
         let level = COMPRESSION.default_level();
+        let clamp = remote.store.clamp_of(layer, diff)?;
+        let total = remote.store.diff(layer, clamp)?.map_or(0, |(_, size)| size);
         let (read, write) = io::pipe().map_err(ExportError::io("pipe"))?;
         let compressed = std::thread::scope(|scope| {
             let writing = scope.spawn(move || {
@@ -206,8 +209,21 @@ impl Push<'_> {
             let compress = || -> io::Result<_> {
                 let out = Hashing::new(unnamed(remote.store)?);
                 let mut encoder = Encoder::new(COMPRESSION, level, self.cores.get(), out)?;
-                io::copy(&mut BufReader::with_capacity(1 << 18, read), &mut encoder)?;
-                Ok(encoder.finish()?.finish())
+                let mut tar = Told {
+                    read,
+                    row: format!("compressing {diff}"),
+                    done: 0,
+                    total,
+                    watch: remote.watch,
+                    told: Instant::now(),
+                };
+                io::copy(
+                    &mut BufReader::with_capacity(1 << 18, &mut tar),
+                    &mut encoder,
+                )?;
+                let finished = encoder.finish()?.finish();
+                remote.watch.transfer(&tar.row, tar.done, tar.done, true);
+                Ok(finished)
             };
             let compressed = compress();
             writing.join().expect("writing a tar does not panic")?;
@@ -262,5 +278,27 @@ impl Observer for Row<'_> {
 
     fn is_canceled(&self) -> bool {
         self.stop.is_canceled()
+    }
+}
+
+/// Tells how much of a tar has been read.
+struct Told<'a, R> {
+    read: R,
+    row: String,
+    done: u64,
+    total: u64,
+    watch: &'a dyn Watch,
+    told: Instant,
+}
+
+impl<R: Read> Read for Told<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.read.read(buffer)?;
+        self.done += count as u64;
+        if self.told.elapsed() >= GLANCE {
+            self.told = Instant::now();
+            self.watch.transfer(&self.row, self.done, self.total, false);
+        }
+        Ok(count)
     }
 }

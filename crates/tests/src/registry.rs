@@ -1,6 +1,7 @@
 //! Debian's docker-registry on loopback, with a folder of its own.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -120,6 +121,21 @@ impl Registry {
             .join(&hex[..2])
             .join(hex)
             .join("data")
+    }
+
+    /// Puts a manifest or an index at a name, as a client would.
+    pub fn put_manifest(&self, repository: &str, tag: &str, media_type: &str, document: &str) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("it runs");
+        let request = format!(
+            "PUT /v2/{repository}/manifests/{tag} HTTP/1.1\r\nHost: {}\r\nContent-Type: {media_type}\r\n\
+             Content-Length: {}\r\nConnection: close\r\n\r\n{document}",
+            self.name(),
+            document.len()
+        );
+        stream.write_all(request.as_bytes()).expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
     }
 
     /// Forgets what was asked so far.

@@ -337,3 +337,51 @@ fn docker_and_kiln_exchange_images() {
     kiln.run(&["pull", &copy]).ok();
     assert_eq!(inspect(&kiln, &copy)["Id"], digest);
 }
+
+#[test]
+fn an_index_leads_to_the_image_of_the_platform() {
+    let (Some(publisher), Some(kiln)) = (
+        Kiln::fresh(Setting::Root, &["busybox"]),
+        Kiln::fresh(Setting::Root, &[]),
+    ) else {
+        return;
+    };
+    let Some(mut registry) = Registry::start() else {
+        return;
+    };
+    let name = registry.image("many");
+    publisher.run(&["tag", "busybox", &name]).ok();
+    let pushed = publisher.run(&["push", &name]).ok().stdout;
+    let fields = pushed.rsplit_once("digest: ").expect("a digest").1;
+    let (digest, size) = fields.trim().split_once(" size: ").expect("a size");
+    let kind = "application/vnd.oci.image.";
+    let entry = |architecture: &str| {
+        format!(
+            r#"{{"mediaType":"{kind}manifest.v1+json","digest":"{digest}","size":{size},"platform":{{"os":"linux","architecture":"{architecture}"}}}}"#
+        )
+    };
+    let ours = inspect(&publisher, &name)["Architecture"].clone();
+    let ours = ours.as_str().expect("text");
+    let manifests = [entry("s390x"), entry(ours), entry("unknown")].join(",");
+    let media_type = format!("{kind}index.v1+json");
+    let index =
+        format!(r#"{{"schemaVersion":2,"mediaType":"{media_type}","manifests":[{manifests}]}}"#);
+    registry.put_manifest("many", "latest", &media_type, &index);
+
+    kiln.run(&["pull", "--platform", "linux/ppc64le", &name])
+        .failed()
+        .says(&[&format!("linux/s390x, linux/{ours}"), "--platform"]);
+    kiln.run(&["pull", &name]).ok();
+    let known = inspect(&kiln, &name)["RepoDigests"][0].clone();
+    let known = known.as_str().expect("text");
+    assert!(!known.ends_with(digest), "the index's digest: {known}");
+
+    // The digest of the index is a name as good as the tag, and the registry is not needed for it.
+    registry.stop();
+    let context = kiln.context(&[("Dockerfile", &format!("FROM {known}\nRUN true\n"))]);
+    kiln.build(&[&context]).ok();
+    // A manifest that is not what the index says.
+    kiln.build(&["--platform", "linux/s390x", &context])
+        .failed()
+        .says(&["no image for linux/s390x"]);
+}
