@@ -122,14 +122,13 @@ impl Engine {
         let first = known(digest);
         // The index that the image was chosen from, and images that a registry has under this digest.
         let mut others = match &first {
-            Ok(Some(_)) => return first,
             Ok(None) => self.store.images_of_repo_digest(digest)?,
             Err(ExportError::Platform { .. }) => {
                 let digests = self.store.repo_digests(digest)?;
                 let here = digests.iter().filter(|it| it.name() == name.name());
                 here.filter_map(Reference::digest).collect()
             }
-            Err(_) => return first,
+            _ => return first,
         };
         others.retain(|other| *other != digest);
         for other in others {

@@ -127,3 +127,124 @@ pub(crate) fn manifest(store: &Store, digest: Digest) -> Result<(Manifest, Vec<u
         _ => Err(missing()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kiln_image::Index;
+    use kiln_store::{IdKind, OpenOptions};
+
+    use super::*;
+
+    struct Place {
+        store: Store,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let options = OpenOptions {
+                owner: rustix::process::geteuid().as_raw(),
+                ids: IdKind::Real,
+                boot_id: "boot".to_owned(),
+            };
+            Self {
+                store: Store::open(folder.path(), options).unwrap(),
+                _folder: folder,
+            }
+        }
+
+        /// A manifest and its config; the config is put into the store if asked for.
+        fn image(&self, platform: &str, config_type: &str, with_config: bool) -> Descriptor {
+            let config = ImageConfig::scratch(&platform.parse().unwrap()).to_bytes();
+            let digest = crate::commit::sha256(&config);
+            if with_config {
+                self.store.put_json(config_type, &config).unwrap();
+            }
+            let config = Descriptor::new(config_type, digest, config.len() as u64);
+            let manifest = Manifest::new(media_type::OCI_MANIFEST, config, Vec::new()).to_bytes();
+            let digest = self.store.put_json(media_type::OCI_MANIFEST, &manifest);
+            let size = manifest.len() as u64;
+            let mut named = Descriptor::new(media_type::OCI_MANIFEST, digest.unwrap(), size);
+            named.platform = Some(platform.parse().unwrap());
+            named
+        }
+
+        fn index(&self, entries: Vec<Descriptor>) -> Descriptor {
+            let bytes = Index::new(media_type::OCI_INDEX, entries).to_bytes();
+            let digest = self.store.put_json(media_type::OCI_INDEX, &bytes).unwrap();
+            Descriptor::new(media_type::OCI_INDEX, digest, bytes.len() as u64)
+        }
+
+        fn walk(&self, from: &Descriptor, platform: &str) -> Result<Walk, String> {
+            let name = "app".parse().unwrap();
+            walk(&self.store, &name, from.digest, &platform.parse().unwrap())
+                .map_err(|error| error.to_string())
+        }
+    }
+
+    #[test]
+    fn the_documents_lead_to_the_image_of_the_platform() {
+        let place = Place::new();
+        let entries = ["linux/amd64", "linux/arm64"]
+            .map(|platform| place.image(platform, media_type::OCI_CONFIG, true));
+        let arm = entries[1].digest;
+        let index = place.index(entries.to_vec());
+        let Ok(Walk::Found(found)) = place.walk(&index, "linux/arm64") else {
+            panic!("not found");
+        };
+        assert_eq!((found.digest, found.manifest), (index.digest, arm));
+        assert_eq!(found.config.platform().architecture, "arm64");
+
+        let error = place.walk(&index, "linux/s390x").err().unwrap();
+        assert!(
+            error.contains("it is for linux/amd64, linux/arm64"),
+            "{error}"
+        );
+        let error = place.walk(&entries[0], "linux/arm64").err().unwrap();
+        assert!(error.contains("no image for linux/arm64"), "{error}");
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let place = Place::new();
+        let no_config = place.image("linux/amd64", media_type::OCI_CONFIG, false);
+        assert!(matches!(
+            place.walk(&no_config, "linux/amd64"),
+            Ok(Walk::NoConfig(_))
+        ));
+        let mut elsewhere = no_config.clone();
+        elsewhere.digest = crate::commit::sha256(b"elsewhere");
+        let index = place.index(vec![elsewhere.clone()]);
+        let Ok(Walk::NoManifest(Some(named))) = place.walk(&index, "linux/amd64") else {
+            panic!("the manifest is not there");
+        };
+        assert_eq!(named, elsewhere);
+        assert!(matches!(
+            place.walk(&elsewhere, "linux/amd64"),
+            Ok(Walk::NoManifest(None))
+        ));
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused() {
+        let place = Place::new();
+        let chart = place.image(
+            "linux/amd64",
+            "application/vnd.cncf.helm.config.v1+json",
+            true,
+        );
+        let error = place.walk(&chart, "linux/amd64").err().unwrap();
+        assert!(
+            error.contains("not an image, but application/vnd.cncf"),
+            "{error}"
+        );
+        let mut deep = place.image("linux/amd64", media_type::OCI_CONFIG, true);
+        for _ in 0..6 {
+            deep.platform = Some("linux/amd64".parse().unwrap());
+            deep = place.index(vec![deep]);
+        }
+        let error = place.walk(&deep, "linux/amd64").err().unwrap();
+        assert!(error.contains("too many indexes"), "{error}");
+    }
+}

@@ -365,13 +365,13 @@ impl Remote<'_> {
                 .join()
                 .expect("the worker's client does not panic");
             match (copied, unpacked) {
-                (Ok(Copied::All), unpacked) => Ok(unpacked?),
+                (Ok(Copied::All), unpacked) => unpacked.map_err(ExportError::unpack(&stream.row)),
                 (Ok(Copied::Refused), Err(error)) => {
                     // Damage on the way is the better explanation for an archive that cannot be read.
                     if is_about_the_archive(&error) {
                         stream.copy(scratch, None)?;
                     }
-                    Err(error.into())
+                    Err(ExportError::unpack(&stream.row)(error))
                 }
                 (Ok(Copied::Refused), Ok(_)) => {
                     Err(ExportError::io("pipe")(io::ErrorKind::BrokenPipe.into()))

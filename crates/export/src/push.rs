@@ -145,11 +145,11 @@ impl Push<'_> {
                 return Ok(form.clone());
             }
         }
-        if let Some((blob, file)) = kept(store, diff)? {
-            if let Some(form) = forms.iter().find(|form| form.digest == blob.digest) {
-                self.upload(form, file, stop)?;
-                return Ok(form.clone());
-            }
+        if let Some((blob, file)) = kept(store, diff)?
+            && let Some(form) = forms.iter().find(|form| form.digest == blob.digest)
+        {
+            self.upload(form, file, stop)?;
+            return Ok(form.clone());
         }
         let (blob, file) = self.compress(layer, diff)?;
         let form = match forms.iter().find(|form| form.digest == blob.digest) {
@@ -215,7 +215,7 @@ impl Push<'_> {
                     done: 0,
                     total,
                     watch: remote.watch,
-                    told: Instant::now(),
+                    last: Instant::now(),
                 };
                 io::copy(
                     &mut BufReader::with_capacity(1 << 18, &mut tar),
@@ -288,15 +288,15 @@ struct Told<'a, R> {
     done: u64,
     total: u64,
     watch: &'a dyn Watch,
-    told: Instant,
+    last: Instant,
 }
 
 impl<R: Read> Read for Told<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.read.read(buffer)?;
         self.done += count as u64;
-        if self.told.elapsed() >= GLANCE {
-            self.told = Instant::now();
+        if self.last.elapsed() >= GLANCE {
+            self.last = Instant::now();
             self.watch.transfer(&self.row, self.done, self.total, false);
         }
         Ok(count)
