@@ -50,6 +50,17 @@ pub(crate) enum Command {
     Load(LoadArgs),
     /// Save images to an archive
     Save(SaveArgs),
+    /// Fetch an image from a registry
+    Pull(PullArgs),
+    /// Bring an image to a registry
+    Push(PushArgs),
+    /// Keep the name and the password for a registry
+    Login(LoginArgs),
+    /// Forget the name and the password for a registry
+    Logout {
+        /// The registry [default: Docker Hub]
+        server: Option<String>,
+    },
     /// Give an image another name
     Tag {
         /// Name or id of the image
@@ -158,6 +169,12 @@ pub(crate) struct BuildArgs {
     pub(crate) ssh: Vec<String>,
     #[command(flatten)]
     pub(crate) trust: TrustArgs,
+    /// Ask the registry for base images, also for those in the store
+    #[arg(long)]
+    pub(crate) pull: bool,
+    /// Push the image under all its names
+    #[arg(long)]
+    pub(crate) push: bool,
     /// RUN steps at once
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) jobs: usize,
@@ -222,9 +239,72 @@ pub(crate) struct ImagesArgs {
     /// Print whole ids
     #[arg(long)]
     pub(crate) no_trunc: bool,
+    /// Print the digests that registries know images by
+    #[arg(long)]
+    pub(crate) digests: bool,
     /// Print as JSON lines
     #[arg(long, value_name = "json", value_parser = ["json"])]
     pub(crate) format: Option<String>,
+}
+
+/// `kiln pull`.
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// Print the image's name only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Platform of the image
+    #[arg(long, value_name = "OS/ARCH", env = "DOCKER_DEFAULT_PLATFORM")]
+    pub(crate) platform: Option<String>,
+    /// How progress is shown: auto, plain, tty, quiet or rawjson
+    #[arg(
+        long,
+        value_name = "KIND",
+        env = "BUILDKIT_PROGRESS",
+        default_value = "auto"
+    )]
+    pub(crate) progress: String,
+    /// The image: NAME, NAME:TAG or NAME@DIGEST
+    pub(crate) name: String,
+}
+
+/// `kiln push`.
+#[derive(Debug, Args)]
+pub(crate) struct PushArgs {
+    /// Print the image's name only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// How progress is shown: auto, plain, tty, quiet or rawjson
+    #[arg(
+        long,
+        value_name = "KIND",
+        env = "BUILDKIT_PROGRESS",
+        default_value = "auto"
+    )]
+    pub(crate) progress: String,
+    /// The image: NAME or NAME:TAG
+    pub(crate) name: String,
+}
+
+/// `kiln login`.
+#[derive(Debug, Args)]
+pub(crate) struct LoginArgs {
+    /// The name
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) username: Option<String>,
+    /// The password; other users of the machine can see it: better take --password-stdin
+    #[arg(
+        short,
+        long,
+        value_name = "PASSWORD",
+        conflicts_with = "password_stdin"
+    )]
+    pub(crate) password: Option<String>,
+    /// Take the password from standard input
+    #[arg(long)]
+    pub(crate) password_stdin: bool,
+    /// The registry [default: Docker Hub]
+    pub(crate) server: Option<String>,
 }
 
 /// `kiln import`.

@@ -2,9 +2,12 @@
 
 mod build;
 mod build_options;
+mod display;
 mod images;
 mod info;
 mod inout;
+mod login;
+mod remote;
 mod run;
 
 use std::process::ExitCode;
@@ -12,6 +15,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use kiln_engine::BuildError;
+use kiln_export::ExportError;
 use kiln_image::{Digest, Reference};
 use kiln_store::Store;
 
@@ -42,8 +46,12 @@ pub(crate) fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             let build = error.downcast_ref::<BuildError>();
+            let export = error.downcast_ref::<ExportError>();
+            let hint = build
+                .and_then(|error| error.hint.clone())
+                .or_else(|| export?.hint());
             complain(&format!("ERROR: {error:#}"));
-            if let Some(hint) = build.and_then(|error| error.hint.as_deref()) {
+            if let Some(hint) = hint {
                 complain(&format!("hint: {hint}"));
             }
             match build {
@@ -68,6 +76,8 @@ fn docker_names(mut args: Vec<std::ffi::OsString>) -> Vec<std::ffi::OsString> {
         (Some("image"), Some("load")) => Some("load"),
         (Some("image"), Some("save")) => Some("save"),
         (Some("image"), Some("import")) => Some("import"),
+        (Some("image"), Some("pull")) => Some("pull"),
+        (Some("image"), Some("push")) => Some("push"),
         _ => None,
     };
     if let Some(short) = short {
@@ -86,6 +96,10 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Rmi { images, force: _ } => images::rmi(&place, &images),
         Command::History(args) => images::history(&place, &args),
         Command::Inspect { images } => images::inspect(&place, &images),
+        Command::Pull(args) => remote::pull(&place, &args),
+        Command::Push(args) => remote::push(&place, &args),
+        Command::Login(args) => login::login(&args),
+        Command::Logout { server } => login::logout(server.as_deref()),
         Command::Import(args) => inout::import(&place, &args),
         Command::Load(args) => inout::load(&place, &args),
         Command::Save(args) => inout::save(&place, &args),
@@ -100,12 +114,17 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
 /// An image by name or id, with its manifest.
 fn find_image(store: &Store, text: &str) -> Result<Digest> {
     if let Ok(name) = text.parse::<Reference>() {
-        let found = match name.digest() {
-            Some(digest) => store.image(digest)?.map(|_| digest),
+        let digest = match name.digest() {
+            Some(digest) => Some(digest),
             None => store.resolve(&name)?,
         };
-        if let Some(digest) = found {
-            return Ok(digest);
+        if let Some(digest) = digest {
+            if store.image(digest)?.is_some() {
+                return Ok(digest);
+            }
+            if let Some(image) = store.images_of_repo_digest(digest)?.first() {
+                return Ok(*image);
+            }
         }
     }
     let digits = text.strip_prefix("sha256:").unwrap_or(text);

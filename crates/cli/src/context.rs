@@ -1,9 +1,11 @@
 //! Where the program runs: who calls, which store, which namespaces. The only place that reads the environment.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use kiln_engine::Engine;
+use kiln_registry::{Client, ClientConfig, Credentials, HostConfig, Proxies};
 use kiln_rootfs::Provider;
 use kiln_sandbox::{IdTools, Isolation};
 use kiln_store::{Header, IdKind, IdRange, OpenOptions, Store};
@@ -19,7 +21,8 @@ pub(crate) struct Place {
     pub(crate) provider: Option<Provider>,
 }
 
-fn variable(name: &str) -> Option<String> {
+/// A variable of the environment that is set and not empty.
+pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
@@ -101,7 +104,11 @@ impl Place {
             &self.isolation,
             self.provider,
         ));
-        Ok(Engine { store, worker })
+        Ok(Engine {
+            store,
+            worker,
+            client: registry_client(Arc::new(crate::credentials::stored)),
+        })
     }
 }
 
@@ -137,6 +144,36 @@ fn options(ids: IdKind) -> Result<OpenOptions> {
         ids,
         boot_id: kiln_store::boot_id()?,
     })
+}
+
+/// What speaks to registries. The file with the credentials is read when a registry asks for some.
+pub(crate) fn registry_client(credentials: Arc<dyn Credentials>) -> Client {
+    let either = |name: &str| variable(name).or_else(|| variable(&name.to_uppercase()));
+    let mut config = ClientConfig {
+        credentials,
+        proxies: Proxies {
+            http: either("http_proxy"),
+            https: either("https_proxy"),
+            none: either("no_proxy"),
+        },
+        ..ClientConfig::default()
+    };
+    if let Some(mirror) = variable("KILN_REGISTRY_MIRROR") {
+        let hub = HostConfig {
+            mirrors: vec![mirror],
+            ..HostConfig::default()
+        };
+        config.hosts.insert("docker.io".to_owned(), hub);
+    }
+    Client::new(config)
+}
+
+/// Docker's configuration: `config.json` in `DOCKER_CONFIG`, else in `~/.docker`. Nothing where there is no home.
+pub(crate) fn docker_config() -> Option<PathBuf> {
+    let folder = variable("DOCKER_CONFIG")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(variable("HOME")?).join(".docker")))?;
+    Some(folder.join("config.json"))
 }
 
 /// The host's resolver as a step sees it.

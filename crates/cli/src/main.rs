@@ -4,6 +4,7 @@ mod args;
 mod certificates;
 mod commands;
 mod context;
+mod credentials;
 mod format;
 mod signals;
 mod worker;

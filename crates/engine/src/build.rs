@@ -7,14 +7,16 @@ use std::thread::Scope;
 use std::time::{Duration, Instant, SystemTime};
 
 use kiln_dockerfile::SourceText;
-use kiln_export::{Committed, commit, digest_layer};
-use kiln_frontend::{Facts, ImageFact, Need, Outcome, Plan};
-use kiln_image::{Digest, ImageConfig, KeyHasher, LayerId, Platform, Reference};
+use kiln_export::{Committed, Published, commit, digest_layer};
+use kiln_frontend::{Facts, Need, Outcome, Plan};
+use kiln_image::{Digest, KeyHasher, LayerId, Reference};
 use kiln_progress::{Event, Sink, VertexId};
-use kiln_solver::{Context, OpReport, Options, Providers, Snapshot, Solver};
+use kiln_solver::{Context, FetchError, OpReport, Options, Providers, Snapshot, Solver};
 use kiln_source::{PatternMatcher, StatCache, Wanted};
 use kiln_store::Lease;
 
+use crate::images::Images;
+use crate::rows::{Row, Rows};
 use crate::{BuildError, CancelFlag, Engine};
 
 /// What is built.
@@ -30,6 +32,10 @@ pub struct BuildRequest {
     pub folders: BTreeMap<String, PathBuf>,
     /// Names for the image.
     pub tags: Vec<Reference>,
+    /// Ask the registry for every image that is named by a tag, also for those in the store.
+    pub pull: bool,
+    /// Push the image under all its names.
+    pub push: bool,
     /// Secrets: a file, or a value.
     pub secrets: BTreeMap<String, Secret>,
     /// Sockets of ssh agents.
@@ -78,48 +84,12 @@ pub enum MainContext {
 pub struct Built {
     /// The image.
     pub image: Committed,
+    /// What the registries have, one for each name, if it was pushed.
+    pub pushed: Vec<Published>,
     /// What was executed and why.
     pub reports: Vec<OpReport>,
     /// Whether anything was executed.
     pub executed: bool,
-}
-
-/// Numbers the rows of the display.
-struct Rows<'a> {
-    sink: &'a dyn Sink,
-    next: u32,
-}
-
-impl Rows<'_> {
-    /// A row for work that this thread does now.
-    fn work<T>(
-        &mut self,
-        title: &str,
-        work: impl FnOnce() -> Result<T, BuildError>,
-    ) -> Result<T, BuildError> {
-        let id = VertexId(self.next);
-        self.next += 1;
-        self.sink.emit(Event::Vertex {
-            id,
-            title: title.to_owned(),
-        });
-        self.sink.emit(Event::Started {
-            id,
-            at: SystemTime::now(),
-        });
-        let outcome = work();
-        let at = SystemTime::now();
-        self.sink.emit(match &outcome {
-            Ok(_) => Event::Finished { id, at },
-            Err(error) if error.canceled => Event::Canceled { id, at },
-            Err(error) => Event::Failed {
-                id,
-                error: error.message.clone(),
-                at,
-            },
-        });
-        outcome
-    }
 }
 
 impl Engine {
@@ -149,18 +119,19 @@ impl Engine {
         cancel: &CancelFlag,
     ) -> Result<Built, BuildError> {
         let lease = self.store.lease()?;
-        let mut rows = Rows { sink, next: 0 };
+        let mut rows = Rows::new(sink);
+        let images = Images::new(self, request, cancel);
         let title = format!(
             "[internal] load build definition from {}",
             request.dockerfile.name
         );
-        let source = rows.work(&title, || {
+        let source = rows.work(&title, |_| {
             Ok(SourceText::new(
                 &request.dockerfile.name,
                 &request.dockerfile.bytes,
             ))
         })?;
-        let plan = self.plan(request, &source, &mut rows)?;
+        let plan = plan(request, &source, &images, &mut rows)?;
         for warning in &plan.warnings {
             sink.emit(Event::Warning {
                 text: warning_text(warning),
@@ -189,6 +160,9 @@ impl Engine {
                     engine: self,
                     request,
                     cancel,
+                    images: &images,
+                    lease: &lease,
+                    sink,
                 };
                 let digesting = Digesting::default();
                 let solved = std::thread::scope(|scope| {
@@ -232,11 +206,21 @@ impl Engine {
                 ..BuildError::new("canceled")
             });
         }
-        let image = rows.work("exporting to image", || {
+        let image = rows.work("exporting to image", |_| {
             self.export(&plan, &snapshot, &lease, request)
         })?;
+        images.keep_names()?;
+        let mut pushed = Vec::new();
+        if request.push {
+            for name in &request.tags {
+                pushed.push(rows.work(&format!("pushing {name}"), |row| {
+                    self.push_to(image.manifest, name, row, cancel, request.cores)
+                })?);
+            }
+        }
         Ok(Built {
             image,
+            pushed,
             executed: reports.iter().any(|report| report.executed),
             reports,
         })
@@ -284,80 +268,52 @@ impl Engine {
         }
         Ok(image)
     }
+}
 
-    fn plan(
-        &self,
-        request: &BuildRequest,
-        source: &SourceText,
-        rows: &mut Rows<'_>,
-    ) -> Result<Plan, BuildError> {
-        let mut facts = Facts::default();
-        loop {
-            let needs = match kiln_frontend::plan(source, &request.options, &facts) {
-                Ok(Outcome::Plan(plan)) => return Ok(plan),
-                Ok(Outcome::Needs(needs)) => needs,
-                Err(diagnostic) => return Err(BuildError::diagnostic(&diagnostic, source)),
-            };
-            for need in needs {
-                match need {
-                    Need::ImageConfig {
-                        reference,
-                        platform,
-                        place,
-                    } => {
-                        let title = format!("[internal] load metadata for {reference}");
-                        let fact = rows.work(&title, || {
-                            let lines = place
-                                .lines
-                                .map(|(first, last)| kiln_dockerfile::Lines { first, last });
-                            self.image_fact(&reference, &platform).map_err(|mut error| {
+/// Asks the frontend for the graph until it knows enough.
+fn plan(
+    request: &BuildRequest,
+    source: &SourceText,
+    images: &Images<'_>,
+    rows: &mut Rows<'_>,
+) -> Result<Plan, BuildError> {
+    let mut facts = Facts::default();
+    loop {
+        let needs = match kiln_frontend::plan(source, &request.options, &facts) {
+            Ok(Outcome::Plan(plan)) => return Ok(plan),
+            Ok(Outcome::Needs(needs)) => needs,
+            Err(diagnostic) => return Err(BuildError::diagnostic(&diagnostic, source)),
+        };
+        for need in needs {
+            match need {
+                Need::ImageConfig {
+                    reference,
+                    platform,
+                    place,
+                } => {
+                    let title = format!("[internal] load metadata for {reference}");
+                    let fact = rows.work(&title, |row| {
+                        let lines = place
+                            .lines
+                            .map(|(first, last)| kiln_dockerfile::Lines { first, last });
+                        images
+                            .fact(&reference, &platform, row)
+                            .map_err(|mut error| {
                                 error.excerpt =
                                     lines.and_then(|lines| kiln_dockerfile::excerpt(source, lines));
                                 error
                             })
-                        })?;
-                        facts.images.insert((reference, platform), fact);
-                    }
-                    Need::IgnoreFile { context } => {
-                        let patterns = rows.work("[internal] load .dockerignore", || {
-                            ignore_patterns(request, &context)
-                        })?;
-                        facts.ignore.insert(context, patterns);
-                    }
+                    })?;
+                    facts.images.insert((reference, platform), fact);
+                }
+                Need::IgnoreFile { context } => {
+                    let patterns = rows.work("[internal] load .dockerignore", |_| {
+                        ignore_patterns(request, &context)
+                    })?;
+                    facts.ignore.insert(context, patterns);
                 }
             }
         }
-    }
-
-    fn image_fact(&self, reference: &str, platform: &Platform) -> Result<ImageFact, BuildError> {
-        let name: Reference = reference
-            .parse()
-            .map_err(|error| BuildError::new(format!("image name {reference:?}: {error}")))?;
-        let digest = match name.digest() {
-            Some(digest) => Some(digest),
-            None => self.store.resolve(&name)?,
-        };
-        let missing = || {
-            BuildError::new(format!("{reference}: not found in the local store")).with_hint(
-                "bring it in with kiln load or kiln import, or check its name with kiln images",
-            )
-        };
-        let digest = digest.ok_or_else(missing)?;
-        let info = self.store.image(digest)?.ok_or_else(missing)?.info;
-        if info.platform.os != platform.os || info.platform.architecture != platform.architecture {
-            let text = format!(
-                "{reference}: the image is for {}, wanted is {platform}",
-                info.platform
-            );
-            return Err(
-                BuildError::new(text).with_hint(format!("bring in the image for {platform}"))
-            );
-        }
-        let (_, config) = self.store.json(info.config)?.ok_or_else(missing)?;
-        let config = ImageConfig::from_bytes(&config).map_err(|error| {
-            BuildError::new(format!("{reference}: its config cannot be read: {error}"))
-        })?;
-        Ok(ImageFact { digest, config })
     }
 }
 
@@ -442,30 +398,62 @@ fn ignore_patterns(request: &BuildRequest, context: &str) -> Result<Vec<String>,
     Ok(Vec::new())
 }
 
+/// The digest of an image that the graph names.
+fn pinned(reference: &str) -> Result<Digest, String> {
+    match reference
+        .rsplit_once('@')
+        .map(|(_, digest)| digest.parse::<Digest>())
+    {
+        Some(Ok(digest)) => Ok(digest),
+        _ => Err(format!("{reference}: no digest")),
+    }
+}
+
 /// What a build brings to its graph.
 struct Bringing<'a> {
     engine: &'a Engine,
     request: &'a BuildRequest,
     cancel: &'a CancelFlag,
+    images: &'a Images<'a>,
+    lease: &'a Lease,
+    sink: &'a dyn Sink,
 }
 
 impl Providers for Bringing<'_> {
-    fn image(&self, reference: &str) -> Result<Snapshot, String> {
-        let digest = reference
-            .rsplit_once('@')
-            .map(|(_, digest)| digest.parse::<Digest>());
-        let Some(Ok(digest)) = digest else {
-            return Err(format!("{reference}: no digest"));
-        };
-        let info = self
+    fn image(&self, reference: &str) -> Result<Option<Snapshot>, String> {
+        let digest = pinned(reference)?;
+        let image = self
             .engine
             .store
             .image(digest)
             .map_err(|error| error.to_string())?;
-        let info = info
-            .ok_or_else(|| format!("{reference}: not in the local store"))?
-            .info;
-        kiln_solver::snapshot(&self.engine.store, &info.layers).map_err(|error| error.to_string())
+        let Some(image) = image else { return Ok(None) };
+        kiln_solver::snapshot(&self.engine.store, &image.info.layers)
+            .map(Some)
+            .map_err(|error| error.to_string())
+    }
+
+    fn fetch(&self, reference: &str, vertex: VertexId) -> Result<Snapshot, FetchError> {
+        let failed = |message| FetchError::Failed {
+            message,
+            hint: None,
+        };
+        let digest = pinned(reference).map_err(failed)?;
+        let row = Row {
+            sink: self.sink,
+            id: vertex,
+        };
+        match self.images.fetch(digest, self.lease, &row) {
+            Ok(()) => self
+                .image(reference)
+                .map_err(failed)?
+                .ok_or_else(|| failed(format!("{reference}: gone again"))),
+            Err(error) if error.canceled => Err(FetchError::Canceled),
+            Err(error) => Err(FetchError::Failed {
+                message: error.message,
+                hint: error.hint,
+            }),
+        }
     }
 
     fn scan(&self, name: &str, exclude: &[String]) -> Result<Context, String> {

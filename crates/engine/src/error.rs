@@ -81,13 +81,10 @@ impl From<StoreError> for BuildError {
 
 impl From<ExportError> for BuildError {
     fn from(error: ExportError) -> Self {
-        match &error {
-            ExportError::Worker(worker) => Self::from_worker(worker),
-            ExportError::Unpack { error: worker, .. } => Self {
-                message: error.to_string(),
-                ..Self::from_worker(worker)
-            },
-            _ => Self::new(error.to_string()),
+        Self {
+            hint: error.hint(),
+            canceled: error.is_canceled(),
+            ..Self::new(error.to_string())
         }
     }
 }

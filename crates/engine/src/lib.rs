@@ -4,16 +4,21 @@
 
 mod build;
 mod error;
+mod images;
+mod remote;
+mod rows;
 mod run;
 
 pub use build::{BuildRequest, Built, Dockerfile, MainContext, Secret};
 pub use error::BuildError;
 pub use kiln_worker::Trust;
+pub use remote::{Pulled, PushRequest};
 pub use run::{Ran, RunRequest};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use kiln_registry::Client;
 use kiln_store::Store;
 use kiln_worker::Worker;
 
@@ -23,6 +28,8 @@ pub struct Engine {
     pub store: Store,
     /// What touches layers.
     pub worker: Worker,
+    /// What speaks to registries.
+    pub client: Client,
 }
 
 /// Tells everything that the user gave up.
@@ -38,6 +45,11 @@ impl CancelFlag {
     /// Whether the user gave up.
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire)
+    }
+
+    /// The flag itself, for those who cannot borrow it.
+    pub(crate) fn flag(&self) -> &Arc<AtomicBool> {
+        &self.0
     }
 
     /// The flag itself, for a signal handler.

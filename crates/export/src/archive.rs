@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::io::Write;
 
 use kiln_image::manifest::{Descriptor, Index, Manifest, media_type};
 use kiln_image::{Digest, ImageConfig, Reference};
@@ -11,8 +10,9 @@ use kiln_store::Store;
 use kiln_worker::Worker;
 use serde_json::json;
 
+use crate::blobs::write_tar;
 use crate::commit::sha256;
-use crate::{ExportError, digest_layer, kept_tar};
+use crate::{ExportError, digest_layer};
 
 /// What kind of archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -73,23 +73,7 @@ pub fn save(
             if !archive.start_blob(blob, size)? {
                 continue;
             }
-            let kept = kept_tar(store, diff);
-            if kept.exists() {
-                let tar = File::open(&kept).and_then(zstd::Decoder::new);
-                let mut tar = tar.map_err(ExportError::io(kept.display().to_string()))?;
-                io::copy(&mut tar, &mut archive.out).map_err(ExportError::io("archive"))?;
-            } else {
-                let (wrote, _) = worker.write_tar(*layer, clamp, &[out.as_fd()])?;
-                if wrote != diff {
-                    let what = format!(
-                        "layer {layer} is damaged: its tar has the digest {wrote}, expected {diff}"
-                    );
-                    return Err(ExportError::Invalid {
-                        path: format!("image {image}"),
-                        what,
-                    });
-                }
-            }
+            write_tar(store, worker, *layer, diff, out)?;
             archive.pad(size)?;
         }
         let paths: Vec<_> = layers.iter().map(|layer| blob_path(layer.digest)).collect();

@@ -8,7 +8,7 @@ use kiln_image::{ImageConfig, LayerId, Platform};
 use kiln_store::{Lease, Store};
 use kiln_worker::{TarInput, UnpackJob, Worker};
 
-use crate::load::{keep_tar, seal};
+use crate::load::{keep, seal};
 use crate::{Committed, ExportError, commit};
 
 /// Makes an image of the tar in `file` (compressed or not), from its current position to its end. `changes` are
@@ -38,7 +38,7 @@ pub fn import(
         file
     } else {
         // Read twice when the tar must be kept, so a pipe goes through a file.
-        spool = crate::load::spool(store, file, path)?;
+        spool = crate::blobs::spool(store, file, path)?;
         &spool
     };
     let len = file.metadata().map_err(ExportError::io(path))?.len();
@@ -49,7 +49,7 @@ pub fn import(
         .map_err(ExportError::unpack(path))?;
     let layer: LayerId = seal(store, &unpacked)?;
     if !unpacked.reproducible {
-        keep_tar(store, file, 0, len, unpacked.diff_id, path)?;
+        keep(store, file, 0, len, unpacked.diff_id, path)?;
     }
     config.history.push(History {
         comment: format!("Imported from {path}"),

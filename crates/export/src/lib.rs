@@ -1,18 +1,24 @@
-//! A result leaves the solver here: as an image in the local store, as an archive; and images come in from archives.
+//! A result leaves the solver here: as an image in the local store, as an archive, to a registry; and images come in
+//! from archives and registries.
 
 mod archive;
+mod blobs;
 mod commit;
+mod documents;
 mod import;
 mod load;
+mod pull;
+mod push;
 
 pub use archive::{Format, save};
 pub use commit::{Committed, commit};
+pub use documents::Found;
 pub use import::import;
 pub use load::{Loaded, load};
+pub use pull::{Remote, Watch};
+pub use push::Published;
 
-use std::path::PathBuf;
-
-use kiln_image::{DiffId, LayerId};
+use kiln_image::{DiffId, LayerId, Platform};
 use kiln_store::{Store, StoreError};
 use kiln_worker::{Worker, WorkerError};
 
@@ -57,6 +63,30 @@ pub enum ExportError {
         /// What is wrong with it.
         what: String,
     },
+    /// The registry, or the way to it, failed.
+    #[error(transparent)]
+    Registry(#[from] kiln_registry::Error),
+    /// What a name leads to is no image that Kiln can use.
+    #[error("{name}: {what}")]
+    Unusable {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// There is nothing for the platform.
+    #[error("{name}: no image for {wanted}: it is for {}", list(has))]
+    Platform {
+        /// The image's name.
+        name: String,
+        /// What was asked for.
+        wanted: Platform,
+        /// What there is.
+        has: Vec<Platform>,
+    },
+    /// The user gave up.
+    #[error("canceled")]
+    Canceled,
     /// There is no such image.
     #[error("no such image: {0}")]
     NoImage(String),
@@ -76,20 +106,32 @@ impl ExportError {
     }
 
     /// A way out, where there is one.
-    pub fn hint(&self) -> Option<&str> {
+    pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Worker(error) | Self::Unpack { error, .. } => error.hint(),
+            Self::Worker(error) | Self::Unpack { error, .. } => error.hint().map(str::to_owned),
+            Self::Registry(error) => error.hint(),
+            Self::Platform { .. } => Some("choose one of them with --platform".to_owned()),
+            Self::NoImage(_) => Some("see kiln images".to_owned()),
             _ => None,
+        }
+    }
+
+    /// Whether the work was given up and did not fail.
+    pub fn is_canceled(&self) -> bool {
+        match self {
+            Self::Canceled | Self::Registry(kiln_registry::Error::Canceled) => true,
+            Self::Worker(error) | Self::Unpack { error, .. } => error.is_canceled(),
+            _ => false,
         }
     }
 }
 
-/// Where the bytes of a layer's tar are kept when Kiln's own tar of the layer would be another one.
-pub(crate) fn kept_tar(store: &Store, diff: DiffId) -> PathBuf {
-    store
-        .root()
-        .join("blobs/sha256")
-        .join(format!("{}.tar.zst", diff.hex()))
+fn list(platforms: &[Platform]) -> String {
+    let names: Vec<_> = platforms.iter().map(Platform::to_string).collect();
+    if names.is_empty() {
+        return "no platform at all".to_owned();
+    }
+    names.join(", ")
 }
 
 /// The diff id of a layer and the size of its tar; found out, and kept, when nobody has asked before.

@@ -2,10 +2,9 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 
 use kiln_image::manifest::{Document, media_type, parse_manifest};
 use kiln_image::{DiffId, Digest, ImageConfig, LayerId, Platform, Reference, compress};
@@ -13,8 +12,9 @@ use kiln_store::{LayerSummary, Lease, Store};
 use kiln_worker::{TarInput, UnpackJob, UnpackedLayer, Worker};
 use serde::Deserialize;
 
+use crate::blobs::{keep_tar, spool};
 use crate::commit::sha256;
-use crate::{Committed, ExportError, commit, kept_tar};
+use crate::{Committed, ExportError, commit};
 
 /// JSON in an archive is not larger than this.
 const MOST_JSON: u64 = 16 << 20;
@@ -313,7 +313,7 @@ impl Archive<'_> {
             return Err(self.invalid(what));
         }
         if !unpacked.reproducible {
-            keep_tar(store, self.file, offset, len, diff, self.path)?;
+            keep(store, self.file, offset, len, diff, self.path)?;
         }
         seal(store, &unpacked)
     }
@@ -336,8 +336,8 @@ pub(crate) fn seal(store: &Store, unpacked: &UnpackedLayer) -> Result<LayerId, E
     Ok(made.layer)
 }
 
-/// Keeps the bytes of a tar that Kiln would write in another way.
-pub(crate) fn keep_tar(
+/// Keeps a tar in a file, compressed or not, that Kiln would write in another way.
+pub(crate) fn keep(
     store: &Store,
     file: &File,
     offset: u64,
@@ -345,50 +345,21 @@ pub(crate) fn keep_tar(
     diff: DiffId,
     path: &str,
 ) -> Result<(), ExportError> {
-    let kept = kept_tar(store, diff);
-    let (_, mut tar) = compress::decoder(io::BufReader::new(Range {
+    let range = Range {
         file,
         at: offset,
         end: offset + len,
-    }))
-    .map_err(ExportError::io(path))?;
-    let mut write = || -> io::Result<()> {
-        let folder = kept.parent().expect("a file in a folder");
-        std::fs::create_dir_all(folder)?;
-        let temporary = folder.join(format!(".{}.{}", diff.hex(), std::process::id()));
-        let mut encoder = zstd::Encoder::new(File::create(&temporary)?, 1)?;
-        io::copy(&mut tar, &mut encoder)?;
-        encoder.finish()?;
-        std::fs::rename(&temporary, &kept)
     };
-    write().map_err(ExportError::io(kept.display().to_string()))
+    let (_, mut tar) =
+        compress::decoder(io::BufReader::new(range)).map_err(ExportError::io(path))?;
+    keep_tar(store, &mut tar, diff)
 }
 
-/// A stream as an unnamed file, decompressed.
-pub(crate) fn spool(store: &Store, from: &File, path: &str) -> Result<File, ExportError> {
-    let folder = store.root().join("tmp");
-    let spool = || -> io::Result<File> {
-        let (_, mut plain) =
-            compress::decoder(io::BufReader::with_capacity(1 << 18, from.try_clone()?))?;
-        let mut file = unnamed(&folder)?;
-        io::copy(&mut plain, &mut file)?;
-        file.seek(SeekFrom::Start(0))?;
-        Ok(file)
-    };
-    spool().map_err(ExportError::io(path))
-}
-
-fn unnamed(folder: &PathBuf) -> io::Result<File> {
-    use rustix::fs::{Mode, OFlags, open};
-    std::fs::create_dir_all(folder)?;
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    Ok(File::from(open(folder, flags, Mode::RUSR | Mode::WUSR)?))
-}
-
-struct Range<'a> {
-    file: &'a File,
-    at: u64,
-    end: u64,
+/// A part of a file.
+pub(crate) struct Range<'a> {
+    pub(crate) file: &'a File,
+    pub(crate) at: u64,
+    pub(crate) end: u64,
 }
 
 impl Read for Range<'_> {

@@ -203,9 +203,10 @@ impl Printed {
         } else {
             return;
         }
-        let time = since(status.started, status.ended.unwrap_or(now));
-        let time = if time >= Duration::from_millis(10) {
-            format!(" {}", text::seconds(time))
+        let took = since(status.started, status.ended.unwrap_or(now));
+        let rate = text::rate(status.current, status.total, took);
+        let time = if took >= Duration::from_millis(10) {
+            format!(" {}", text::seconds(took))
         } else {
             String::new()
         };
@@ -213,7 +214,7 @@ impl Printed {
         self.say(
             now,
             &format!(
-                "{}{amount}{time}{}",
+                "{}{amount}{rate}{time}{}",
                 status.name,
                 if done { " done" } else { "" }
             ),

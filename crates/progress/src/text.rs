@@ -253,6 +253,14 @@ pub(crate) fn amount(current: u64, total: u64) -> String {
     }
 }
 
+/// ` 1.20MB/s`: how fast a transfer goes that is under way; nothing where that cannot be told yet.
+pub(crate) fn rate(current: u64, total: u64, time: Duration) -> String {
+    if current == 0 || total == 0 || time < Duration::from_secs(1) {
+        return String::new();
+    }
+    format!(" {}/s", bytes((current as f64 / time.as_secs_f64()) as u64))
+}
+
 /// `4.8s`.
 pub(crate) fn seconds(time: Duration) -> String {
     format!("{:.1}s", time.as_secs_f64())
@@ -337,6 +345,14 @@ mod tests {
         for (millis, text) in [(312, "0.312"), (12_345, "12.35"), (123_456, "123.5")] {
             assert_eq!(log_time(Duration::from_millis(millis)), text);
         }
+    }
+
+    #[test]
+    fn rates() {
+        let after = |millis| rate(3_000_000, 9_000_000, Duration::from_millis(millis));
+        assert_eq!(after(999), "");
+        assert_eq!(after(1500), " 2.00MB/s");
+        assert_eq!(rate(3, 0, Duration::from_secs(3)), "");
     }
 
     #[test]

@@ -266,24 +266,35 @@ impl Client {
         }
     }
 
-    /// Tries the mirrors in order, then the registry itself, whose error is the one that counts.
+    /// Tries the mirrors in order, then the registry itself, whose error is the one that counts; but where it cannot be
+    /// reached at all, as in networks that have mirrors for that reason, that of a mirror which answered.
     async fn pull<T>(
         &self,
         reference: &Reference,
         attempt: impl AsyncFn(&Endpoint) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let mirrors = self.net().sources(reference.registry()) - 1;
+        let mut answered = None;
         for number in 0..mirrors {
             let tried = match self.net().source(reference.registry(), number).await {
                 Ok(endpoint) => attempt(&endpoint).await,
                 Err(error) => Err(error),
             };
             match tried {
-                Err(error) if error.is_local_to_host() => {}
+                Err(error) if error.is_local_to_host() => {
+                    if !matches!(error, Error::Unreachable { .. }) {
+                        answered.get_or_insert(error);
+                    }
+                }
                 result => return result,
             }
         }
-        attempt(&self.net().source(reference.registry(), mirrors).await?).await
+        match attempt(&self.net().source(reference.registry(), mirrors).await?).await {
+            Err(Error::Unreachable { registry, cause }) => {
+                Err(answered.unwrap_or(Error::Unreachable { registry, cause }))
+            }
+            result => result,
+        }
     }
 
     pub(crate) fn net(&self) -> &Net {

@@ -89,15 +89,24 @@ pub enum Error {
 impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
-        match self {
+        Some(match self {
+            Self::NotFound { .. } => "check the name and the tag".to_owned(),
             Self::Denied { registry, .. } => {
-                Some(format!("if it exists, log in with `kiln login {registry}`"))
+                format!("if it exists, log in with `kiln login {registry}`")
             }
-            Self::RateLimited { registry, .. } => Some(format!(
-                "requests with an account are often limited less: `kiln login {registry}`"
-            )),
-            _ => None,
-        }
+            Self::RateLimited { registry, .. } => {
+                format!("requests with an account are often limited less: `kiln login {registry}`")
+            }
+            Self::Unreachable { .. } => {
+                "check the registry's name, the network, and the proxy (HTTPS_PROXY, NO_PROXY)"
+                    .to_owned()
+            }
+            Self::Corrupt { .. } => {
+                "the registry, or something on the way, damages it; nothing of it was kept"
+                    .to_owned()
+            }
+            _ => return None,
+        })
     }
 
     /// Another registry with the same content may do better: a reason to go on from a mirror to its origin.

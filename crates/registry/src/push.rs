@@ -50,6 +50,45 @@ pub enum Pushed {
 }
 
 impl Client {
+    /// Brings a blob into the reference's repository without its bytes: it is there, or the registry takes it from
+    /// `mount_from`, another repository of the same registry. `None`: it has to be uploaded.
+    pub fn offer_blob(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        mount_from: Option<&str>,
+        observer: &dyn Observer,
+    ) -> Result<Option<Pushed>, Error> {
+        self.wait(observer, async {
+            let net = self.net();
+            let push = Push {
+                net,
+                endpoint: net.endpoint(reference.registry()).await?,
+                scopes: Scopes::push(reference.repository(), mount_from),
+                reference,
+                descriptor,
+                source: &|_| Err(io::ErrorKind::Unsupported.into()),
+                sent: Arc::default(),
+            };
+            if push.exists().await? {
+                return Ok(Some(Pushed::Existed));
+            }
+            if mount_from.is_none() {
+                return Ok(None);
+            }
+            match push.begin(mount_from).await {
+                Ok(None) => Ok(Some(Pushed::Mounted)),
+                Ok(Some(location)) => {
+                    push.abandon(location).await;
+                    Ok(None)
+                }
+                // Who may not read the other repository may still push to this one.
+                Err(Error::Denied { .. }) => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
+    }
+
     /// Brings a blob into the reference's repository, transferring it only if need be.
     ///
     /// `mount_from` names another repository of the same registry that may have the blob.
@@ -200,6 +239,16 @@ impl Push<'_> {
             StatusCode::ACCEPTED => self.location(&url, response.headers()).map(Some),
             _ => Err(self.failure(response).await),
         }
+    }
+
+    /// Ends an upload that is not needed; a registry that does not hear of it ends it by itself, some day.
+    async fn abandon(&self, location: Url) {
+        let _ = self
+            .net
+            .send(&self.endpoint, &self.scopes, PATIENCE, |http| {
+                http.delete(location.clone())
+            })
+            .await;
     }
 
     fn location(&self, asked: &Url, headers: &HeaderMap) -> Result<Url, Error> {

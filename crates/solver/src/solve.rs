@@ -26,11 +26,17 @@ const NO_SPACE: &str = "the store's disk is full: free some space, or put the st
 
 /// What a build brings that is not in its graph.
 pub trait Providers: Sync {
-    /// The layers of an image that the graph names with its digest.
+    /// The layers of an image that the graph names with its digest; `None` when they must be fetched.
     ///
     /// # Errors
     /// In words, when the image cannot be had.
-    fn image(&self, reference: &str) -> Result<Snapshot, String>;
+    fn image(&self, reference: &str) -> Result<Option<Snapshot>, String>;
+
+    /// Fetches the layers of an image. Called in a thread of its own; `vertex` is the image's row.
+    ///
+    /// # Errors
+    /// When they cannot be had, or the user or the worker gave up.
+    fn fetch(&self, reference: &str, vertex: VertexId) -> Result<Snapshot, FetchError>;
 
     /// Scans a local context, ignoring what the patterns say.
     ///
@@ -52,6 +58,20 @@ pub trait Providers: Sync {
 
     /// Called once, before the first operation is executed.
     fn before_first(&self) {}
+}
+
+/// Why layers could not be fetched.
+#[derive(Debug)]
+pub enum FetchError {
+    /// It was given up.
+    Canceled,
+    /// It failed.
+    Failed {
+        /// In words.
+        message: String,
+        /// A way out, where there is one.
+        hint: Option<String>,
+    },
 }
 
 /// Choices for one solve.
@@ -555,7 +575,10 @@ impl<'s> Run<'s, '_> {
                     .providers
                     .image(reference)
                     .map_err(|message| SolveError::step(&op.place, message, None))?;
-                self.done(id, Value::Trees(vec![snapshot]), true);
+                match snapshot {
+                    Some(snapshot) => self.done(id, Value::Trees(vec![snapshot]), true),
+                    None => self.fetch(id, op, reference, scope, sender),
+                }
                 return Ok(true);
             }
             _ => {}
@@ -759,6 +782,42 @@ impl<'s> Run<'s, '_> {
             return true;
         }
         false
+    }
+
+    /// Fetches an image beside everything else.
+    fn fetch<'scope, 'env>(
+        &mut self,
+        id: OpId,
+        op: &'scope Op,
+        reference: &'scope str,
+        scope: &'scope Scope<'scope, 'env>,
+        sender: &Sender<Message>,
+    ) where
+        's: 'scope,
+    {
+        self.states[id.0] = State::Running;
+        self.running += 1;
+        let vertex = self.solver.vertex(id);
+        let started = SystemTime::now();
+        self.solver.sink.emit(Event::Started {
+            id: vertex,
+            at: started,
+        });
+        let (sender, solver) = (sender.clone(), self.solver);
+        scope.spawn(move || {
+            let outcome = match solver.providers.fetch(reference, vertex) {
+                Ok(snapshot) => Ok(Executed {
+                    outputs: vec![snapshot],
+                    record: None,
+                    took: started.elapsed().unwrap_or_default(),
+                }),
+                Err(FetchError::Canceled) => Err(SolveError::Canceled),
+                Err(FetchError::Failed { message, hint }) => {
+                    Err(SolveError::step(&op.place, message, hint))
+                }
+            };
+            let _ = sender.send(Message::Executed { op: id, outcome });
+        });
     }
 
     /// Starts an operation if there is a slot and nobody else does the same; whether anything changed.

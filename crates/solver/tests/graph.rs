@@ -13,9 +13,9 @@ use kiln_graph::{
     OpKind, Place,
 };
 use kiln_image::view::MergedView;
-use kiln_progress::NoSink;
+use kiln_progress::{NoSink, VertexId};
 use kiln_sandbox::Isolation;
-use kiln_solver::{Context, Options, Providers, Snapshot, SolveError, Solved, Solver};
+use kiln_solver::{Context, FetchError, Options, Providers, Snapshot, SolveError, Solved, Solver};
 use kiln_store::layer_fs::Ids;
 use kiln_store::{IdKind, OpenOptions, Store};
 use kiln_worker::{Launch, Worker};
@@ -153,8 +153,13 @@ impl Lab {
 struct Nothing;
 
 impl Providers for Nothing {
-    fn image(&self, reference: &str) -> Result<Snapshot, String> {
+    fn image(&self, reference: &str) -> Result<Option<Snapshot>, String> {
         Err(format!("no image {reference}"))
+    }
+    fn fetch(&self, reference: &str, _: VertexId) -> Result<Snapshot, FetchError> {
+        let message = format!("no image {reference}");
+        let hint = None;
+        Err(FetchError::Failed { message, hint })
     }
     fn scan(&self, name: &str, _: &[String]) -> Result<Context, String> {
         Err(format!("no context {name}"))

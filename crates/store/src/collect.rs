@@ -214,6 +214,7 @@ fn collect_json(on: &Transaction<'_>) -> Result<(), StoreError> {
         "DELETE FROM json WHERE created < ?1
              AND NOT EXISTS (SELECT 1 FROM images WHERE manifest = digest)
              AND NOT EXISTS (SELECT 1 FROM images WHERE config = digest)
+             AND NOT EXISTS (SELECT 1 FROM repo_digests WHERE repo_digests.digest = json.digest)
              AND NOT EXISTS (SELECT 1 FROM tags WHERE target = digest OR durable_target = digest)",
         [db::now() - GRACE],
     )?;

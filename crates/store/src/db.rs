@@ -141,6 +141,19 @@ CREATE TABLE container_layers (
 CREATE INDEX container_layers_by_layer ON container_layers (layer);
 ";
 
+/// Tables that came later and that an older Kiln can do without: stores that lack them get them.
+const ADDITIONS: &str = "
+-- By which digest an image is known in a repository: of its manifest there, or of an index that names it.
+CREATE TABLE IF NOT EXISTS repo_digests (
+    name TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    manifest BLOB NOT NULL REFERENCES images ON DELETE CASCADE,
+    PRIMARY KEY (name, digest, manifest)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS repo_digests_by_digest ON repo_digests (digest);
+CREATE INDEX IF NOT EXISTS repo_digests_by_manifest ON repo_digests (manifest);
+";
+
 /// The states of a layer's row.
 pub(crate) const PENDING: i64 = 0;
 /// See [`PENDING`].
@@ -178,6 +191,7 @@ impl Db {
         connection.execute_batch(
             "PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 4096;",
         )?;
+        connection.execute_batch(ADDITIONS)?;
         Ok(Self(Mutex::new(connection)))
     }
 

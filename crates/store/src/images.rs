@@ -254,6 +254,59 @@ impl Store {
             .optional()?)
     }
 
+    /// Notes that a repository has an image under this digest, that of a manifest or of an index. Of `name` only registry
+    /// and repository count.
+    ///
+    /// # Errors
+    /// When the database cannot be written, or there is no such image.
+    pub fn set_repo_digest(
+        &self,
+        name: &Reference,
+        digest: Digest,
+        manifest: Digest,
+    ) -> Result<(), StoreError> {
+        self.db.write(|on| {
+            on.prepare_cached(
+                "INSERT OR IGNORE INTO repo_digests (name, digest, manifest) VALUES (?1, ?2, ?3)",
+            )?
+            .execute(params![name.name(), digest.as_bytes(), manifest.as_bytes()])?;
+            Ok(())
+        })
+    }
+
+    /// Under which names with digests registries have an image, sorted.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn repo_digests(&self, manifest: Digest) -> Result<Vec<Reference>, StoreError> {
+        let db = self.db.read();
+        let mut query = db.prepare_cached(
+            "SELECT name, digest FROM repo_digests WHERE manifest = ?1 ORDER BY name, digest",
+        )?;
+        let mut rows = query.query(params![manifest.as_bytes()])?;
+        let mut names = Vec::new();
+        while let Some(row) = rows.next()? {
+            let name = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
+            let digest = Digest::new(row.get(1)?);
+            names.push(parse_name(&format!("{name}@{digest}"))?);
+        }
+        Ok(names)
+    }
+
+    /// The images that registries have under this digest: several where it is that of an index.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn images_of_repo_digest(&self, digest: Digest) -> Result<Vec<Digest>, StoreError> {
+        let db = self.db.read();
+        let mut query =
+            db.prepare_cached("SELECT DISTINCT manifest FROM repo_digests WHERE digest = ?1")?;
+        let manifest = |row: &Row<'_>| Ok(Digest::new(row.get(0)?));
+        Ok(query
+            .query_map(params![digest.as_bytes()], manifest)?
+            .collect::<Result<_, _>>()?)
+    }
+
     /// All tags by name.
     ///
     /// # Errors

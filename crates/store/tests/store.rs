@@ -384,6 +384,45 @@ fn images_and_tags() {
 }
 
 #[test]
+fn digests_in_repositories() {
+    let place = tempfile::tempdir().unwrap();
+    let store = open(place.path());
+    for manifest in [1, 2] {
+        store
+            .set_image(digest(manifest), &image(&[], manifest))
+            .unwrap();
+    }
+    let put = |text: &str, there: u8, manifest: u8| {
+        store.set_repo_digest(&name(text), digest(there), digest(manifest))
+    };
+    // An index with both, and one of them again as it is after a push, twice.
+    put("app:1", 9, 1).unwrap();
+    put("app:2", 9, 2).unwrap();
+    put("localhost:5000/app", 7, 1).unwrap();
+    put("localhost:5000/app:again", 7, 1).unwrap();
+    put("app", 9, 3).unwrap_err();
+    let known = |manifest| -> Vec<String> {
+        let names = store.repo_digests(digest(manifest)).unwrap();
+        names.iter().map(Reference::familiar).collect()
+    };
+    let (index, pushed) = (digest(9), digest(7));
+    assert_eq!(
+        known(1),
+        [
+            format!("app@{index}"),
+            format!("localhost:5000/app@{pushed}")
+        ]
+    );
+    assert_eq!(known(2), [format!("app@{index}")]);
+    let of = |digest| store.images_of_repo_digest(digest).unwrap();
+    assert_eq!(of(index), [digest(1), digest(2)]);
+    assert_eq!(of(pushed), [digest(1)]);
+    store.remove_image(digest(1)).unwrap();
+    assert_eq!(of(index), [digest(2)]);
+    assert!(known(1).is_empty());
+}
+
+#[test]
 fn claims_in_one_process() {
     let place = tempfile::tempdir().unwrap();
     let store = open(place.path());

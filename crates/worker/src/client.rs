@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kiln_sandbox::{Isolation, SandboxError};
@@ -80,7 +80,7 @@ pub struct Worker {
     running: Mutex<Option<Running>>,
     jobs: Mutex<HashMap<u64, UnixStream>>,
     next: AtomicU64,
-    canceled: AtomicBool,
+    canceled: Arc<AtomicBool>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -95,7 +95,7 @@ impl Worker {
             running: Mutex::default(),
             jobs: Mutex::default(),
             next: AtomicU64::new(0),
-            canceled: AtomicBool::new(false),
+            canceled: Arc::default(),
         }
     }
 
@@ -161,6 +161,11 @@ impl Worker {
     /// Whether [`Worker::cancel`] was called.
     pub fn is_canceled(&self) -> bool {
         self.canceled.load(Ordering::Acquire)
+    }
+
+    /// What [`Worker::cancel`] sets, for those who wait for something else.
+    pub fn canceled(&self) -> &Arc<AtomicBool> {
+        &self.canceled
     }
 
     /// Whether a worker process was started.

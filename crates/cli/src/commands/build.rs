@@ -1,23 +1,21 @@
 //! `kiln build`.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use kiln_engine::BuildError;
-use kiln_progress::{Colors, Mode, display};
+use kiln_progress::Mode;
 
-use super::build_options;
+use super::{build_options, display};
 use crate::args::BuildArgs;
 use crate::context::Place;
 use crate::format::{complain, say};
 
 pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
     let request = build_options::request(args)?;
-    let mode = mode(args)?;
+    let mode = display::mode(args.quiet, &args.progress)?;
     let engine = place.engine()?;
     let cancel = crate::signals::give_up_on_signal()?;
-    let display = display(options(mode));
+    let display = kiln_progress::display(display::options(mode));
     let built = engine.build(&request, &display, &cancel);
     // Who closes standard error does not want to see it.
     let _ = display.finish();
@@ -51,39 +49,4 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
         crate::worker::settle_later(&place.root);
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn mode(args: &BuildArgs) -> Result<Mode> {
-    if args.quiet {
-        return Ok(Mode::Quiet);
-    }
-    Ok(match args.progress.as_str() {
-        "auto" if std::io::stderr().is_terminal() => Mode::Tty,
-        "auto" | "plain" => Mode::Plain,
-        "tty" => Mode::Tty,
-        "quiet" | "none" => Mode::Quiet,
-        "rawjson" => Mode::RawJson,
-        other => {
-            let text = format!("--progress {other}: expected auto, plain, tty, quiet or rawjson");
-            return Err(BuildError::new(text).into());
-        }
-    })
-}
-
-fn options(mode: Mode) -> kiln_progress::Options {
-    let size = || {
-        let size = rustix::termios::tcgetwinsize(std::io::stderr()).ok();
-        size.map_or((0, 0), |size| (size.ws_col, size.ws_row))
-    };
-    let variable = |name: &str| std::env::var(name).ok();
-    let colors = Colors::from_settings(
-        variable("NO_COLOR").as_deref(),
-        variable("BUILDKIT_COLORS").as_deref(),
-    );
-    let lines = variable("BUILDKIT_TTY_LOG_LINES").and_then(|lines| lines.parse().ok());
-    let mut options = kiln_progress::Options::new(mode, Box::new(std::io::stderr()));
-    options.size = Box::new(size);
-    options.colors = colors;
-    options.log_lines = lines.unwrap_or(options.log_lines);
-    options
 }

@@ -89,6 +89,11 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
         };
         options.contexts.insert(name.to_owned(), context);
     }
+    if args.push && args.tags.is_empty() {
+        return Err(BuildError::new("--push: the image has no name")
+            .with_hint("give it one with -t")
+            .into());
+    }
     Ok(BuildRequest {
         dockerfile,
         context,
@@ -99,6 +104,8 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
             .iter()
             .map(|name| reference(name))
             .collect::<Result<_>>()?,
+        pull: args.pull,
+        push: args.push,
         secrets: args
             .secrets
             .iter()

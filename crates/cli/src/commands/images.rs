@@ -18,6 +18,7 @@ use crate::format::{ago, say, short, size, table};
 struct Row {
     repository: String,
     tag: String,
+    digest: Option<Digest>,
     id: Digest,
     info: ImageInfo,
 }
@@ -47,9 +48,12 @@ pub(super) fn images(place: &Place, args: &ImagesArgs) -> Result<ExitCode> {
         }
         if let Some(kiln_store::Image { info, .. }) = store.image(manifest)? {
             let tag = name.tag().unwrap_or("<none>").to_owned();
+            let digests = store.repo_digests(manifest)?;
+            let here = digests.iter().find(|it| it.name() == name.name());
             rows.push(Row {
                 repository: name.familiar_name(),
                 tag,
+                digest: here.and_then(Reference::digest),
                 id: info.config,
                 info,
             });
@@ -62,6 +66,7 @@ pub(super) fn images(place: &Place, args: &ImagesArgs) -> Result<ExitCode> {
                 rows.push(Row {
                     repository: none(),
                     tag: none(),
+                    digest: None,
                     id: info.config,
                     info,
                 });
@@ -81,6 +86,10 @@ pub(super) fn images(place: &Place, args: &ImagesArgs) -> Result<ExitCode> {
             short(&row.id)
         }
     };
+    let digest = |row: &Row| {
+        row.digest
+            .map_or_else(|| "<none>".to_owned(), |digest| digest.to_string())
+    };
     if args.quiet {
         let mut seen = Vec::new();
         for row in &rows {
@@ -94,6 +103,7 @@ pub(super) fn images(place: &Place, args: &ImagesArgs) -> Result<ExitCode> {
             say(&json!({
                 "Repository": row.repository,
                 "Tag": row.tag,
+                "Digest": digest(row),
                 "ID": id(row),
                 "CreatedSince": created(row.info.created),
                 "Size": size(row.info.size),
@@ -105,16 +115,24 @@ pub(super) fn images(place: &Place, args: &ImagesArgs) -> Result<ExitCode> {
             .iter()
             .map(|row| {
                 let created = created(row.info.created);
-                vec![
+                let mut cells = vec![
                     row.repository.clone(),
                     row.tag.clone(),
                     id(row),
                     created,
                     size(row.info.size),
-                ]
+                ];
+                if args.digests {
+                    cells.insert(2, digest(row));
+                }
+                cells
             })
             .collect();
-        table(&["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"], &rows);
+        let mut heads = vec!["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"];
+        if args.digests {
+            heads.insert(2, "DIGEST");
+        }
+        table(&heads, &rows);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -255,7 +273,7 @@ pub(super) fn inspect(place: &Place, images: &[String]) -> Result<ExitCode> {
         list.push(json!({
             "Id": info.config,
             "RepoTags": tags.iter().map(|tag| tag.name.familiar()).collect::<Vec<_>>(),
-            "RepoDigests": tags.iter().map(|tag| format!("{}@{manifest}", tag.name.familiar_name())).collect::<Vec<_>>(),
+            "RepoDigests": engine.store.repo_digests(manifest)?.iter().map(Reference::familiar).collect::<Vec<_>>(),
             "Comment": config.history.last().map_or("", |entry| entry.comment.as_str()),
             "Created": config.created,
             "Author": config.author,

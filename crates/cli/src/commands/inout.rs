@@ -20,7 +20,7 @@ fn standard_input() -> Result<File> {
     Ok(File::from(std::io::stdin().as_fd().try_clone_to_owned()?))
 }
 
-fn platform(text: Option<&str>) -> Result<Platform> {
+pub(super) fn platform(text: Option<&str>) -> Result<Platform> {
     match text {
         None => Ok(Platform::host()),
         Some(text) => text

@@ -98,12 +98,13 @@ fn block(vertex: &Vertex, now: SystemTime, columns: usize, log_lines: usize) -> 
         tone,
     };
     let statuses = vertex.statuses.iter().map(|status| {
-        let text = format!(
-            " => => {}{}",
-            status.name,
-            text::amount(status.current, status.total)
-        );
         let time = since(status.started, status.ended.unwrap_or(now));
+        let text = format!(
+            " => => {}{}{}",
+            status.name,
+            text::amount(status.current, status.total),
+            text::rate(status.current, status.total, time)
+        );
         let tone = if status.ended.is_some() {
             Tone::Finished
         } else {

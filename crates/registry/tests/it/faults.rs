@@ -247,6 +247,17 @@ fn mirrors_come_first_and_may_fail() {
     assert!(pull(&client, &origin.reference("a"), &descriptor(&bytes), &[]).unwrap() == bytes);
 }
 
+/// In a network that reaches its mirror only, it is the mirror that knows why.
+#[test]
+fn a_mirror_answers_for_a_registry_out_of_reach() {
+    let closed = "127.0.0.1:1";
+    let bad = Server::start(|_| Reply::new(404));
+    let client = client_with_mirrors(closed, &[&bad.address]);
+    let reference = format!("{closed}/a/b:c").parse().unwrap();
+    let error = client.head(&reference, &()).unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }), "{error}");
+}
+
 #[test]
 fn passwords_do_not_follow_redirects_to_other_hosts() {
     let bytes = noise(1000);

@@ -87,6 +87,13 @@ fn an_image_goes_there_and_comes_back() {
         .push_blob(&third, &blob, &source(&layer), Some("not/there"), &())
         .unwrap();
     assert_eq!(mounted, Pushed::Uploaded);
+
+    let fourth = registry.reference("fourth/image:v1");
+    let offer = |from| client.offer_blob(&fourth, &blob, from, &()).unwrap();
+    assert_eq!(offer(None), None);
+    assert_eq!(offer(Some("not/there")), None);
+    assert_eq!(offer(Some("team/image")), Some(Pushed::Mounted));
+    assert_eq!(offer(None), Some(Pushed::Existed));
 }
 
 #[test]

@@ -8,4 +8,6 @@ mod host_ca;
 mod images;
 mod interrupted;
 mod overlapping;
+mod registry;
+mod registry_errors;
 mod settings_agree;
