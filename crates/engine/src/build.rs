@@ -1,27 +1,29 @@
 //! A build, from the request to the image.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant, SystemTime};
 
 use kiln_dockerfile::SourceText;
 use kiln_export::{Committed, commit, digest_layer};
 use kiln_frontend::{Facts, ImageFact, Need, Outcome, Plan};
-use kiln_image::{Digest, ImageConfig, KeyHasher, LayerId, Platform, Reference};
+use kiln_image::{ImageConfig, LayerId, Platform, Reference};
 use kiln_progress::{Event, Sink, VertexId};
-use kiln_solver::{Context, OpReport, Options, Providers, Snapshot, Solver};
-use kiln_source::{PatternMatcher, StatCache, Wanted};
+use kiln_solver::{OpReport, Options, Snapshot, Solver};
 use kiln_store::Lease;
 
+use crate::bringing::Bringing;
+use crate::inputs::Inputs;
 use crate::{BuildError, CancelFlag, Engine};
 
 /// What is built.
 #[derive(Debug, Clone)]
 pub struct BuildRequest {
     /// The Dockerfile.
-    pub dockerfile: Dockerfile,
+    pub dockerfile: DockerfileFrom,
     /// The main context.
     pub context: MainContext,
     /// Choices of the frontend.
@@ -64,6 +66,17 @@ pub struct Dockerfile {
     pub path: Option<PathBuf>,
 }
 
+/// Where the Dockerfile is.
+#[derive(Debug, Clone)]
+pub enum DockerfileFrom {
+    /// Here.
+    Text(Dockerfile),
+    /// In the context, at that path; `Dockerfile` or `dockerfile` when none is given.
+    Context(Option<String>),
+    /// On a web server.
+    Url(String),
+}
+
 /// The main context.
 #[derive(Debug, Clone)]
 pub enum MainContext {
@@ -71,6 +84,12 @@ pub enum MainContext {
     Folder(PathBuf),
     /// None: the Dockerfile came alone.
     Empty,
+    /// An archive, or the Dockerfile alone, to be read from here.
+    Stream(Arc<File>),
+    /// A git repository, as the user wrote it: remote, query, fragment.
+    Git(String),
+    /// An archive, or the Dockerfile alone, on a web server.
+    Http(String),
 }
 
 /// A finished build.
@@ -85,17 +104,26 @@ pub struct Built {
 }
 
 /// Numbers the rows of the display.
-struct Rows<'a> {
-    sink: &'a dyn Sink,
+pub(crate) struct Rows<'a> {
+    pub(crate) sink: &'a dyn Sink,
     next: u32,
 }
 
 impl Rows<'_> {
     /// A row for work that this thread does now.
-    fn work<T>(
+    pub(crate) fn work<T>(
         &mut self,
         title: &str,
         work: impl FnOnce() -> Result<T, BuildError>,
+    ) -> Result<T, BuildError> {
+        self.watched(title, |_| work())
+    }
+
+    /// The same for work that shows its progress in the row.
+    pub(crate) fn watched<T>(
+        &mut self,
+        title: &str,
+        work: impl FnOnce(VertexId) -> Result<T, BuildError>,
     ) -> Result<T, BuildError> {
         let id = VertexId(self.next);
         self.next += 1;
@@ -107,7 +135,7 @@ impl Rows<'_> {
             id,
             at: SystemTime::now(),
         });
-        let outcome = work();
+        let outcome = work(id);
         let at = SystemTime::now();
         self.sink.emit(match &outcome {
             Ok(_) => Event::Finished { id, at },
@@ -150,17 +178,9 @@ impl Engine {
     ) -> Result<Built, BuildError> {
         let lease = self.store.lease()?;
         let mut rows = Rows { sink, next: 0 };
-        let title = format!(
-            "[internal] load build definition from {}",
-            request.dockerfile.name
-        );
-        let source = rows.work(&title, || {
-            Ok(SourceText::new(
-                &request.dockerfile.name,
-                &request.dockerfile.bytes,
-            ))
-        })?;
-        let plan = self.plan(request, &source, &mut rows)?;
+        let inputs = self.inputs(request, &mut rows, cancel)?;
+        let source = SourceText::new(&inputs.dockerfile.name, &inputs.dockerfile.bytes);
+        let plan = self.plan(&inputs, &source, &mut rows)?;
         for warning in &plan.warnings {
             sink.emit(Event::Warning {
                 text: warning_text(warning),
@@ -188,6 +208,7 @@ impl Engine {
                 let bringing = Bringing {
                     engine: self,
                     request,
+                    inputs: &inputs,
                     cancel,
                 };
                 let digesting = Digesting::default();
@@ -287,13 +308,13 @@ impl Engine {
 
     fn plan(
         &self,
-        request: &BuildRequest,
+        inputs: &Inputs,
         source: &SourceText,
         rows: &mut Rows<'_>,
     ) -> Result<Plan, BuildError> {
         let mut facts = Facts::default();
         loop {
-            let needs = match kiln_frontend::plan(source, &request.options, &facts) {
+            let needs = match kiln_frontend::plan(source, &inputs.options, &facts) {
                 Ok(Outcome::Plan(plan)) => return Ok(plan),
                 Ok(Outcome::Needs(needs)) => needs,
                 Err(diagnostic) => return Err(BuildError::diagnostic(&diagnostic, source)),
@@ -320,7 +341,7 @@ impl Engine {
                     }
                     Need::IgnoreFile { context } => {
                         let patterns = rows.work("[internal] load .dockerignore", || {
-                            ignore_patterns(request, &context)
+                            inputs.ignore_patterns(&context)
                         })?;
                         facts.ignore.insert(context, patterns);
                     }
@@ -402,123 +423,6 @@ impl Drop for Begun<'_> {
     fn drop(&mut self) {
         *self.0.under_way() -= 1;
         self.0.ended.notify_all();
-    }
-}
-
-fn folder<'r>(request: &'r BuildRequest, name: &str) -> Option<&'r Path> {
-    if let Some(folder) = request.folders.get(name) {
-        return Some(folder);
-    }
-    match &request.context {
-        MainContext::Folder(folder) if name == "context" => Some(folder),
-        _ => None,
-    }
-}
-
-/// The patterns of a context's ignore file; one beside the Dockerfile, with its name, wins for the main context.
-fn ignore_patterns(request: &BuildRequest, context: &str) -> Result<Vec<String>, BuildError> {
-    let Some(folder) = folder(request, context) else {
-        return Ok(Vec::new());
-    };
-    let mut candidates = Vec::new();
-    if let (Some(path), true) = (&request.dockerfile.path, context == "context") {
-        let mut name = path.as_os_str().to_owned();
-        name.push(".dockerignore");
-        candidates.push(PathBuf::from(name));
-    }
-    candidates.push(folder.join(".dockerignore"));
-    for candidate in candidates {
-        match std::fs::read(&candidate) {
-            Ok(text) => return Ok(kiln_source::ignore::parse(&text)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => {
-                return Err(BuildError::new(format!(
-                    "cannot read {}: {error}",
-                    candidate.display()
-                )));
-            }
-        }
-    }
-    Ok(Vec::new())
-}
-
-/// What a build brings to its graph.
-struct Bringing<'a> {
-    engine: &'a Engine,
-    request: &'a BuildRequest,
-    cancel: &'a CancelFlag,
-}
-
-impl Providers for Bringing<'_> {
-    fn image(&self, reference: &str) -> Result<Snapshot, String> {
-        let digest = reference
-            .rsplit_once('@')
-            .map(|(_, digest)| digest.parse::<Digest>());
-        let Some(Ok(digest)) = digest else {
-            return Err(format!("{reference}: no digest"));
-        };
-        let info = self
-            .engine
-            .store
-            .image(digest)
-            .map_err(|error| error.to_string())?;
-        let info = info
-            .ok_or_else(|| format!("{reference}: not in the local store"))?
-            .info;
-        kiln_solver::snapshot(&self.engine.store, &info.layers).map_err(|error| error.to_string())
-    }
-
-    fn scan(&self, name: &str, exclude: &[String]) -> Result<Context, String> {
-        let root =
-            folder(self.request, name).ok_or_else(|| format!("context {name}: not a folder"))?;
-        let root = root
-            .canonicalize()
-            .map_err(|error| format!("context {}: {error}", root.display()))?;
-        let matcher =
-            PatternMatcher::new(exclude).map_err(|error| format!(".dockerignore: {error}"))?;
-        let mut hasher = KeyHasher::new("context", 1);
-        hasher.part("root", root.as_os_str().as_encoded_bytes());
-        let cache_file = self
-            .engine
-            .store
-            .root()
-            .join("stat")
-            .join(hasher.finish().hex());
-        let mut cache = StatCache::load(&cache_file);
-        let scan = kiln_source::scan(&root, Some(&matcher), &mut cache, &Wanted::All)
-            .map_err(|error| error.to_string())?;
-        Ok(Context {
-            scan,
-            cache,
-            cache_file,
-        })
-    }
-
-    fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, String> {
-        match self.request.secrets.get(id) {
-            None => Ok(None),
-            Some(Secret::Value(value)) => Ok(Some(value.clone())),
-            Some(Secret::File(path)) => match std::fs::read(path) {
-                Ok(value) => Ok(Some(value)),
-                Err(error) => Err(format!(
-                    "secret {id}: cannot read {}: {error}",
-                    path.display()
-                )),
-            },
-        }
-    }
-
-    fn ssh(&self, id: &str) -> Option<PathBuf> {
-        self.request.ssh.get(id).cloned()
-    }
-
-    fn is_canceled(&self) -> bool {
-        self.cancel.is_set()
-    }
-
-    fn before_first(&self) {
-        // What builds that died have left behind may be the room that this one needs.
-        let _ = self.engine.sweep();
     }
 }
 

@@ -2,11 +2,13 @@
 //!
 //! Nothing here reads the working folder, the environment or a configuration file: everything comes in the request.
 
+mod bringing;
 mod build;
 mod error;
+mod inputs;
 mod run;
 
-pub use build::{BuildRequest, Built, Dockerfile, MainContext, Secret};
+pub use build::{BuildRequest, Built, Dockerfile, DockerfileFrom, MainContext, Secret};
 pub use error::BuildError;
 pub use kiln_worker::Trust;
 pub use run::{Ran, RunRequest};
@@ -14,6 +16,7 @@ pub use run::{Ran, RunRequest};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use kiln_remote::Remote;
 use kiln_store::Store;
 use kiln_worker::Worker;
 
@@ -23,6 +26,8 @@ pub struct Engine {
     pub store: Store,
     /// What touches layers.
     pub worker: Worker,
+    /// Brings files and repositories from the network.
+    pub remote: Remote,
 }
 
 /// Tells everything that the user gave up.
@@ -52,6 +57,7 @@ impl Engine {
     /// # Errors
     /// When the store or the worker fails.
     pub fn sweep(&self) -> Result<usize, BuildError> {
+        self.remote.sweep();
         let doomed = self.store.sweep()?;
         if doomed.is_empty() {
             return Ok(0);

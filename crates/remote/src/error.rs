@@ -53,6 +53,12 @@ pub enum RemoteError {
         /// Where.
         commit: String,
     },
+    /// Standard input cannot be read.
+    #[error("cannot read the context from standard input: {source}")]
+    Stream {
+        /// The system's reason.
+        source: io::Error,
+    },
     /// What was fetched cannot be kept.
     #[error("cannot keep {}: {source}", path.display())]
     Keep {

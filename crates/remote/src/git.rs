@@ -34,6 +34,15 @@ impl GitAddress {
         }
     }
 
+    /// The reference to ask for.
+    fn wanted(&self) -> &str {
+        if self.reference.is_empty() {
+            "HEAD"
+        } else {
+            &self.reference
+        }
+    }
+
     /// The remote as messages show it: without a password.
     fn shown(&self) -> String {
         let Some((scheme, rest)) = self.remote.split_once("://") else {
@@ -51,18 +60,15 @@ impl GitAddress {
 
 /// What an address leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Commit {
-    /// The commit's id.
-    pub id: String,
+struct Commit {
+    id: String,
     /// The id of the annotated tag that leads to it.
-    pub tag: Option<String>,
-    /// The reference's full name, when the server has one: what can be fetched everywhere.
-    pub name: Option<String>,
+    tag: Option<String>,
 }
 
 impl Commit {
     /// Whether a checksum, which may be shortened, is this commit's or its tag's.
-    pub fn matches(&self, checksum: &str) -> bool {
+    fn matches(&self, checksum: &str) -> bool {
         let checksum = checksum.to_ascii_lowercase();
         [Some(&self.id), self.tag.as_ref()]
             .into_iter()
@@ -78,29 +84,33 @@ fn is_commit(text: &str) -> bool {
 pub(crate) fn resolve(
     git: &GitProgram,
     address: &GitAddress,
+    checksum: Option<&str>,
     observer: &dyn Observer,
-) -> Result<Commit, RemoteError> {
+) -> Result<String, RemoteError> {
     let reference = address.reference.as_str();
-    if is_commit(reference) {
-        return Ok(Commit {
+    let commit = if is_commit(reference) {
+        Commit {
             id: reference.to_ascii_lowercase(),
             tag: None,
-            name: None,
-        });
-    }
-    let wanted = if reference.is_empty() {
-        "HEAD"
+        }
     } else {
-        reference
+        let wanted = address.wanted();
+        let peeled = format!("{wanted}^{{}}");
+        let args = ["ls-remote", "--", &address.remote, wanted, &peeled];
+        let listed = git.run(&address.shown(), Path::new("/"), &args, observer)?;
+        choose(wanted, &listed).ok_or_else(|| RemoteError::NoReference {
+            url: address.shown(),
+            reference: wanted.to_owned(),
+        })?
     };
-    let peeled = format!("{wanted}^{{}}");
-    let shown = address.shown();
-    let args = ["ls-remote", "--", &address.remote, wanted, &peeled];
-    let listed = git.run(&shown, Path::new("/"), &args, observer)?;
-    choose(wanted, &listed).ok_or(RemoteError::NoReference {
-        url: shown,
-        reference: wanted.to_owned(),
-    })
+    match checksum {
+        Some(checksum) if !commit.matches(checksum) => Err(RemoteError::Checksum {
+            what: format!("git repository {}", address.shown()),
+            expected: checksum.to_owned(),
+            got: commit.id,
+        }),
+        _ => Ok(commit.id),
+    }
 }
 
 /// Chooses among the lines of `ls-remote` as `git checkout` does: the full name, then branches, then tags.
@@ -123,18 +133,14 @@ fn choose(wanted: &str, listed: &str) -> Option<Commit> {
             Some(commit) => (commit, Some(id)),
             None => (id, None),
         };
-        Some(Commit {
-            id,
-            tag,
-            name: Some(name),
-        })
+        Some(Commit { id, tag })
     })
 }
 
 pub(crate) fn checkout(
     remote: &Remote,
     address: &GitAddress,
-    commit: &Commit,
+    commit: &str,
     keep_git_dir: bool,
     observer: &dyn Observer,
 ) -> Result<PathBuf, RemoteError> {
@@ -142,7 +148,7 @@ pub(crate) fn checkout(
         "git",
         &[
             ("remote", address.remote.as_bytes()),
-            ("commit", commit.id.as_bytes()),
+            ("commit", commit.as_bytes()),
             ("folder", address.folder.as_bytes()),
             ("keep", &[u8::from(keep_git_dir)]),
         ],
@@ -159,19 +165,19 @@ pub(crate) fn checkout(
         observer,
     };
     clone.fetch(address, commit)?;
-    clone.run(&["checkout", "-q", "--detach", &commit.id])?;
+    clone.run(&["checkout", "-q", "--detach", commit])?;
     if work.0.join(".gitmodules").exists() {
         let update = ["submodule", "update", "-q", "--init", "--recursive"];
         if clone.run(&[&update[..], &["--depth=1"]].concat()).is_err() {
             clone.run(&update)?;
         }
     }
-    let time = clone.run(&["show", "-s", "--format=%ct", &commit.id])?;
+    let time = clone.run(&["show", "-s", "--format=%ct", commit])?;
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(time.trim().parse().unwrap_or(0));
     let wanted = below(&work.0, &address.folder).ok_or_else(|| RemoteError::NoFolder {
         url: address.shown(),
         folder: address.folder.clone(),
-        commit: commit.id.clone(),
+        commit: commit.to_owned(),
     })?;
     let tidied = if keep_git_dir {
         forget_fetch(&work.0)
@@ -228,15 +234,11 @@ impl Clone<'_> {
     }
 
     /// Brings the commit, and no more than it where the server can do that.
-    fn fetch(&self, address: &GitAddress, commit: &Commit) -> Result<(), RemoteError> {
-        let format = if commit.id.len() == 64 {
-            "sha256"
-        } else {
-            "sha1"
-        };
+    fn fetch(&self, address: &GitAddress, commit: &str) -> Result<(), RemoteError> {
+        let format = if commit.len() == 64 { "sha256" } else { "sha1" };
         self.run(&["init", "-q", &format!("--object-format={format}"), "."])?;
         self.run(&["remote", "add", "--", "origin", &address.remote])?;
-        let alone = ["fetch", "-q", "--depth=1", "--no-tags", "origin"];
+        let alone = ["fetch", "-q", "--depth=1", "--no-tags", "--", "origin"];
         let everything = [
             "fetch",
             "-q",
@@ -245,12 +247,9 @@ impl Clone<'_> {
             "+refs/heads/*:refs/remotes/origin/*",
         ];
         // Servers may give commits only by the names that lead to them, and the simplest ones give only everything.
-        let by_id = [&alone[..], &[&commit.id]].concat();
-        let by_name = commit
-            .name
-            .as_deref()
-            .map(|name| [&alone[..], &[name]].concat());
-        for args in std::iter::once(by_id).chain(by_name) {
+        let by_id = [&alone[..], &[commit]].concat();
+        let by_name = [&alone[..], &[address.wanted()]].concat();
+        for args in [by_id, by_name] {
             match self.run(&args) {
                 Ok(_) if self.has(commit)? => return Ok(()),
                 Ok(_) => {}
@@ -264,12 +263,12 @@ impl Clone<'_> {
         }
         Err(RemoteError::NoReference {
             url: self.url.clone(),
-            reference: commit.id.clone(),
+            reference: commit.to_owned(),
         })
     }
 
-    fn has(&self, commit: &Commit) -> Result<bool, RemoteError> {
-        let object = format!("{}^{{commit}}", commit.id);
+    fn has(&self, commit: &str) -> Result<bool, RemoteError> {
+        let object = format!("{commit}^{{commit}}");
         match self.run(&["cat-file", "-e", &object]) {
             Ok(_) => Ok(true),
             Err(error) if error.is_canceled() => Err(error),

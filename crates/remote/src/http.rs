@@ -15,7 +15,7 @@ use crate::{Remote, RemoteError, Scratch, entry_name};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpFile {
     /// The folder that holds it, and nothing else.
-    pub folder: PathBuf,
+    pub tree: PathBuf,
     /// The sha256 of its bytes.
     pub digest: Digest,
 }
@@ -47,7 +47,6 @@ pub(crate) fn fetch(
     mode: u16,
     observer: &dyn Observer,
 ) -> Result<HttpFile, RemoteError> {
-    let place = (url, name, mode);
     let notes = remote
         .root
         .join(entry_name("address", &[("url", url.as_bytes())]));
@@ -56,9 +55,9 @@ pub(crate) fn fetch(
         .and_then(|text| serde_json::from_slice::<Known>(&text).ok());
     // Without the file itself there is nothing that could be unchanged.
     let kept = known.as_ref().and_then(|known| {
-        let folder = remote.known_http(url, name, mode, known.digest)?;
+        let tree = remote.known_http(url, name, mode, known.digest)?;
         Some(HttpFile {
-            folder,
+            tree,
             digest: known.digest,
         })
     });
@@ -88,9 +87,8 @@ pub(crate) fn fetch(
             _,
         ) => (digest, validators),
     };
-    let (url, name, mode) = place;
-    let folder = match remote.known_http(url, name, mode, digest) {
-        Some(folder) => folder,
+    let tree = match remote.known_http(url, name, mode, digest) {
+        Some(tree) => tree,
         None => remote.make(&entry(url, name, mode, digest), |tree| {
             let path = tree.join(name);
             let time = validators.time().unwrap_or(SystemTime::UNIX_EPOCH);
@@ -110,5 +108,5 @@ pub(crate) fn fetch(
     fs::write(&fresh, text)
         .and_then(|()| fs::rename(&fresh, &notes))
         .map_err(RemoteError::keep(&notes))?;
-    Ok(HttpFile { folder, digest })
+    Ok(HttpFile { tree, digest })
 }

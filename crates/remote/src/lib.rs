@@ -8,9 +8,10 @@ mod error;
 mod git;
 mod http;
 mod program;
+mod stream;
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
@@ -19,7 +20,7 @@ use kiln_image::{Digest, KeyHasher};
 use kiln_registry::{Client, Observer};
 
 pub use error::RemoteError;
-pub use git::{Commit, GitAddress};
+pub use git::GitAddress;
 pub use http::HttpFile;
 pub use program::GitProgram;
 
@@ -61,16 +62,19 @@ impl Remote {
         self.find(&http::entry(url, name, mode, digest))
     }
 
-    /// What a git address leads to now.
+    /// The id of the commit that a git address leads to now. The repository is asked only if the address itself does
+    /// not say it.
     ///
     /// # Errors
-    /// When the repository cannot be reached or has no such reference.
+    /// When the repository cannot be reached, has no such reference, or leads to another commit than `checksum` (which
+    /// may be the beginning of an id) says.
     pub fn commit(
         &self,
         address: &GitAddress,
+        checksum: Option<&str>,
         observer: &dyn Observer,
-    ) -> Result<Commit, RemoteError> {
-        git::resolve(&self.git, address, observer)
+    ) -> Result<String, RemoteError> {
+        git::resolve(&self.git, address, checksum, observer)
     }
 
     /// The folder with the files of a commit: of the address's folder in it, with submodules, with `.git` if asked.
@@ -80,11 +84,29 @@ impl Remote {
     pub fn checkout(
         &self,
         address: &GitAddress,
-        commit: &Commit,
+        commit: &str,
         keep_git_dir: bool,
         observer: &dyn Observer,
     ) -> Result<PathBuf, RemoteError> {
         git::checkout(self, address, commit, keep_git_dir, observer)
+    }
+
+    /// Keeps what can be read from `from`, as the file `name` in a folder of its own.
+    ///
+    /// # Errors
+    /// When it cannot be read or kept.
+    pub fn keep(
+        &self,
+        from: impl Read,
+        name: &str,
+        observer: &dyn Observer,
+    ) -> Result<PathBuf, RemoteError> {
+        stream::keep(self, from, name, observer)
+    }
+
+    /// Where something can be remembered about a tree as long as it is kept.
+    pub fn beside(tree: &Path) -> PathBuf {
+        tree.with_file_name("stat")
     }
 
     /// Removes what no build has used for two days.

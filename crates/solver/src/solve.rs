@@ -1,5 +1,7 @@
 //! Decides what must be executed, and runs it: independent operations at once, equal ones once.
 
+mod remote;
+
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -17,6 +19,8 @@ use crate::explain;
 use crate::keys::{self, InputKeys, KeyError};
 use crate::parts::Parts;
 use crate::value::{Context, LocalTree, Snapshot, Value};
+
+pub use remote::{SourceError, Watch};
 
 /// How often a wait looks whether the user gave up.
 const TICK: Duration = Duration::from_millis(50);
@@ -37,6 +41,24 @@ pub trait Providers: Sync {
     /// # Errors
     /// In words, when the context is not there or cannot be read.
     fn scan(&self, name: &str, exclude: &[String]) -> Result<Context, String>;
+
+    /// What a source from the network is now, in the few characters that its key needs: a digest, a commit. Nothing is
+    /// asked when the operation itself says it.
+    ///
+    /// # Errors
+    /// When that cannot be found out.
+    fn identify(&self, source: &SourceOp, watch: &dyn Watch) -> Result<String, SourceError>;
+
+    /// Brings a source from the network in the state of that identity.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    fn fetch(
+        &self,
+        source: &SourceOp,
+        identity: &str,
+        watch: &dyn Watch,
+    ) -> Result<Context, SourceError>;
 
     /// The value of a secret; `None` when the build was given none of that name.
     ///
@@ -210,6 +232,8 @@ enum State {
         looked_up: bool,
         by_content: bool,
     },
+    /// A source from the network of which it is known what it is, and no more.
+    Identified,
     Running,
     Done(Value),
 }
@@ -222,6 +246,16 @@ enum Message {
     Claimed {
         op: OpId,
         claim: Claim,
+    },
+    Identified {
+        op: OpId,
+        outcome: Result<String, SourceError>,
+        started: bool,
+    },
+    Fetched {
+        op: OpId,
+        outcome: Box<Result<Context, SourceError>>,
+        started: bool,
     },
 }
 
@@ -249,6 +283,10 @@ struct Run<'s, 'a> {
     states: Vec<State>,
     definitions: Vec<Option<(Key, Parts)>>,
     contents: Vec<Option<(Key, Parts)>>,
+    /// What sources from the network are now.
+    identities: Vec<Option<String>>,
+    /// Those sources whose work the displays have shown.
+    told: Vec<bool>,
     /// Operations with a descendant relation to one whose records are not read.
     tainted: Vec<bool>,
     on_chain: HashSet<OpId>,
@@ -291,6 +329,8 @@ impl Solver<'_> {
             states: (0..graph.len()).map(|_| State::Idle).collect(),
             definitions: vec![None; graph.len()],
             contents: vec![None; graph.len()],
+            identities: vec![None; graph.len()],
+            told: vec![false; graph.len()],
             tainted,
             on_chain: chain_of(graph, target),
             reports: vec![None; graph.len()],
@@ -558,10 +598,14 @@ impl<'s> Run<'s, '_> {
                 self.done(id, Value::Trees(vec![snapshot]), true);
                 return Ok(true);
             }
+            kind if remote::is_remote(kind) => {
+                self.identify(id, scope, sender);
+                return Ok(true);
+            }
             _ => {}
         }
         let State::Wanted {
-            looked_up,
+            mut looked_up,
             by_content,
         } = self.states[id.0]
         else {
@@ -573,8 +617,9 @@ impl<'s> Run<'s, '_> {
             && !matches!(op.kind, OpKind::Merge)
             && let Some(key) = self.definition(id)?
         {
+            looked_up = true;
             self.states[id.0] = State::Wanted {
-                looked_up: true,
+                looked_up,
                 by_content,
             };
             if let Some(record) = self.solver.store.find_record(key)? {
@@ -583,10 +628,18 @@ impl<'s> Run<'s, '_> {
         }
         let mut waiting = false;
         let mut changed = false;
+        let read = looked_up || !readable || matches!(op.kind, OpKind::Merge);
         for edge in &op.inputs {
-            if matches!(self.states[edge.op.0], State::Idle) {
-                self.want(edge.op);
-                changed = true;
+            match self.states[edge.op.0] {
+                State::Idle => {
+                    self.want(edge.op);
+                    changed = true;
+                }
+                State::Identified if read => {
+                    self.fetch(edge.op, scope, sender);
+                    changed = true;
+                }
+                _ => {}
             }
             waiting |= !matches!(self.states[edge.op.0], State::Done(_));
         }
@@ -656,7 +709,8 @@ impl<'s> Run<'s, '_> {
             keys.push(key);
             values.push(value);
         }
-        let parts = keys::parts(op, &ByDefinition { op, keys, values })
+        let identity = self.identities[id.0].as_deref();
+        let parts = keys::parts(op, identity, &ByDefinition { op, keys, values })
             .map_err(|error| SolveError::key(&op.place, error))?;
         let Some(parts) = parts else { return Ok(None) };
         let key = parts.key();
@@ -672,6 +726,7 @@ impl<'s> Run<'s, '_> {
         let values = self.input_values(op);
         let parts = keys::parts(
             op,
+            None,
             &ByContent {
                 op,
                 store: self.solver.store,
@@ -895,6 +950,16 @@ impl<'s> Run<'s, '_> {
     fn take(&mut self, message: Message) {
         self.running -= 1;
         match message {
+            Message::Identified {
+                op,
+                outcome,
+                started,
+            } => self.identified(op, outcome, started),
+            Message::Fetched {
+                op,
+                outcome,
+                started,
+            } => self.fetched(op, *outcome, started),
             Message::Claimed { op, claim } => {
                 // Looked up again, as if it had not been: the owner may have finished it, or died.
                 self.claims[op.0] = Some(claim);
@@ -943,8 +1008,10 @@ impl<'s> Run<'s, '_> {
 
     fn finish(&mut self) -> Result<Solved, SolveError> {
         for (id, _) in self.graph.ops() {
-            if matches!(self.states[id.0], State::Idle | State::Wanted { .. }) {
-                self.cached.push(id);
+            match self.states[id.0] {
+                State::Idle | State::Wanted { .. } => self.cached.push(id),
+                State::Identified if !self.told[id.0] => self.cached.push(id),
+                _ => {}
             }
         }
         self.tell_cached();
