@@ -242,7 +242,7 @@ impl Engine {
                     solved
                 });
                 rows.next += plan.graph.len() as u32;
-                let solved = solved.map_err(|error| BuildError::from_solve(&error, &source))?;
+                let solved = solved.map_err(|error| inputs.explained(&error, &source))?;
                 (solved.snapshot, solved.reports)
             }
             None => (Snapshot::default(), Vec::new()),

@@ -5,12 +5,14 @@ use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+use kiln_dockerfile::SourceText;
 use kiln_frontend::{Context, Options};
 use kiln_image::tar::{EntryKind, Reader};
 use kiln_image::{LayerPath, compress};
 use kiln_progress::{Event, Sink, VertexId};
 use kiln_registry::Observer;
 use kiln_remote::{GitAddress, RemoteError};
+use kiln_solver::SolveError;
 
 use crate::build::{BuildRequest, Dockerfile, DockerfileFrom, MainContext, Rows};
 use crate::{BuildError, CancelFlag, Engine};
@@ -42,6 +44,36 @@ impl Inputs {
     pub(crate) fn ignore_patterns(&self, context: &str) -> Result<Vec<String>, BuildError> {
         let ignore = self.ignore_file(context)?;
         Ok(ignore.map_or_else(Vec::new, |(_, text)| kiln_source::ignore::parse(&text)))
+    }
+
+    /// What the user is told of a failed solve; of a file that a context does not have also why.
+    pub(crate) fn explained(&self, error: &SolveError, source: &SourceText) -> BuildError {
+        let mut failed = BuildError::from_solve(error, source);
+        let SolveError::Missing { context, path, .. } = error else {
+            return failed;
+        };
+        let (Some(folder), false) = (
+            self.folder(context),
+            self.options.context == Context::Archive && context == CONTEXT,
+        ) else {
+            return failed;
+        };
+        let path = path.trim_start_matches('/');
+        failed.message = format!("{path:?}: not found in build context {}", folder.display());
+        let Ok(Some((name, text))) = self.ignore_file(context) else {
+            return failed;
+        };
+        let there = std::fs::symlink_metadata(folder.join(path)).is_ok();
+        if let (true, Ok(Some(rule))) = (there, kiln_source::ignore::explain(&text, path)) {
+            failed.message.push_str(&format!(
+                ": excluded by line {} of {name}: {}",
+                rule.line, rule.pattern
+            ));
+            failed.hint = Some(format!(
+                "take it back with a line !{path} behind that one, or remove the line"
+            ));
+        }
+        failed
     }
 
     /// The name and the text of a context's ignore file.

@@ -15,14 +15,24 @@ use crate::parts::Parts;
 pub(crate) struct KeyError {
     pub(crate) message: String,
     pub(crate) hint: Option<String>,
+    /// The local context that it is about.
+    pub(crate) context: Option<String>,
+    /// The path that is not there, when that is why.
+    pub(crate) missing: Option<String>,
 }
 
 impl From<FileOpError> for KeyError {
     fn from(error: FileOpError) -> Self {
         let hint = error.hint();
+        let missing = match &error {
+            FileOpError::NotFound { path, .. } => Some(path.clone()),
+            _ => None,
+        };
         Self {
             message: error.to_string(),
             hint,
+            context: None,
+            missing,
         }
     }
 }
@@ -32,6 +42,8 @@ impl From<ScanError> for KeyError {
         Self {
             message: error.to_string(),
             hint: None,
+            context: None,
+            missing: None,
         }
     }
 }

@@ -147,6 +147,20 @@ pub enum SolveError {
         /// A way out.
         hint: Option<String>,
     },
+    /// A file that an operation takes from a local context is not there.
+    #[error("{message}")]
+    Missing {
+        /// The operation.
+        place: Box<Place>,
+        /// The context's name.
+        context: String,
+        /// The path in it.
+        path: String,
+        /// In words.
+        message: String,
+        /// What may have been meant.
+        hint: Option<String>,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -182,13 +196,24 @@ impl SolveError {
     }
 
     pub(crate) fn key(place: &Place, error: KeyError) -> Self {
-        Self::step(place, error.message, error.hint)
+        match (error.context, error.missing) {
+            (Some(context), Some(path)) => Self::Missing {
+                place: Box::new(place.clone()),
+                context,
+                path,
+                message: error.message,
+                hint: error.hint,
+            },
+            _ => Self::step(place, error.message, error.hint),
+        }
     }
 
     /// Where in the build it happened.
     pub fn place(&self) -> Option<&Place> {
         match self {
-            Self::Process { place, .. } | Self::Step { place, .. } => Some(place),
+            Self::Process { place, .. }
+            | Self::Step { place, .. }
+            | Self::Missing { place, .. } => Some(place),
             _ => None,
         }
     }
@@ -196,7 +221,7 @@ impl SolveError {
     /// A way out, where there is one.
     pub fn hint(&self) -> Option<&str> {
         match self {
-            Self::Step { hint, .. } => hint.as_deref(),
+            Self::Step { hint, .. } | Self::Missing { hint, .. } => hint.as_deref(),
             Self::Process {
                 disk_full: true, ..
             }
@@ -456,7 +481,8 @@ fn selection_key(copy: &CopyAction, view: &MergedView) -> Result<Key, KeyError> 
 }
 
 fn local_selection(local: &LocalTree, copy: &CopyAction) -> Result<Key, KeyError> {
-    selection_key(copy, &MergedView::new([local.index_for(copy)?]))
+    let index = local.index_for(copy)?;
+    selection_key(copy, &MergedView::new([index])).map_err(|error| local.named(error))
 }
 
 impl<'s> Run<'s, '_> {
@@ -530,7 +556,7 @@ impl<'s> Run<'s, '_> {
 
     /// Tells of an operation that failed before it was started: what it needs is not there.
     fn tell_failed(&self, id: OpId, error: &SolveError) {
-        if matches!(error, SolveError::Step { .. }) {
+        if matches!(error, SolveError::Step { .. } | SolveError::Missing { .. }) {
             let (id, at) = (self.solver.vertex(id), SystemTime::now());
             self.solver.sink.emit(Event::Started { id, at });
             self.solver.sink.emit(Event::Failed {
@@ -794,7 +820,8 @@ impl<'s> Run<'s, '_> {
             }
             match self.solver.providers.scan(name, exclude) {
                 Ok(context) => {
-                    self.states[id.0] = State::Done(Value::Local(LocalTree::new(context)));
+                    self.states[id.0] =
+                        State::Done(Value::Local(LocalTree::new(name.clone(), context)));
                     if titled {
                         self.solver.sink.emit(Event::Finished {
                             id: vertex,

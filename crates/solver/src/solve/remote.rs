@@ -189,7 +189,8 @@ impl<'s> Run<'s, '_> {
         match outcome {
             Ok(context) => {
                 let cached = !self.told[id.0];
-                self.done(id, Value::Local(LocalTree::new(context)), cached);
+                let name = self.graph.op(id).place.title.clone();
+                self.done(id, Value::Local(LocalTree::new(name, context)), cached);
             }
             Err(error) => self.source_failed(id, error),
         }

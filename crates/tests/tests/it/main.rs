@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cached;
+mod contexts;
 mod docker;
 mod examples;
 mod host_ca;
@@ -9,3 +10,4 @@ mod images;
 mod interrupted;
 mod overlapping;
 mod settings_agree;
+mod sources;
