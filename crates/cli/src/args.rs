@@ -106,9 +106,10 @@ pub(crate) struct TrustArgs {
 #[derive(Debug, Args)]
 #[expect(clippy::struct_field_names, reason = "named after the options")]
 pub(crate) struct BuildArgs {
-    /// Folder of the build context, or - for a Dockerfile on standard input
+    /// The build context: a folder, - for an archive or a Dockerfile on standard input, or the address of a git
+    /// repository, an archive or a Dockerfile
     pub(crate) context: String,
-    /// The Dockerfile [default: CONTEXT/Dockerfile], or - for standard input
+    /// The Dockerfile [default: CONTEXT/Dockerfile], - for standard input, or its address
     #[arg(short, long, value_name = "FILE")]
     pub(crate) file: Option<String>,
     /// Name for the image; may be repeated
@@ -120,7 +121,7 @@ pub(crate) struct BuildArgs {
     /// Value of an ARG; without a value it is taken from the environment
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
     pub(crate) build_args: Vec<String>,
-    /// A further context: a folder, or <docker-image://NAME>
+    /// A further context: a folder, <docker-image://NAME>, or the address of a git repository or file
     #[arg(long = "build-context", value_name = "NAME=WHERE")]
     pub(crate) build_contexts: Vec<String>,
     /// Label of the image

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use kiln_engine::Engine;
 use kiln_registry::{Client, ClientConfig, Credentials, HostConfig, Proxies};
+use kiln_remote::{GitProgram, Remote};
 use kiln_rootfs::Provider;
 use kiln_sandbox::{IdTools, Isolation};
 use kiln_store::{Header, IdKind, IdRange, OpenOptions, Store};
@@ -104,11 +105,61 @@ impl Place {
             &self.isolation,
             self.provider,
         ));
+        let client = registry_client(Arc::new(crate::credentials::stored));
+        let remote = Remote::new(self.root.join("sources"), client.clone(), git_program());
         Ok(Engine {
             store,
             worker,
-            client: registry_client(Arc::new(crate::credentials::stored)),
+            client,
+            remote,
         })
+    }
+}
+
+/// The proxies that the environment names, as all programs read them: the small spelling wins, and `HTTP_PROXY` is not
+/// read, since a CGI script's clients can set it.
+fn proxies() -> Proxies {
+    let either = |small: &str, large: &str| variable(small).or_else(|| variable(large));
+    let all = either("all_proxy", "ALL_PROXY");
+    Proxies {
+        http: variable("http_proxy").or_else(|| all.clone()),
+        https: either("https_proxy", "HTTPS_PROXY").or(all),
+        none: either("no_proxy", "NO_PROXY"),
+    }
+}
+
+/// `git`, with what it needs of the environment: who the user is, keys, proxies, certificates.
+fn git_program() -> GitProgram {
+    const NAMES: [&str; 20] = [
+        "PATH",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "TMPDIR",
+        "XDG_CONFIG_HOME",
+        "XDG_RUNTIME_DIR",
+        "SSH_AUTH_SOCK",
+        "GIT_SSH",
+        "GIT_SSH_COMMAND",
+        "GIT_SSL_CAINFO",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "http_proxy",
+        "https_proxy",
+        "HTTPS_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+        "no_proxy",
+        "NO_PROXY",
+    ];
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
+    let mut places = std::env::split_paths(&path).map(|folder| folder.join("git"));
+    GitProgram {
+        path: places.find(|place| place.is_file()),
+        env: NAMES
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), std::env::var_os(name)?)))
+            .collect(),
     }
 }
 
@@ -148,14 +199,9 @@ fn options(ids: IdKind) -> Result<OpenOptions> {
 
 /// What speaks to registries. The file with the credentials is read when a registry asks for some.
 pub(crate) fn registry_client(credentials: Arc<dyn Credentials>) -> Client {
-    let either = |name: &str| variable(name).or_else(|| variable(&name.to_uppercase()));
     let mut config = ClientConfig {
         credentials,
-        proxies: Proxies {
-            http: either("http_proxy"),
-            https: either("https_proxy"),
-            none: either("no_proxy"),
-        },
+        proxies: proxies(),
         ..ClientConfig::default()
     };
     if let Some(mirror) = variable("KILN_REGISTRY_MIRROR") {

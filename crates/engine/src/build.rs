@@ -1,29 +1,31 @@
 //! A build, from the request to the image.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant, SystemTime};
 
 use kiln_dockerfile::SourceText;
 use kiln_export::{Committed, Published, commit, digest_layer};
 use kiln_frontend::{Facts, Need, Outcome, Plan};
-use kiln_image::{Digest, KeyHasher, LayerId, Reference};
-use kiln_progress::{Event, Sink, VertexId};
-use kiln_solver::{Context, FetchError, OpReport, Options, Providers, Snapshot, Solver};
-use kiln_source::{PatternMatcher, StatCache, Wanted};
+use kiln_image::{LayerId, Reference};
+use kiln_progress::{Event, Sink};
+use kiln_solver::{OpReport, Options, Snapshot, Solver};
 use kiln_store::Lease;
 
+use crate::bringing::Bringing;
 use crate::images::Images;
-use crate::rows::{Row, Rows};
+use crate::inputs::Inputs;
+use crate::rows::Rows;
 use crate::{BuildError, CancelFlag, Engine};
 
 /// What is built.
 #[derive(Debug, Clone)]
 pub struct BuildRequest {
     /// The Dockerfile.
-    pub dockerfile: Dockerfile,
+    pub dockerfile: DockerfileFrom,
     /// The main context.
     pub context: MainContext,
     /// Choices of the frontend.
@@ -70,6 +72,17 @@ pub struct Dockerfile {
     pub path: Option<PathBuf>,
 }
 
+/// Where the Dockerfile is.
+#[derive(Debug, Clone)]
+pub enum DockerfileFrom {
+    /// Here.
+    Text(Dockerfile),
+    /// In the context, at that path; `Dockerfile` or `dockerfile` when none is given.
+    Context(Option<String>),
+    /// On a web server.
+    Url(String),
+}
+
 /// The main context.
 #[derive(Debug, Clone)]
 pub enum MainContext {
@@ -77,6 +90,12 @@ pub enum MainContext {
     Folder(PathBuf),
     /// None: the Dockerfile came alone.
     Empty,
+    /// An archive, or the Dockerfile alone, to be read from here.
+    Stream(Arc<File>),
+    /// A git repository, as the user wrote it: remote, query, fragment.
+    Git(String),
+    /// An archive, or the Dockerfile alone, on a web server.
+    Http(String),
 }
 
 /// A finished build.
@@ -121,17 +140,9 @@ impl Engine {
         let lease = self.store.lease()?;
         let mut rows = Rows::new(sink);
         let images = Images::new(self, request, cancel);
-        let title = format!(
-            "[internal] load build definition from {}",
-            request.dockerfile.name
-        );
-        let source = rows.work(&title, |_| {
-            Ok(SourceText::new(
-                &request.dockerfile.name,
-                &request.dockerfile.bytes,
-            ))
-        })?;
-        let plan = plan(request, &source, &images, &mut rows)?;
+        let inputs = self.inputs(request, &mut rows, cancel)?;
+        let source = SourceText::new(&inputs.dockerfile.name, &inputs.dockerfile.bytes);
+        let plan = plan(&inputs, &source, &images, &mut rows)?;
         for warning in &plan.warnings {
             sink.emit(Event::Warning {
                 text: warning_text(warning),
@@ -159,6 +170,7 @@ impl Engine {
                 let bringing = Bringing {
                     engine: self,
                     request,
+                    inputs: &inputs,
                     cancel,
                     images: &images,
                     lease: &lease,
@@ -195,7 +207,7 @@ impl Engine {
                     solved
                 });
                 rows.next += plan.graph.len() as u32;
-                let solved = solved.map_err(|error| BuildError::from_solve(&error, &source))?;
+                let solved = solved.map_err(|error| inputs.explained(&error, &source))?;
                 (solved.snapshot, solved.reports)
             }
             None => (Snapshot::default(), Vec::new()),
@@ -272,14 +284,14 @@ impl Engine {
 
 /// Asks the frontend for the graph until it knows enough.
 fn plan(
-    request: &BuildRequest,
+    inputs: &Inputs,
     source: &SourceText,
     images: &Images<'_>,
     rows: &mut Rows<'_>,
 ) -> Result<Plan, BuildError> {
     let mut facts = Facts::default();
     loop {
-        let needs = match kiln_frontend::plan(source, &request.options, &facts) {
+        let needs = match kiln_frontend::plan(source, &inputs.options, &facts) {
             Ok(Outcome::Plan(plan)) => return Ok(plan),
             Ok(Outcome::Needs(needs)) => needs,
             Err(diagnostic) => return Err(BuildError::diagnostic(&diagnostic, source)),
@@ -308,7 +320,7 @@ fn plan(
                 }
                 Need::IgnoreFile { context } => {
                     let patterns = rows.work("[internal] load .dockerignore", |_| {
-                        ignore_patterns(request, &context)
+                        inputs.ignore_patterns(&context)
                     })?;
                     facts.ignore.insert(context, patterns);
                 }
@@ -358,155 +370,6 @@ impl Drop for Begun<'_> {
     fn drop(&mut self) {
         *self.0.under_way() -= 1;
         self.0.ended.notify_all();
-    }
-}
-
-fn folder<'r>(request: &'r BuildRequest, name: &str) -> Option<&'r Path> {
-    if let Some(folder) = request.folders.get(name) {
-        return Some(folder);
-    }
-    match &request.context {
-        MainContext::Folder(folder) if name == "context" => Some(folder),
-        _ => None,
-    }
-}
-
-/// The patterns of a context's ignore file; one beside the Dockerfile, with its name, wins for the main context.
-fn ignore_patterns(request: &BuildRequest, context: &str) -> Result<Vec<String>, BuildError> {
-    let Some(folder) = folder(request, context) else {
-        return Ok(Vec::new());
-    };
-    let mut candidates = Vec::new();
-    if let (Some(path), true) = (&request.dockerfile.path, context == "context") {
-        let mut name = path.as_os_str().to_owned();
-        name.push(".dockerignore");
-        candidates.push(PathBuf::from(name));
-    }
-    candidates.push(folder.join(".dockerignore"));
-    for candidate in candidates {
-        match std::fs::read(&candidate) {
-            Ok(text) => return Ok(kiln_source::ignore::parse(&text)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => {
-                return Err(BuildError::new(format!(
-                    "cannot read {}: {error}",
-                    candidate.display()
-                )));
-            }
-        }
-    }
-    Ok(Vec::new())
-}
-
-/// The digest of an image that the graph names.
-fn pinned(reference: &str) -> Result<Digest, String> {
-    match reference
-        .rsplit_once('@')
-        .map(|(_, digest)| digest.parse::<Digest>())
-    {
-        Some(Ok(digest)) => Ok(digest),
-        _ => Err(format!("{reference}: no digest")),
-    }
-}
-
-/// What a build brings to its graph.
-struct Bringing<'a> {
-    engine: &'a Engine,
-    request: &'a BuildRequest,
-    cancel: &'a CancelFlag,
-    images: &'a Images<'a>,
-    lease: &'a Lease,
-    sink: &'a dyn Sink,
-}
-
-impl Providers for Bringing<'_> {
-    fn image(&self, reference: &str) -> Result<Option<Snapshot>, String> {
-        let digest = pinned(reference)?;
-        let image = self
-            .engine
-            .store
-            .image(digest)
-            .map_err(|error| error.to_string())?;
-        let Some(image) = image else { return Ok(None) };
-        kiln_solver::snapshot(&self.engine.store, &image.info.layers)
-            .map(Some)
-            .map_err(|error| error.to_string())
-    }
-
-    fn fetch(&self, reference: &str, vertex: VertexId) -> Result<Snapshot, FetchError> {
-        let failed = |message| FetchError::Failed {
-            message,
-            hint: None,
-        };
-        let digest = pinned(reference).map_err(failed)?;
-        let row = Row {
-            sink: self.sink,
-            id: vertex,
-        };
-        match self.images.fetch(digest, self.lease, &row) {
-            Ok(()) => self
-                .image(reference)
-                .map_err(failed)?
-                .ok_or_else(|| failed(format!("{reference}: gone again"))),
-            Err(error) if error.canceled => Err(FetchError::Canceled),
-            Err(error) => Err(FetchError::Failed {
-                message: error.message,
-                hint: error.hint,
-            }),
-        }
-    }
-
-    fn scan(&self, name: &str, exclude: &[String]) -> Result<Context, String> {
-        let root =
-            folder(self.request, name).ok_or_else(|| format!("context {name}: not a folder"))?;
-        let root = root
-            .canonicalize()
-            .map_err(|error| format!("context {}: {error}", root.display()))?;
-        let matcher =
-            PatternMatcher::new(exclude).map_err(|error| format!(".dockerignore: {error}"))?;
-        let mut hasher = KeyHasher::new("context", 1);
-        hasher.part("root", root.as_os_str().as_encoded_bytes());
-        let cache_file = self
-            .engine
-            .store
-            .root()
-            .join("stat")
-            .join(hasher.finish().hex());
-        let mut cache = StatCache::load(&cache_file);
-        let scan = kiln_source::scan(&root, Some(&matcher), &mut cache, &Wanted::All)
-            .map_err(|error| error.to_string())?;
-        Ok(Context {
-            scan,
-            cache,
-            cache_file,
-        })
-    }
-
-    fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, String> {
-        match self.request.secrets.get(id) {
-            None => Ok(None),
-            Some(Secret::Value(value)) => Ok(Some(value.clone())),
-            Some(Secret::File(path)) => match std::fs::read(path) {
-                Ok(value) => Ok(Some(value)),
-                Err(error) => Err(format!(
-                    "secret {id}: cannot read {}: {error}",
-                    path.display()
-                )),
-            },
-        }
-    }
-
-    fn ssh(&self, id: &str) -> Option<PathBuf> {
-        self.request.ssh.get(id).cloned()
-    }
-
-    fn is_canceled(&self) -> bool {
-        self.cancel.is_set()
-    }
-
-    fn before_first(&self) {
-        // What builds that died have left behind may be the room that this one needs.
-        let _ = self.engine.sweep();
     }
 }
 

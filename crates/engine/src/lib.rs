@@ -2,14 +2,16 @@
 //!
 //! Nothing here reads the working folder, the environment or a configuration file: everything comes in the request.
 
+mod bringing;
 mod build;
 mod error;
 mod images;
+mod inputs;
 mod remote;
 mod rows;
 mod run;
 
-pub use build::{BuildRequest, Built, Dockerfile, MainContext, Secret};
+pub use build::{BuildRequest, Built, Dockerfile, DockerfileFrom, MainContext, Secret};
 pub use error::BuildError;
 pub use kiln_worker::Trust;
 pub use remote::{Pulled, PushRequest};
@@ -19,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kiln_registry::Client;
+use kiln_remote::Remote;
 use kiln_store::Store;
 use kiln_worker::Worker;
 
@@ -30,6 +33,8 @@ pub struct Engine {
     pub worker: Worker,
     /// What speaks to registries.
     pub client: Client,
+    /// Brings files and repositories from the network.
+    pub remote: Remote,
 }
 
 /// Tells everything that the user gave up.
@@ -64,6 +69,7 @@ impl Engine {
     /// # Errors
     /// When the store or the worker fails.
     pub fn sweep(&self) -> Result<usize, BuildError> {
+        self.remote.sweep();
         let doomed = self.store.sweep()?;
         if doomed.is_empty() {
             return Ok(0);

@@ -9,7 +9,7 @@ use crate::BuildError;
 
 /// Numbers the rows.
 pub(crate) struct Rows<'a> {
-    sink: &'a dyn Sink,
+    pub(crate) sink: &'a dyn Sink,
     pub(crate) next: u32,
 }
 

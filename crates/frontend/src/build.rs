@@ -242,7 +242,7 @@ impl Stage<'_, '_> {
             }
         };
         let place = self.place(title, base.title.clone());
-        self.state.edge = base.add(&mut self.builder.graph, place);
+        self.state.edge = base.add_root(&mut self.builder.graph, place);
     }
 
     fn check_base_platform(&mut self) {

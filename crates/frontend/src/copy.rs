@@ -8,6 +8,7 @@ use kiln_image::LayerPath;
 
 use crate::build::{Stage, Wrong, owner};
 use crate::git::{self, GitSource};
+use crate::sources::file_name;
 use crate::stages::NodeId;
 
 /// Whether a source is an address, not a path.
@@ -207,9 +208,12 @@ impl Stage<'_, '_> {
         }
     }
 
-    fn source_edge(&mut self, source: SourceOp, place: &Place) -> Edge {
+    fn source_edge(&mut self, source: SourceOp, title: &str, place: &Place) -> Edge {
         let kind = OpKind::Source(source);
-        let place = place.clone();
+        let place = Place {
+            title: title.to_owned(),
+            ..place.clone()
+        };
         let op = self.builder.graph.add(Op {
             kind,
             inputs: Vec::new(),
@@ -241,14 +245,13 @@ impl Stage<'_, '_> {
             }
             (flag, query) => query.or_else(|| flag.clone()),
         };
-        let edge = self.source_edge(
-            SourceOp::Git {
-                url: source.url,
-                keep_git_dir: keep,
-                checksum,
-            },
-            place,
-        );
+        let title = source.url.clone();
+        let source = SourceOp::Git {
+            url: source.url,
+            keep_git_dir: keep,
+            checksum,
+        };
+        let edge = self.source_edge(source, &title, place);
         let action = CopyAction {
             src: "/".to_owned(),
             dir_copy_contents: true,
@@ -259,22 +262,7 @@ impl Stage<'_, '_> {
     }
 
     fn add_http(&mut self, url: &str, copy: &Transfer, place: &Place, copies: &mut Copies) {
-        let path = url.split(['?', '#']).next().unwrap_or_default();
-        let path = path
-            .split_once("://")
-            .and_then(|(_, rest)| rest.split_once('/'))
-            .map_or("", |(_, path)| path);
-        let name = path
-            .trim_end_matches('/')
-            .rsplit('/')
-            .next()
-            .unwrap_or_default();
-        let filename = match git::percent_decoded(name) {
-            name if matches!(name.as_str(), "" | "." | "..") || name.contains('/') => {
-                "__unnamed__".to_owned()
-            }
-            name => name,
-        };
+        let filename = file_name(url);
         let source = SourceOp::Http {
             url: url.to_owned(),
             checksum: copy.checksum.clone(),
@@ -282,7 +270,7 @@ impl Stage<'_, '_> {
             mode: None,
             owner: None,
         };
-        let edge = self.source_edge(source, place);
+        let edge = self.source_edge(source, url, place);
         let action = CopyAction {
             src: format!("/{filename}"),
             attempt_unpack: copy.unpack.unwrap_or(false),

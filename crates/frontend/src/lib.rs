@@ -95,9 +95,11 @@ pub enum Context {
     Empty,
     /// Files that the engine can give under the context's name (`context` for the main one).
     Local,
+    /// An archive that the engine can give under the context's name: a folder with the one file `context`.
+    Archive,
     /// A git repository: remote and fragment.
     Git(String),
-    /// An archive on a web server, unpacked.
+    /// A file on a web server, unpacked if it is an archive.
     Http(String),
     /// `docker-image://`: an image, as the user wrote the reference.
     Image(String),
@@ -137,7 +139,7 @@ pub enum Need {
         /// Where the Dockerfile asks for it.
         place: Place,
     },
-    /// The ignore patterns of a local context.
+    /// The ignore patterns of a local context or an archive.
     IgnoreFile {
         /// The context's name: `context`, or the name given with `--build-context`.
         context: String,
@@ -173,6 +175,16 @@ pub struct Plan {
     pub warnings: Vec<Warning>,
     /// Times in the image are no later than this, seconds since 1970.
     pub source_date_epoch: Option<i64>,
+}
+
+/// Reads the address of a git repository as ADD and contexts take it, with a query or a fragment; gives remote and
+/// fragment, and the commit that it must be. `None` if it is none.
+///
+/// # Errors
+/// When it contradicts itself or asks for what there is not.
+pub fn git_context(text: &str) -> Option<Result<(String, Option<String>), String>> {
+    let parsed = git::parse(text)?;
+    Some(parsed.map(|source| (source.url, source.checksum)))
 }
 
 /// Plans the build of the Dockerfile in `source`.

@@ -1,10 +1,14 @@
 //! What a node starts from, in terms of facts, needs and source operations.
 
-use kiln_graph::{Edge, Op, OpKind, Place, SourceOp};
+use kiln_graph::{
+    CopyAction, Edge, FileAction, FileActionKind, FileInput, FileOp, Graph, Op, OpKind, Place,
+    SourceOp,
+};
 use kiln_image::{ImageConfig, Platform, Reference};
 use kiln_source::PatternMatcher;
 
 use crate::build::Wrong;
+use crate::git::{self, GitSource, percent_decoded};
 use crate::stages::{NodeId, Nodes, Origin};
 use crate::{Context, Facts, ImageFact, Need, Options};
 
@@ -27,6 +31,17 @@ pub(crate) struct Base {
     pub title: String,
     /// It is an image that a FROM names.
     pub is_image: bool,
+    /// What becomes of the source before it is a tree.
+    pub made: Made,
+}
+
+/// What becomes of a source before it is a tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Made {
+    /// Nothing: it is one.
+    AsItIs,
+    /// The file of that name is unpacked if it is an archive; what these patterns say is left out.
+    Unpacked { file: String, exclude: Vec<String> },
 }
 
 /// Why there is no base.
@@ -70,6 +85,7 @@ impl Bases<'_> {
                 config: empty_config(&self.options.target_platform),
                 title: String::new(),
                 is_image: false,
+                made: Made::AsItIs,
             }),
             Origin::Image(reference) => self.image(reference, platform, &place),
             Origin::Context(name) => match &self.options.contexts[name] {
@@ -167,39 +183,64 @@ impl Bases<'_> {
             config,
             title,
             is_image: true,
+            made: Made::AsItIs,
         }
     }
 
     /// A context that is no image.
     fn plain(&self, name: &str, context: &Context, platform: &Platform) -> Result<Base, Missing> {
+        let exclude = || match self.facts.ignore.get(name) {
+            Some(exclude) => Ok(exclude.clone()),
+            None => Err(Missing::Need(Box::new(Need::IgnoreFile {
+                context: name.to_owned(),
+            }))),
+        };
+        let mut made = Made::AsItIs;
         let source = match context {
-            Context::Local => {
-                let Some(exclude) = self.facts.ignore.get(name) else {
-                    return Err(Missing::Need(Box::new(Need::IgnoreFile {
-                        context: name.to_owned(),
-                    })));
+            Context::Local => Some(SourceOp::Local {
+                name: name.to_owned(),
+                exclude: exclude()?,
+            }),
+            Context::Archive => {
+                made = Made::Unpacked {
+                    file: MAIN_CONTEXT.to_owned(),
+                    exclude: exclude()?,
                 };
                 Some(SourceOp::Local {
                     name: name.to_owned(),
-                    exclude: exclude.clone(),
+                    exclude: Vec::new(),
                 })
             }
             Context::Git(url) => {
                 let keep = self.options.build_args.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR");
                 let keep_git_dir = keep.is_some_and(|value| matches!(value.as_str(), "1" | "true"));
+                let source = match git::parse(url) {
+                    Some(source) => source.map_err(Missing::Wrong)?,
+                    None => GitSource {
+                        url: url.clone(),
+                        ..GitSource::default()
+                    },
+                };
                 Some(SourceOp::Git {
-                    url: url.clone(),
-                    keep_git_dir,
-                    checksum: None,
+                    url: source.url,
+                    keep_git_dir: source.keep_git_dir.unwrap_or(keep_git_dir),
+                    checksum: source.checksum,
                 })
             }
-            Context::Http(url) => Some(SourceOp::Http {
-                url: url.clone(),
-                checksum: None,
-                filename: MAIN_CONTEXT.to_owned(),
-                mode: None,
-                owner: None,
-            }),
+            Context::Http(url) => {
+                let filename = file_name(url);
+                made = Made::Unpacked {
+                    file: filename.clone(),
+                    exclude: Vec::new(),
+                };
+                Some(SourceOp::Http {
+                    url: url.clone(),
+                    checksum: None,
+                    filename,
+                    mode: None,
+                    owner: None,
+                })
+            }
             Context::Empty | Context::Image(_) | Context::OciLayout(_) => None,
         };
         let title = match (name, context) {
@@ -215,12 +256,13 @@ impl Bases<'_> {
             config: empty_config(platform),
             title,
             is_image: false,
+            made,
         })
     }
 
     /// What the ignore file of the main context leaves out, where that is known.
     pub(crate) fn ignored(&self) -> Result<Option<PatternMatcher>, Wrong> {
-        if self.options.context != Context::Local {
+        if !matches!(self.options.context, Context::Local | Context::Archive) {
             return Ok(None);
         }
         let Some(patterns) = self.facts.ignore.get(MAIN_CONTEXT) else {
@@ -242,17 +284,98 @@ impl Bases<'_> {
 }
 
 impl Base {
-    /// Adds the base to a graph.
-    pub(crate) fn add(&self, graph: &mut kiln_graph::Graph, place: Place) -> Option<Edge> {
-        let source = self.source.clone()?;
+    /// Adds the base to a graph, as a tree to copy from.
+    pub(crate) fn add(&self, graph: &mut Graph, place: Place) -> Option<Edge> {
         let op = graph.add(Op {
-            kind: OpKind::Source(source),
+            kind: OpKind::Source(self.source.clone()?),
             inputs: Vec::new(),
             platform: self.platform.clone(),
             ignore_cache: false,
-            place,
+            place: place.clone(),
         });
-        Some(Edge { op, output: 0 })
+        let source = Edge { op, output: 0 };
+        let Made::Unpacked { file, exclude } = &self.made else {
+            return Some(source);
+        };
+        let mut copies = vec![CopyAction {
+            src: format!("/{file}"),
+            attempt_unpack: true,
+            ..everything(FileInput::Input(0))
+        }];
+        if !exclude.is_empty() {
+            copies.push(CopyAction {
+                exclude_patterns: exclude.clone(),
+                ..everything(FileInput::Action(0))
+            });
+        }
+        Some(add_copies(graph, source, copies, place))
+    }
+
+    /// Adds the base to a graph, as the tree that a stage starts from: layers.
+    pub(crate) fn add_root(&self, graph: &mut Graph, place: Place) -> Option<Edge> {
+        let tree = self.add(graph, place.clone())?;
+        if self.is_image || self.made != Made::AsItIs {
+            return Some(tree);
+        }
+        let copy = everything(FileInput::Input(0));
+        Some(add_copies(graph, tree, vec![copy], place))
+    }
+}
+
+/// The copy of all that is in a tree to the root of another.
+fn everything(from: FileInput) -> CopyAction {
+    CopyAction {
+        from: Some(from),
+        src: "/".to_owned(),
+        dest: "/".to_owned(),
+        dir_copy_contents: true,
+        create_dest_path: true,
+        ..CopyAction::default()
+    }
+}
+
+/// Copies, each onto nothing; the last one is the result.
+fn add_copies(graph: &mut Graph, source: Edge, copies: Vec<CopyAction>, place: Place) -> Edge {
+    let last = copies.len() - 1;
+    let actions = copies.into_iter().enumerate().map(|(at, copy)| FileAction {
+        on: FileInput::Scratch,
+        output: (at == last).then_some(0),
+        kind: FileActionKind::Copy(Box::new(copy)),
+    });
+    let file = FileOp {
+        actions: actions.collect(),
+    };
+    let op = graph.add(Op {
+        kind: OpKind::File(file),
+        inputs: vec![source],
+        platform: None,
+        ignore_cache: false,
+        // The source has the row in the displays.
+        place: Place {
+            title: String::new(),
+            ..place
+        },
+    });
+    Edge { op, output: 0 }
+}
+
+/// The name of the file that an address leads to: the last part of its path, as in `BuildKit`.
+pub(crate) fn file_name(url: &str) -> String {
+    let path = url.split(['?', '#']).next().unwrap_or_default();
+    let path = path
+        .split_once("://")
+        .and_then(|(_, rest)| rest.split_once('/'))
+        .map_or("", |(_, path)| path);
+    let name = path
+        .trim_end_matches('/')
+        .rsplit('/')
+        .next()
+        .unwrap_or_default();
+    match percent_decoded(name) {
+        name if matches!(name.as_str(), "" | "." | "..") || name.contains(['/', '\0']) => {
+            "__unnamed__".to_owned()
+        }
+        name => name,
     }
 }
 

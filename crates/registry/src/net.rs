@@ -148,7 +148,7 @@ impl Net {
     }
 
     /// The connections for a host: shared by all hosts without settings of their own.
-    fn http(&self, registry: &str) -> Result<reqwest::Client, Error> {
+    pub(crate) fn http(&self, registry: &str) -> Result<reqwest::Client, Error> {
         let host = self.config.host(registry);
         let key = if host.insecure || !host.certificates.is_empty() {
             registry
@@ -282,12 +282,7 @@ impl Net {
                 }
                 Ok(response) => return Ok(response),
                 Err(broken) => {
-                    let attempts = match broken.kind {
-                        Break::Final => 1,
-                        Break::Connecting => self.config.retry.connects,
-                        Break::Later => self.config.retry.attempts,
-                    };
-                    let Some(pause) = self.pause(attempt, attempts, None) else {
+                    let Some(pause) = self.pause(attempt, self.attempts(broken.kind), None) else {
                         return Err(Error::Unreachable {
                             registry: registry.to_owned(),
                             cause: broken.cause,
@@ -297,6 +292,15 @@ impl Net {
                 }
             }
             attempt += 1;
+        }
+    }
+
+    /// How many tries in all something is worth that broke in this way.
+    pub(crate) fn attempts(&self, kind: Break) -> u32 {
+        match kind {
+            Break::Final => 1,
+            Break::Connecting => self.config.retry.connects,
+            Break::Later => self.config.retry.attempts,
         }
     }
 
@@ -356,6 +360,8 @@ fn mirror_place(mirror: &str) -> Place {
 pub(crate) struct Broken {
     pub(crate) kind: Break,
     pub(crate) cause: String,
+    /// The host's certificate is not trusted.
+    pub(crate) distrust: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -371,7 +377,8 @@ pub(crate) async fn once(request: RequestBuilder, patience: Duration) -> Result<
     match timeout(patience, request.send()).await {
         Ok(Ok(response)) => Ok(response),
         Ok(Err(error)) => {
-            let kind = if error.is_builder() || error.is_redirect() || is_distrust(&error) {
+            let distrust = is_distrust(&error);
+            let kind = if error.is_builder() || error.is_redirect() || distrust {
                 Break::Final
             } else if error.is_connect() {
                 Break::Connecting
@@ -381,11 +388,13 @@ pub(crate) async fn once(request: RequestBuilder, patience: Duration) -> Result<
             Err(Broken {
                 kind,
                 cause: root_cause(&error),
+                distrust,
             })
         }
         Err(_) => Err(Broken {
             kind: Break::Later,
             cause: format!("no answer within {} s", patience.as_secs()),
+            distrust: false,
         }),
     }
 }

@@ -15,14 +15,24 @@ use crate::parts::Parts;
 pub(crate) struct KeyError {
     pub(crate) message: String,
     pub(crate) hint: Option<String>,
+    /// The local context that it is about.
+    pub(crate) context: Option<String>,
+    /// The path that is not there, when that is why.
+    pub(crate) missing: Option<String>,
 }
 
 impl From<FileOpError> for KeyError {
     fn from(error: FileOpError) -> Self {
         let hint = error.hint();
+        let missing = match &error {
+            FileOpError::NotFound { path, .. } => Some(path.clone()),
+            _ => None,
+        };
         Self {
             message: error.to_string(),
             hint,
+            context: None,
+            missing,
         }
     }
 }
@@ -32,6 +42,8 @@ impl From<ScanError> for KeyError {
         Self {
             message: error.to_string(),
             hint: None,
+            context: None,
+            missing: None,
         }
     }
 }
@@ -52,10 +64,15 @@ const FILE: u32 = 1;
 const SOURCE: u32 = 1;
 const MERGE: u32 = 1;
 
-/// The parts of an operation's key; `None` when an input's identity is not known yet.
-pub(crate) fn parts(op: &Op, inputs: &dyn InputKeys) -> Result<Option<Parts>, KeyError> {
+/// The parts of an operation's key; `None` when an input's identity is not known yet, nor, for a source from the
+/// network, its own `identity`.
+pub(crate) fn parts(
+    op: &Op,
+    identity: Option<&str>,
+    inputs: &dyn InputKeys,
+) -> Result<Option<Parts>, KeyError> {
     match &op.kind {
-        OpKind::Source(source) => Ok(source_parts(source, op)),
+        OpKind::Source(source) => Ok(source_parts(source, op, identity)),
         OpKind::Exec(exec) => exec_parts(exec, op, inputs),
         OpKind::File(file) => file_parts(file, inputs),
         OpKind::Merge => {
@@ -83,7 +100,7 @@ pub(crate) fn parts(op: &Op, inputs: &dyn InputKeys) -> Result<Option<Parts>, Ke
     }
 }
 
-fn source_parts(source: &SourceOp, op: &Op) -> Option<Parts> {
+fn source_parts(source: &SourceOp, op: &Op, identity: Option<&str>) -> Option<Parts> {
     let mut parts = Parts::new("source", SOURCE);
     match source {
         SourceOp::Image { reference } | SourceOp::OciLayout { reference, .. } => {
@@ -98,26 +115,24 @@ fn source_parts(source: &SourceOp, op: &Op) -> Option<Parts> {
         }
         SourceOp::Local { .. } => return None,
         SourceOp::Git {
-            url,
-            keep_git_dir,
-            checksum,
+            url, keep_git_dir, ..
         } => {
-            parts
-                .add("git", url)
-                .add("keep .git", [u8::from(*keep_git_dir)]);
-            parts.add("checksum", checksum.as_deref().unwrap_or_default());
+            let (remote, fragment) = url.split_once('#').unwrap_or((url, ""));
+            let folder = fragment.split_once(':').map_or("", |(_, folder)| folder);
+            parts.add("commit", identity?).add("folder", folder);
+            if *keep_git_dir {
+                // It names the remote.
+                parts.add("keep .git", remote);
+            }
         }
         SourceOp::Http {
-            url,
-            checksum,
             filename,
             mode,
             owner,
+            ..
         } => {
-            parts
-                .add("url", url)
-                .add("checksum", checksum.as_deref().unwrap_or_default())
-                .add("name", filename);
+            // Where the file comes from does not count.
+            parts.add("content", identity?).add("name", filename);
             parts
                 .add("mode", format!("{mode:?}"))
                 .add("owner", format!("{owner:?}"));

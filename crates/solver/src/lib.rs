@@ -14,7 +14,7 @@ mod solve;
 mod value;
 
 pub use parts::Parts;
-pub use solve::{FetchError, OpReport, Options, Providers, SolveError, Solved, Solver};
+pub use solve::{OpReport, Options, Providers, SolveError, Solved, Solver, SourceError, Watch};
 pub use value::{Context, Snapshot};
 
 /// The layers that the store has recorded, as a snapshot.

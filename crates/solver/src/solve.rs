@@ -1,5 +1,7 @@
 //! Decides what must be executed, and runs it: independent operations at once, equal ones once.
 
+mod remote;
+
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -17,6 +19,8 @@ use crate::explain;
 use crate::keys::{self, InputKeys, KeyError};
 use crate::parts::Parts;
 use crate::value::{Context, LocalTree, Snapshot, Value};
+
+pub use remote::{SourceError, Watch};
 
 /// How often a wait looks whether the user gave up.
 const TICK: Duration = Duration::from_millis(50);
@@ -36,13 +40,31 @@ pub trait Providers: Sync {
     ///
     /// # Errors
     /// When they cannot be had, or the user or the worker gave up.
-    fn fetch(&self, reference: &str, vertex: VertexId) -> Result<Snapshot, FetchError>;
+    fn fetch_image(&self, reference: &str, vertex: VertexId) -> Result<Snapshot, SourceError>;
 
     /// Scans a local context, ignoring what the patterns say.
     ///
     /// # Errors
     /// In words, when the context is not there or cannot be read.
     fn scan(&self, name: &str, exclude: &[String]) -> Result<Context, String>;
+
+    /// What a source from the network is now, in the few characters that its key needs: a digest, a commit. Nothing is
+    /// asked when the operation itself says it.
+    ///
+    /// # Errors
+    /// When that cannot be found out.
+    fn identify(&self, source: &SourceOp, watch: &dyn Watch) -> Result<String, SourceError>;
+
+    /// Brings a source from the network in the state of that identity.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    fn fetch(
+        &self,
+        source: &SourceOp,
+        identity: &str,
+        watch: &dyn Watch,
+    ) -> Result<Context, SourceError>;
 
     /// The value of a secret; `None` when the build was given none of that name.
     ///
@@ -58,20 +80,6 @@ pub trait Providers: Sync {
 
     /// Called once, before the first operation is executed.
     fn before_first(&self) {}
-}
-
-/// Why layers could not be fetched.
-#[derive(Debug)]
-pub enum FetchError {
-    /// It was given up.
-    Canceled,
-    /// It failed.
-    Failed {
-        /// In words.
-        message: String,
-        /// A way out, where there is one.
-        hint: Option<String>,
-    },
 }
 
 /// Choices for one solve.
@@ -145,6 +153,20 @@ pub enum SolveError {
         /// A way out.
         hint: Option<String>,
     },
+    /// A file that an operation takes from a local context is not there.
+    #[error("{message}")]
+    Missing {
+        /// The operation.
+        place: Box<Place>,
+        /// The context's name.
+        context: String,
+        /// The path in it.
+        path: String,
+        /// In words.
+        message: String,
+        /// What may have been meant.
+        hint: Option<String>,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -180,13 +202,24 @@ impl SolveError {
     }
 
     pub(crate) fn key(place: &Place, error: KeyError) -> Self {
-        Self::step(place, error.message, error.hint)
+        match (error.context, error.missing) {
+            (Some(context), Some(path)) => Self::Missing {
+                place: Box::new(place.clone()),
+                context,
+                path,
+                message: error.message,
+                hint: error.hint,
+            },
+            _ => Self::step(place, error.message, error.hint),
+        }
     }
 
     /// Where in the build it happened.
     pub fn place(&self) -> Option<&Place> {
         match self {
-            Self::Process { place, .. } | Self::Step { place, .. } => Some(place),
+            Self::Process { place, .. }
+            | Self::Step { place, .. }
+            | Self::Missing { place, .. } => Some(place),
             _ => None,
         }
     }
@@ -194,7 +227,7 @@ impl SolveError {
     /// A way out, where there is one.
     pub fn hint(&self) -> Option<&str> {
         match self {
-            Self::Step { hint, .. } => hint.as_deref(),
+            Self::Step { hint, .. } | Self::Missing { hint, .. } => hint.as_deref(),
             Self::Process {
                 disk_full: true, ..
             }
@@ -230,6 +263,8 @@ enum State {
         looked_up: bool,
         by_content: bool,
     },
+    /// A source from the network of which it is known what it is, and no more.
+    Identified,
     Running,
     Done(Value),
 }
@@ -242,6 +277,16 @@ enum Message {
     Claimed {
         op: OpId,
         claim: Claim,
+    },
+    Identified {
+        op: OpId,
+        outcome: Result<String, SourceError>,
+        started: bool,
+    },
+    Fetched {
+        op: OpId,
+        outcome: Box<Result<Context, SourceError>>,
+        started: bool,
     },
 }
 
@@ -269,6 +314,10 @@ struct Run<'s, 'a> {
     states: Vec<State>,
     definitions: Vec<Option<(Key, Parts)>>,
     contents: Vec<Option<(Key, Parts)>>,
+    /// What sources from the network are now.
+    identities: Vec<Option<String>>,
+    /// Those sources whose work the displays have shown.
+    told: Vec<bool>,
     /// Operations with a descendant relation to one whose records are not read.
     tainted: Vec<bool>,
     on_chain: HashSet<OpId>,
@@ -311,6 +360,8 @@ impl Solver<'_> {
             states: (0..graph.len()).map(|_| State::Idle).collect(),
             definitions: vec![None; graph.len()],
             contents: vec![None; graph.len()],
+            identities: vec![None; graph.len()],
+            told: vec![false; graph.len()],
             tainted,
             on_chain: chain_of(graph, target),
             reports: vec![None; graph.len()],
@@ -436,7 +487,8 @@ fn selection_key(copy: &CopyAction, view: &MergedView) -> Result<Key, KeyError> 
 }
 
 fn local_selection(local: &LocalTree, copy: &CopyAction) -> Result<Key, KeyError> {
-    selection_key(copy, &MergedView::new([local.index_for(copy)?]))
+    let index = local.index_for(copy)?;
+    selection_key(copy, &MergedView::new([index])).map_err(|error| local.named(error))
 }
 
 impl<'s> Run<'s, '_> {
@@ -510,7 +562,7 @@ impl<'s> Run<'s, '_> {
 
     /// Tells of an operation that failed before it was started: what it needs is not there.
     fn tell_failed(&self, id: OpId, error: &SolveError) {
-        if matches!(error, SolveError::Step { .. }) {
+        if matches!(error, SolveError::Step { .. } | SolveError::Missing { .. }) {
             let (id, at) = (self.solver.vertex(id), SystemTime::now());
             self.solver.sink.emit(Event::Started { id, at });
             self.solver.sink.emit(Event::Failed {
@@ -577,14 +629,18 @@ impl<'s> Run<'s, '_> {
                     .map_err(|message| SolveError::step(&op.place, message, None))?;
                 match snapshot {
                     Some(snapshot) => self.done(id, Value::Trees(vec![snapshot]), true),
-                    None => self.fetch(id, op, reference, scope, sender),
+                    None => self.fetch_image(id, op, reference, scope, sender),
                 }
+                return Ok(true);
+            }
+            kind if remote::is_remote(kind) => {
+                self.identify(id, scope, sender);
                 return Ok(true);
             }
             _ => {}
         }
         let State::Wanted {
-            looked_up,
+            mut looked_up,
             by_content,
         } = self.states[id.0]
         else {
@@ -596,8 +652,9 @@ impl<'s> Run<'s, '_> {
             && !matches!(op.kind, OpKind::Merge)
             && let Some(key) = self.definition(id)?
         {
+            looked_up = true;
             self.states[id.0] = State::Wanted {
-                looked_up: true,
+                looked_up,
                 by_content,
             };
             if let Some(record) = self.solver.store.find_record(key)? {
@@ -606,10 +663,18 @@ impl<'s> Run<'s, '_> {
         }
         let mut waiting = false;
         let mut changed = false;
+        let read = looked_up || !readable || matches!(op.kind, OpKind::Merge);
         for edge in &op.inputs {
-            if matches!(self.states[edge.op.0], State::Idle) {
-                self.want(edge.op);
-                changed = true;
+            match self.states[edge.op.0] {
+                State::Idle => {
+                    self.want(edge.op);
+                    changed = true;
+                }
+                State::Identified if read => {
+                    self.fetch(edge.op, scope, sender);
+                    changed = true;
+                }
+                _ => {}
             }
             waiting |= !matches!(self.states[edge.op.0], State::Done(_));
         }
@@ -679,7 +744,8 @@ impl<'s> Run<'s, '_> {
             keys.push(key);
             values.push(value);
         }
-        let parts = keys::parts(op, &ByDefinition { op, keys, values })
+        let identity = self.identities[id.0].as_deref();
+        let parts = keys::parts(op, identity, &ByDefinition { op, keys, values })
             .map_err(|error| SolveError::key(&op.place, error))?;
         let Some(parts) = parts else { return Ok(None) };
         let key = parts.key();
@@ -695,6 +761,7 @@ impl<'s> Run<'s, '_> {
         let values = self.input_values(op);
         let parts = keys::parts(
             op,
+            None,
             &ByContent {
                 op,
                 store: self.solver.store,
@@ -762,7 +829,8 @@ impl<'s> Run<'s, '_> {
             }
             match self.solver.providers.scan(name, exclude) {
                 Ok(context) => {
-                    self.states[id.0] = State::Done(Value::Local(LocalTree::new(context)));
+                    self.states[id.0] =
+                        State::Done(Value::Local(LocalTree::new(name.clone(), context)));
                     if titled {
                         self.solver.sink.emit(Event::Finished {
                             id: vertex,
@@ -785,7 +853,7 @@ impl<'s> Run<'s, '_> {
     }
 
     /// Fetches an image beside everything else.
-    fn fetch<'scope, 'env>(
+    fn fetch_image<'scope, 'env>(
         &mut self,
         id: OpId,
         op: &'scope Op,
@@ -805,16 +873,14 @@ impl<'s> Run<'s, '_> {
         });
         let (sender, solver) = (sender.clone(), self.solver);
         scope.spawn(move || {
-            let outcome = match solver.providers.fetch(reference, vertex) {
+            let outcome = match solver.providers.fetch_image(reference, vertex) {
                 Ok(snapshot) => Ok(Executed {
                     outputs: vec![snapshot],
                     record: None,
                     took: started.elapsed().unwrap_or_default(),
                 }),
-                Err(FetchError::Canceled) => Err(SolveError::Canceled),
-                Err(FetchError::Failed { message, hint }) => {
-                    Err(SolveError::step(&op.place, message, hint))
-                }
+                Err(error) if error.canceled => Err(SolveError::Canceled),
+                Err(error) => Err(SolveError::step(&op.place, error.message, error.hint)),
             };
             let _ = sender.send(Message::Executed { op: id, outcome });
         });
@@ -954,6 +1020,16 @@ impl<'s> Run<'s, '_> {
     fn take(&mut self, message: Message) {
         self.running -= 1;
         match message {
+            Message::Identified {
+                op,
+                outcome,
+                started,
+            } => self.identified(op, outcome, started),
+            Message::Fetched {
+                op,
+                outcome,
+                started,
+            } => self.fetched(op, *outcome, started),
             Message::Claimed { op, claim } => {
                 // Looked up again, as if it had not been: the owner may have finished it, or died.
                 self.claims[op.0] = Some(claim);
@@ -1002,8 +1078,10 @@ impl<'s> Run<'s, '_> {
 
     fn finish(&mut self) -> Result<Solved, SolveError> {
         for (id, _) in self.graph.ops() {
-            if matches!(self.states[id.0], State::Idle | State::Wanted { .. }) {
-                self.cached.push(id);
+            match self.states[id.0] {
+                State::Idle | State::Wanted { .. } => self.cached.push(id),
+                State::Identified if !self.told[id.0] => self.cached.push(id),
+                _ => {}
             }
         }
         self.tell_cached();

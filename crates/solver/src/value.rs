@@ -52,22 +52,37 @@ pub struct Context {
 
 /// A local context. Files get their digests when a copy selects them.
 #[derive(Clone)]
-pub(crate) struct LocalTree(Arc<Mutex<Context>>);
+pub(crate) struct LocalTree {
+    name: Arc<str>,
+    context: Arc<Mutex<Context>>,
+}
 
 impl LocalTree {
-    pub(crate) fn new(context: Context) -> Self {
-        Self(Arc::new(Mutex::new(context)))
+    pub(crate) fn new(name: impl Into<Arc<str>>, context: Context) -> Self {
+        Self {
+            name: name.into(),
+            context: Arc::new(Mutex::new(context)),
+        }
+    }
+
+    /// The same error, about this context.
+    pub(crate) fn named(&self, error: KeyError) -> KeyError {
+        KeyError {
+            context: Some(self.name.to_string()),
+            ..error
+        }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Context> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.context.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The context in which everything that `copy` selects has its digest.
     pub(crate) fn index_for(&self, copy: &CopyAction) -> Result<Arc<LayerIndex>, KeyError> {
         let Context { scan, cache, .. } = &mut *self.lock();
         let listing = MergedView::new([scan.index(|_| false, cache)?]);
-        let selected: HashSet<LayerPath> = kiln_fileop::selection(copy, &listing)?
+        let selected: HashSet<LayerPath> = kiln_fileop::selection(copy, &listing)
+            .map_err(|error| self.named(error.into()))?
             .into_iter()
             .map(|selected| selected.path)
             .collect();

@@ -10,12 +10,14 @@ use std::process::ExitCode;
 
 use kiln_graph::{
     Edge, ExecOp, FileAction, FileActionKind, FileInput, FileOp, Graph, Mount, MountKind, Op,
-    OpKind, Place,
+    OpKind, Place, SourceOp,
 };
 use kiln_image::view::MergedView;
 use kiln_progress::{NoSink, VertexId};
 use kiln_sandbox::Isolation;
-use kiln_solver::{Context, FetchError, Options, Providers, Snapshot, SolveError, Solved, Solver};
+use kiln_solver::{
+    Context, Options, Providers, Snapshot, SolveError, Solved, Solver, SourceError, Watch,
+};
 use kiln_store::layer_fs::Ids;
 use kiln_store::{IdKind, OpenOptions, Store};
 use kiln_worker::{Launch, Worker};
@@ -156,13 +158,23 @@ impl Providers for Nothing {
     fn image(&self, reference: &str) -> Result<Option<Snapshot>, String> {
         Err(format!("no image {reference}"))
     }
-    fn fetch(&self, reference: &str, _: VertexId) -> Result<Snapshot, FetchError> {
+    fn fetch_image(&self, reference: &str, _: VertexId) -> Result<Snapshot, SourceError> {
         let message = format!("no image {reference}");
         let hint = None;
-        Err(FetchError::Failed { message, hint })
+        Err(SourceError {
+            message,
+            hint,
+            canceled: false,
+        })
     }
     fn scan(&self, name: &str, _: &[String]) -> Result<Context, String> {
         Err(format!("no context {name}"))
+    }
+    fn identify(&self, _: &SourceOp, _: &dyn Watch) -> Result<String, SourceError> {
+        unreachable!("no graph here has a source from the network")
+    }
+    fn fetch(&self, _: &SourceOp, _: &str, _: &dyn Watch) -> Result<Context, SourceError> {
+        unreachable!("no graph here has a source from the network")
     }
     fn secret(&self, _: &str) -> Result<Option<Vec<u8>>, String> {
         Ok(None)

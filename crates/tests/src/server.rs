@@ -1,6 +1,7 @@
 //! A web server on loopback, as small as a test needs it.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -9,6 +10,7 @@ use std::sync::{Arc, Mutex};
 #[derive(Debug)]
 pub struct Server {
     address: String,
+    files: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
@@ -19,13 +21,26 @@ impl Server {
         let address = format!("http://{}", listener.local_addr().expect("bound"));
         let asked = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&asked);
+        let files = Arc::new(Mutex::new(files));
+        let served = Arc::clone(&files);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 // A client that hangs up is its own affair.
+                let files = served.lock().expect("no panic while held").clone();
                 let _ = answer(&stream, &files, &log);
             }
         });
-        Self { address, asked }
+        Self {
+            address,
+            files,
+            asked,
+        }
+    }
+
+    /// Serves a file, or another content of it.
+    pub fn put(&self, path: &str, content: &[u8]) {
+        let mut files = self.files.lock().expect("no panic while held");
+        files.insert(path.to_owned(), content.to_vec());
     }
 
     /// `http://HOST:PORT`.
@@ -33,7 +48,7 @@ impl Server {
         &self.address
     }
 
-    /// The paths asked for so far.
+    /// The paths asked for so far; ` unchanged` behind those that were answered with 304.
     pub fn asked(&self) -> Vec<String> {
         self.asked.lock().expect("no panic while held").clone()
     }
@@ -46,21 +61,40 @@ fn answer(
 ) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream.take(64 * 1024)).lines();
     let request = lines.next().transpose()?.unwrap_or_default();
-    while lines
-        .next()
-        .transpose()?
-        .is_some_and(|line| !line.is_empty())
-    {}
-    let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
+    let mut known = None;
+    while let Some(line) = lines.next().transpose()?.filter(|line| !line.is_empty()) {
+        if let Some((name, value)) = line.split_once(':')
+            && name.eq_ignore_ascii_case("if-none-match")
+        {
+            known = Some(value.trim().to_owned());
+        }
+    }
+    let path = request
+        .split([' ', '?'])
+        .nth(1)
+        .unwrap_or_default()
+        .to_owned();
+    let tag = |body: &[u8]| {
+        let mut hasher = DefaultHasher::new();
+        body.hash(&mut hasher);
+        format!("\"{:x}\"", hasher.finish())
+    };
     let (status, body) = match files.get(&path) {
+        Some(body) if known == Some(tag(body)) => ("304 Not Modified", b"".as_slice()),
         Some(body) => ("200 OK", body.as_slice()),
         None => ("404 Not Found", b"not here\n".as_slice()),
     };
-    log.lock().expect("no panic while held").push(path);
+    let suffix = if status.starts_with("304") {
+        " unchanged"
+    } else {
+        ""
+    };
+    log.lock().expect("no panic while held").push(path + suffix);
     let mut stream = stream;
     write!(
         stream,
-        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        "HTTP/1.1 {status}\r\nETag: {}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        tag(body),
         body.len()
     )?;
     if !request.starts_with("HEAD") {

@@ -1,11 +1,14 @@
 //! What `kiln build` takes on its command line, turned into a request.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Read;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Result;
-use kiln_engine::{BuildError, BuildRequest, Dockerfile, MainContext, Secret};
+use kiln_engine::{BuildError, BuildRequest, Dockerfile, DockerfileFrom, MainContext, Secret};
 use kiln_frontend::{Context, Options};
 use kiln_graph::Network;
 use kiln_image::Platform;
@@ -60,26 +63,27 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
         .map(bytes)
         .transpose()?
         .unwrap_or_default();
-    if matches!(context, MainContext::Empty) {
-        options.context = Context::Empty;
-    }
     let mut folders = BTreeMap::new();
     for text in &args.build_contexts {
         let (name, place) = text
             .split_once('=')
             .filter(|(name, _)| !name.is_empty())
             .ok_or_else(|| {
-                BuildError::new(format!(
-                    "--build-context {text:?}: expected NAME=FOLDER or NAME=docker-image://IMAGE"
-                ))
+                BuildError::new(format!("--build-context {text:?}: expected NAME=WHERE")).with_hint(
+                    "WHERE is a folder, docker-image://NAME, or the address of a git repository or file",
+                )
             })?;
         let context = match place.split_once("://") {
             Some(("docker-image", image)) => Context::Image(image.to_owned()),
+            _ if let Some(address) = git_address(place) => Context::Git(address),
+            Some(("http" | "https", _)) => Context::Http(place.to_owned()),
             Some((scheme, _)) => {
                 let text =
                     format!("--build-context {text:?}: contexts of kind {scheme} cannot be read");
                 return Err(BuildError::new(text)
-                    .with_hint("give a folder or docker-image://NAME")
+                    .with_hint(
+                        "give a folder, docker-image://NAME, or the address of a git repository or file",
+                    )
                     .into());
             }
             None => {
@@ -137,24 +141,63 @@ fn read_limited(from: impl Read, name: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn dockerfile_and_context(args: &BuildArgs) -> Result<(Dockerfile, MainContext)> {
-    let from_stdin = || -> Result<Dockerfile> {
+/// The address of a git repository, if a context is one; `github.com/...` is one too, as in docker.
+fn git_address(context: &str) -> Option<String> {
+    let address = match context.strip_prefix("github.com/") {
+        Some(path) => format!("https://github.com/{}", with_git_suffix(path)),
+        None => context.to_owned(),
+    };
+    kiln_frontend::git_context(&address).map(|_| address)
+}
+
+fn with_git_suffix(path: &str) -> String {
+    let end = path.find(['#', '?']).unwrap_or(path.len());
+    let (path, rest) = path.split_at(end);
+    let suffix = if Path::new(path).extension().is_some_and(|end| end == "git") {
+        ""
+    } else {
+        ".git"
+    };
+    format!("{path}{suffix}{rest}")
+}
+
+fn is_web_address(text: &str) -> bool {
+    text.starts_with("http://") || text.starts_with("https://")
+}
+
+fn dockerfile_and_context(args: &BuildArgs) -> Result<(DockerfileFrom, MainContext)> {
+    let from_stdin = || -> Result<DockerfileFrom> {
         let bytes = read_limited(std::io::stdin().lock(), "standard input")?;
-        Ok(Dockerfile {
+        Ok(DockerfileFrom::Text(Dockerfile {
             name: "Dockerfile".to_owned(),
             bytes,
             path: None,
-        })
+        }))
     };
-    if args.context == "-" {
-        if args.file.is_some() {
-            return Err(
-                BuildError::new("a context on standard input and -f cannot go together")
-                    .with_hint("give the context as a folder")
-                    .into(),
-            );
-        }
-        return Ok((from_stdin()?, MainContext::Empty));
+    let context = if args.context == "-" {
+        let stdin = std::io::stdin().as_fd().try_clone_to_owned()?;
+        Some(MainContext::Stream(Arc::new(File::from(stdin))))
+    } else if let Some(address) = git_address(&args.context) {
+        Some(MainContext::Git(address))
+    } else if is_web_address(&args.context) {
+        Some(MainContext::Http(args.context.clone()))
+    } else {
+        None
+    };
+    if let Some(context) = context {
+        let dockerfile = match args.file.as_deref() {
+            Some("-") if args.context == "-" => {
+                return Err(BuildError::new(
+                    "standard input cannot be both the context and the Dockerfile",
+                )
+                .with_hint("give the Dockerfile's path in the context with -f")
+                .into());
+            }
+            Some("-") => from_stdin()?,
+            Some(url) if is_web_address(url) => DockerfileFrom::Url(url.to_owned()),
+            path => DockerfileFrom::Context(path.map(str::to_owned)),
+        };
+        return Ok((dockerfile, context));
     }
     let folder = PathBuf::from(&args.context);
     match std::fs::metadata(&folder) {
@@ -175,6 +218,10 @@ fn dockerfile_and_context(args: &BuildArgs) -> Result<(Dockerfile, MainContext)>
     if args.file.as_deref() == Some("-") {
         return Ok((from_stdin()?, MainContext::Folder(folder)));
     }
+    if let Some(url) = args.file.as_deref().filter(|file| is_web_address(file)) {
+        let dockerfile = DockerfileFrom::Url(url.to_owned());
+        return Ok((dockerfile, MainContext::Folder(folder)));
+    }
     let path = find_dockerfile(args.file.as_deref(), &folder);
     let name = match &args.file {
         Some(_) => path
@@ -191,11 +238,11 @@ fn dockerfile_and_context(args: &BuildArgs) -> Result<(Dockerfile, MainContext)>
     let file = std::fs::File::open(&path).map_err(|error| cannot_read(&path, &folder, &error))?;
     let bytes = read_limited(file, &path.display().to_string())?;
     Ok((
-        Dockerfile {
+        DockerfileFrom::Text(Dockerfile {
             name,
             bytes,
             path: Some(path),
-        },
+        }),
         MainContext::Folder(folder),
     ))
 }

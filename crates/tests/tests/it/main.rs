@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cached;
+mod contexts;
 mod docker;
 mod examples;
 mod host_ca;
@@ -11,3 +12,4 @@ mod overlapping;
 mod registry;
 mod registry_errors;
 mod settings_agree;
+mod sources;

@@ -1,0 +1,194 @@
+//! Sources from the network: files from web servers and git repositories.
+//!
+//! What was fetched is kept in folders that never change once they have their name, so that any number of builds may
+//! read them without locks: a newer state gets a folder of its own. [`Remote::sweep`] removes what was not used for a
+//! while. Nothing here reads the environment: what `git` needs comes in [`GitProgram`].
+
+mod error;
+mod git;
+mod http;
+mod program;
+mod stream;
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+
+use kiln_image::{Digest, KeyHasher};
+use kiln_registry::{Client, Observer};
+
+pub use error::RemoteError;
+pub use git::GitAddress;
+pub use http::HttpFile;
+pub use program::GitProgram;
+
+/// What was not used for so long is removed.
+const KEPT: Duration = Duration::from_hours(48);
+/// The folder in an entry that holds what was fetched; the entry's own time is that of its last use.
+const TREE: &str = "tree";
+
+/// Fetches, and keeps what it fetched.
+pub struct Remote {
+    root: PathBuf,
+    client: Client,
+    git: GitProgram,
+}
+
+impl Remote {
+    /// Keeps everything below the folder `root`, which is made when it is needed.
+    pub fn new(root: PathBuf, client: Client, git: GitProgram) -> Self {
+        Self { root, client, git }
+    }
+
+    /// The file at `url` as it is now, in a folder with nothing else, under `name`: asked for only if the server has
+    /// another one than last time.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub fn http(
+        &self,
+        url: &str,
+        name: &str,
+        mode: u16,
+        observer: &dyn Observer,
+    ) -> Result<HttpFile, RemoteError> {
+        http::fetch(self, url, name, mode, observer)
+    }
+
+    /// The file of a digest that was fetched from `url` before.
+    pub fn known_http(&self, url: &str, name: &str, mode: u16, digest: Digest) -> Option<PathBuf> {
+        self.find(&http::entry(url, name, mode, digest))
+    }
+
+    /// The id of the commit that a git address leads to now. The repository is asked only if the address itself does
+    /// not say it.
+    ///
+    /// # Errors
+    /// When the repository cannot be reached, has no such reference, or leads to another commit than `checksum` (which
+    /// may be the beginning of an id) says.
+    pub fn commit(
+        &self,
+        address: &GitAddress,
+        checksum: Option<&str>,
+        observer: &dyn Observer,
+    ) -> Result<String, RemoteError> {
+        git::resolve(&self.git, address, checksum, observer)
+    }
+
+    /// The folder with the files of a commit: of the address's folder in it, with submodules, with `.git` if asked.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub fn checkout(
+        &self,
+        address: &GitAddress,
+        commit: &str,
+        keep_git_dir: bool,
+        observer: &dyn Observer,
+    ) -> Result<PathBuf, RemoteError> {
+        git::checkout(self, address, commit, keep_git_dir, observer)
+    }
+
+    /// Keeps what can be read from `from`, as the file `name` in a folder of its own.
+    ///
+    /// # Errors
+    /// When it cannot be read or kept.
+    pub fn keep(
+        &self,
+        from: impl Read,
+        name: &str,
+        observer: &dyn Observer,
+    ) -> Result<PathBuf, RemoteError> {
+        stream::keep(self, from, name, observer)
+    }
+
+    /// Where something can be remembered about a tree as long as it is kept.
+    pub fn beside(tree: &Path) -> PathBuf {
+        tree.with_file_name("stat")
+    }
+
+    /// Removes what no build has used for two days.
+    pub fn sweep(&self) {
+        let old = |path: &Path| {
+            let used = fs::metadata(path).and_then(|meta| meta.modified());
+            used.is_ok_and(|used| used.elapsed().is_ok_and(|age| age > KEPT))
+        };
+        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            if old(&entry.path()) {
+                // Renamed first: no build finds half of it.
+                let doomed = self.scratch();
+                let moved = fs::create_dir_all(&doomed)
+                    .and_then(|()| fs::rename(entry.path(), doomed.join("old")));
+                if moved.is_err() && entry.path().is_file() {
+                    let _ = fs::remove_file(entry.path());
+                }
+                let _ = fs::remove_dir_all(&doomed);
+            }
+        }
+    }
+
+    /// A new name for something in the making.
+    fn scratch(&self) -> PathBuf {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        self.root
+            .join(format!("new-{}-{number}", std::process::id()))
+    }
+
+    /// The tree of an entry, if it is there; it counts as used now.
+    fn find(&self, entry: &str) -> Option<PathBuf> {
+        let folder = self.root.join(entry);
+        let tree = folder.join(TREE);
+        let opened = File::open(&folder).ok()?;
+        // Only lets it be removed earlier.
+        let _ = opened.set_modified(SystemTime::now());
+        tree.is_dir().then_some(tree)
+    }
+
+    /// Makes an entry: `fill` gets a new folder and fills it.
+    fn make(
+        &self,
+        entry: &str,
+        fill: impl FnOnce(&Path) -> Result<(), RemoteError>,
+    ) -> Result<PathBuf, RemoteError> {
+        let scratch = Scratch(self.scratch());
+        let tree = scratch.0.join(TREE);
+        fs::create_dir_all(&tree).map_err(RemoteError::keep(&tree))?;
+        fill(&tree)?;
+        let folder = self.root.join(entry);
+        match fs::rename(&scratch.0, &folder) {
+            Ok(()) => {}
+            // Another build was faster with the same.
+            Err(error) if is_there(&error) => {}
+            Err(error) => return Err(RemoteError::keep(&folder)(error)),
+        }
+        Ok(folder.join(TREE))
+    }
+}
+
+fn is_there(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+    )
+}
+
+/// A folder that is removed again unless it got another name.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The name of an entry: readable where it is safe.
+fn entry_name(kind: &'static str, parts: &[(&str, &[u8])]) -> String {
+    let mut hasher = KeyHasher::new(kind, 1);
+    for (name, value) in parts {
+        hasher.part(name, value);
+    }
+    format!("{kind}-{}", hasher.finish().hex())
+}

@@ -1,0 +1,116 @@
+//! Build contexts that are no folders, and files that a context does not have.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::process::Command;
+
+use kiln_tests::server::Server;
+use kiln_tests::{Kiln, Outcome, Setting, in_each_setting};
+
+use crate::sources::repository;
+
+in_each_setting! { archives repositories }
+
+const DOCKERFILE: &str = "FROM scratch\nCOPY . /c/\n";
+
+fn archives(setting: Setting) {
+    let Some(kiln) = Kiln::fresh(setting, &[]) else {
+        return;
+    };
+    let folder = kiln.context(&[
+        ("Dockerfile", DOCKERFILE),
+        (".dockerignore", "*.log\n"),
+        ("a", "a"),
+        ("b.log", "b"),
+    ]);
+    let archive = kiln.file("context.tar.gz");
+    let made = Command::new("tar")
+        .arg("-czf")
+        .arg(&archive)
+        .args(["-C", &folder, "."])
+        .status();
+    assert!(made.is_ok_and(|it| it.success()));
+    let from_stdin = |args: &[&str]| {
+        let mut command = kiln.command(&[&["build", "--progress", "plain"], args].concat());
+        command.stdin(File::open(&archive).unwrap());
+        Outcome::new(
+            "kiln build - < archive".to_owned(),
+            &command.output().unwrap(),
+        )
+    };
+    from_stdin(&["-t", "one", "-"]).ok();
+    // The files of an archive were chosen when it was made: its ignore file has no say, as under docker.
+    assert!(kiln.save("one").files.get(b"c/b.log").is_some());
+    let second = from_stdin(&["-t", "one", "-"]).ok();
+    assert!(second.executed().is_empty(), "{second}");
+    let bytes = std::fs::read(&archive).unwrap();
+    let server = Server::start(BTreeMap::from([
+        ("/context.tar.gz".to_owned(), bytes),
+        (
+            "/Dockerfile".to_owned(),
+            b"FROM scratch\nLABEL a=b\n".to_vec(),
+        ),
+    ]));
+    let address = server.address();
+    // The same files are the same, wherever they come from.
+    let third = kiln.build(&[&format!("{address}/context.tar.gz")]).ok();
+    assert!(third.executed().is_empty(), "{third}");
+    kiln.build(&[&format!("{address}/Dockerfile")]).ok();
+    kiln.build(&["-f", &format!("{address}/Dockerfile"), &folder])
+        .ok();
+    let missing = kiln.context(&[("Dockerfile", "FROM scratch\nCOPY --from=n b.log /\n")]);
+    kiln.build(&[
+        "--build-context",
+        &format!("n={address}/context.tar.gz"),
+        "--build-context",
+        "unused=http://127.0.0.1:1/x",
+        &missing,
+    ])
+    .ok();
+    kiln.leaves_nothing();
+}
+
+fn repositories(setting: Setting) {
+    let Some(kiln) = Kiln::fresh(setting, &[]) else {
+        return;
+    };
+    let files = repository(
+        &kiln.file("work"),
+        &[&[("app/Dockerfile", DOCKERFILE), ("app/a", "a"), ("b", "b")]],
+    );
+    let server = Server::start(files);
+    let context = format!("{}/repo.git#main:app", server.address());
+    kiln.build(&[&context]).ok();
+    let second = kiln.build(&[&context]).ok();
+    assert!(second.executed().is_empty(), "{second}");
+    let named = kiln.context(&[(
+        "Dockerfile",
+        "FROM n AS base\nFROM scratch\nCOPY --from=base /b /\n",
+    )]);
+    let repository = format!("n={}/repo.git", server.address());
+    kiln.build(&["--build-context", &repository, &named]).ok();
+    kiln.leaves_nothing();
+}
+
+#[test]
+fn a_missing_file_is_explained() {
+    let Some(kiln) = Kiln::fresh(Setting::Root, &[]) else {
+        return;
+    };
+    let build = |source: &str| {
+        let context = kiln.context(&[
+            ("Dockerfile", &format!("FROM scratch\nCOPY {source} /\n")),
+            (".dockerignore", "# comment\n*.log\n"),
+            ("server.go", ""),
+            ("x.log", ""),
+        ]);
+        kiln.build(&[&context]).failed()
+    };
+    build("x.log").says(&[
+        "not found in build context /",
+        "line 2 of .dockerignore: *.log",
+    ]);
+    build("sever.go")
+        .says(&["\"sever.go\": not found in build context", "did you mean"])
+        .silent_about(&[".dockerignore: "]);
+}
