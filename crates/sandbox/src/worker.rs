@@ -31,7 +31,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::sync_channel;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{CWD, Gid, Mode, Uid, stat};
+use rustix::fs::{CWD, Gid, MemfdFlags, Mode, SealFlags, Uid, fcntl_add_seals, memfd_create, stat};
 use rustix::io::Errno;
 use rustix::mount::{
     MountAttrFlags, MountPropagationFlags, OpenTreeFlags, mount_change, open_tree,
@@ -278,6 +278,8 @@ fn converse(front: &mut UnixStream) -> std::result::Result<(), (u8, std::io::Err
     let at = |stage: u8| move |error: Errno| (stage, error.into());
     // Lost at the change of ids and set again after the second exec. A front that is gone by then does not answer.
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(at(5))?;
+    // The link is read in the namespace that the program was started in: seen from another one its path may be longer.
+    let path = std::env::current_exe();
     let mut word = || -> std::io::Result<u8> {
         let mut word = [0];
         front.write_all(b"h")?;
@@ -319,15 +321,28 @@ fn converse(front: &mut UnixStream) -> std::result::Result<(), (u8, std::io::Err
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )
     .map_err(at(2))?;
-    let binary = read_only_binary().map_err(|error| (3, error))?;
+    let binary = path
+        .and_then(|path| on_read_only_mount(&path))
+        .or_else(|_| sealed_copy())
+        .map_err(|error| (3, error))?;
     Err((4, execute(&binary)))
 }
 
+/// This program in memory, for where its file is not found any more: it may have been replaced or removed meanwhile.
+fn sealed_copy() -> std::io::Result<OwnedFd> {
+    let mut program = std::fs::File::open("/proc/self/exe")?;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut copy = std::fs::File::from(memfd_create(c"kiln", flags)?);
+    std::io::copy(&mut program, &mut copy)?;
+    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    fcntl_add_seals(&copy, seals)?;
+    Ok(copy.into())
+}
+
 /// This program's file on a read-only mount.
-fn read_only_binary() -> std::io::Result<OwnedFd> {
-    let path = std::env::current_exe()?;
+fn on_read_only_mount(path: &Path) -> std::io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let mount = open_tree(CWD, &path, flags)?;
+    let mount = open_tree(CWD, path, flags)?;
     let (running, found) = (stat("/proc/self/exe")?, rustix::fs::fstat(&mount)?);
     if (running.st_dev, running.st_ino) != (found.st_dev, found.st_ino) {
         return Err(std::io::Error::other(format!(
