@@ -283,7 +283,7 @@ fn what_buildkit_reads_is_where_it_looks() {
 }
 
 /// A definition of these operations and a target that takes the last of them.
-fn definition(ops: Vec<pb::Op>) -> Definition {
+fn definition(ops: &[pb::Op]) -> Definition {
     let mut def: Vec<Vec<u8>> = ops.iter().map(prost::Message::encode_to_vec).collect();
     let digest = digest(def.last().unwrap());
     let inputs = vec![pb::Input { digest, index: 0 }];
@@ -325,7 +325,7 @@ fn hints_are_passed_over_other_attributes_are_not() {
         if let Some(pb::Kind::Source(source)) = &mut op.kind {
             source.attrs.insert(name.to_owned(), "x".to_owned());
         }
-        definition(vec![op])
+        definition(&[op])
     };
     assert!(llb::from_definition(&with("image.resolvemode")).is_ok());
     assert_eq!(
@@ -341,7 +341,7 @@ fn damaged_definitions_are_refused() {
         Err(LlbError::Empty)
     );
 
-    let good = definition(vec![image()]);
+    let good = definition(&[image()]);
     assert!(llb::from_definition(&good).is_ok());
 
     let mut headless = good.clone();
@@ -366,12 +366,12 @@ fn damaged_definitions_are_refused() {
         })),
         ..pb::Op::default()
     };
-    assert!(llb::from_definition(&definition(vec![image(), merge.clone()])).is_ok());
-    assert!(refused(&definition(vec![merge.clone(), image()])).contains("no operation before it"));
+    assert!(llb::from_definition(&definition(&[image(), merge.clone()])).is_ok());
+    assert!(refused(&definition(&[merge.clone(), image()])).contains("no operation before it"));
 
     let mut output = merge.clone();
     output.inputs[0].index = 1;
-    assert!(refused(&definition(vec![image(), output])).contains("takes output 1 of"));
+    assert!(refused(&definition(&[image(), output])).contains("takes output 1 of"));
 
     let mut beyond = merge;
     beyond.kind = Some(pb::Kind::Diff(pb::DiffOp {
@@ -379,7 +379,7 @@ fn damaged_definitions_are_refused() {
         upper: None,
     }));
     assert_eq!(
-        refused(&definition(vec![image(), beyond])),
+        refused(&definition(&[image(), beyond])),
         "operation 1 has the input \"1\", which is invalid"
     );
 
@@ -387,10 +387,10 @@ fn damaged_definitions_are_refused() {
         kind: Some(pb::Kind::Build(pb::BuildOp {})),
         ..pb::Op::default()
     };
-    assert!(refused(&definition(vec![nested])).contains("a build within the build"));
+    assert!(refused(&definition(&[nested])).contains("a build within the build"));
 
     assert_eq!(
-        refused(&definition(vec![pb::Op::default()])),
+        refused(&definition(&[pb::Op::default()])),
         "operation 0 has no known kind"
     );
 
