@@ -2,6 +2,7 @@
 
 pub mod bases;
 pub mod compare;
+pub mod conformance;
 pub mod demo;
 pub mod machine;
 pub mod process;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bases, compare, demo, test};
+use xtask::{bases, compare, conformance, demo, test};
 
 /// What a script would do: base images, the demo, the test run, comparisons.
 #[derive(Parser)]
@@ -33,6 +33,20 @@ enum Command {
     },
     /// Builds a Dockerfile with Kiln and with docker, and shows how the two images differ.
     Compare(CompareArguments),
+    /// Builds the cases of `crates/tests/conformance` and compares each result with its golden file.
+    Conformance {
+        /// Only cases whose `group/name` contains this.
+        filter: Option<String>,
+        /// Writes golden files that are missing or of an older text of their case, from what docker builds.
+        #[arg(long, value_name = "docker")]
+        record: Option<Oracle>,
+    },
+}
+
+/// Who says what is right.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Oracle {
+    Docker,
 }
 
 #[derive(clap::Args)]
@@ -58,6 +72,13 @@ fn main() -> ExitCode {
         Command::Bases { names } => bases::run_named(&names).map(|()| ExitCode::SUCCESS),
         Command::Demo => demo::run().map(|()| ExitCode::SUCCESS),
         Command::Test { args } => test::run(&args),
+        Command::Conformance { filter, record } => {
+            let filter = filter.as_deref().unwrap_or_default();
+            match record {
+                Some(Oracle::Docker) => conformance::record(filter),
+                None => conformance::run(filter),
+            }
+        }
         Command::Compare(arguments) => compare::run(&compare::Request {
             context: arguments.context,
             file: arguments.file,

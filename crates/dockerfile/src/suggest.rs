@@ -23,18 +23,36 @@ pub fn did_you_mean<'a>(word: &str, options: impl IntoIterator<Item = &'a str>) 
     nearest(word, options).map(|option| format!("did you mean {option}?"))
 }
 
-/// The number of characters to insert, delete or replace to make `b` of `a`.
+/// The number of characters to insert, delete, replace or swap with the next to make `b` of `a`.
 fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, left) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, &right) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(left != right);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut before = Vec::new();
+    let mut last: Vec<usize> = (0..=b.len()).collect();
+    for (i, left) in a.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, right) in b.iter().enumerate() {
+            let mut edits = (last[j] + usize::from(left != right))
+                .min(row[j] + 1)
+                .min(last[j + 1] + 1);
+            if i > 0 && j > 0 && *left == b[j - 1] && a[i - 1] == *right {
+                edits = edits.min(before[j - 1] + 1);
+            }
+            row.push(edits);
         }
+        before = std::mem::replace(&mut last, row);
     }
-    row[b.len()]
+    last[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nearest;
+
+    #[test]
+    fn swapped_letters_are_one_edit() {
+        assert_eq!(nearest("RNU", ["ENV", "RUN"]), Some("RUN"));
+        assert_eq!(nearest("frmo", ["FROM", "USER"]), Some("FROM"));
+        assert_eq!(nearest("ab", ["ba"]), Some("ba"));
+        assert_eq!(nearest("", ["abc"]), None);
+    }
 }

@@ -101,10 +101,10 @@ impl Chmod {
     }
 
     /// The mode of a folder that is made on the way to a destination. Symbolic modes do not count for it, nor do the
-    /// special bits, as in BuildKit.
+    /// special bits and what a umask of 022 takes away, as in BuildKit.
     pub(crate) fn of_parents(&self) -> Option<u16> {
         match self {
-            Self::Octal(mode) => Some(mode & 0o777),
+            Self::Octal(mode) => Some(mode & 0o755),
             Self::Symbolic(_) => None,
         }
     }

@@ -446,13 +446,15 @@ impl Stage<'_, '_> {
                 .add(Rule::WorkdirRelativePath, self.lines, message);
         }
         self.state.workdir_set = true;
-        let base = if path.starts_with('/') {
-            ""
+        // The config keeps an absolute path as it is written, as BuildKit's does.
+        let written = if path.starts_with('/') {
+            path
         } else {
-            &self.state.config.config.working_dir
+            let base = &self.state.config.config.working_dir;
+            LayerPath::clean(format!("{base}/{path}")).to_string()
         };
-        let path = LayerPath::clean(format!("{base}/{path}")).to_string();
-        self.state.config.config.working_dir.clone_from(&path);
+        let path = LayerPath::clean(&written).to_string();
+        self.state.config.config.working_dir.clone_from(&written);
         self.state.cwd.clone_from(&path);
         let layer = path != "/";
         if layer {
@@ -482,7 +484,7 @@ impl Stage<'_, '_> {
                 place,
             });
         }
-        self.history(format!("WORKDIR {path}"), layer);
+        self.history(format!("WORKDIR {written}"), layer);
         Ok(())
     }
 

@@ -170,7 +170,8 @@ impl Stage<'_, '_> {
         {
             *text = self.word(text)?;
         }
-        for text in copy.sources.iter_mut().chain(&mut copy.exclude) {
+        // Not the patterns of --exclude: BuildKit takes them as they are.
+        for text in &mut copy.sources {
             *text = self.word(text)?;
         }
         copy.destination = self.word(&copy.destination)?;
@@ -367,9 +368,7 @@ fn destination(cwd: &str, text: &str, several: bool) -> String {
         text if text.starts_with('/') => text.to_owned(),
         text => format!("{cwd}/{text}"),
     };
-    let folder = several
-        || [".", ".."].contains(&text)
-        || ["/", "/.", "/.."].iter().any(|end| path.ends_with(end));
+    let folder = several || text == "." || ["/", "/."].iter().any(|end| path.ends_with(end));
     let clean = LayerPath::clean(&path).to_string();
     if folder && clean != "/" {
         clean + "/"

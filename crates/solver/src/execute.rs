@@ -16,7 +16,7 @@ use kiln_worker::{
     ExecJob, ExecMount, Exit, FileJob, FileTree, Made, MountSource, ProcessSpec, Request, Response,
 };
 
-use crate::keys::mount_selection;
+use crate::keys::{MOUNTED, mount_selection};
 use crate::solve::{Executed, SolveError, Solver, Task, step_name};
 use crate::value::{Snapshot, Value};
 
@@ -190,7 +190,7 @@ impl Solver<'_> {
                         Some(input) => match &task.inputs[input] {
                             Value::Trees(_) => Self::tree(task, input),
                             Value::Local(_) => {
-                                selector = String::new();
+                                MOUNTED.clone_into(&mut selector);
                                 self.materialize(task, input, mount_selection(mount))?
                             }
                         },

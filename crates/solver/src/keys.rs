@@ -60,7 +60,7 @@ pub(crate) trait InputKeys {
 
 /// Semantics versions: raised when a fixed bug must miss what was recorded before.
 const EXEC: u32 = 1;
-const FILE: u32 = 1;
+const FILE: u32 = 2;
 const SOURCE: u32 = 1;
 const MERGE: u32 = 1;
 
@@ -225,6 +225,9 @@ fn mount_identity(mount: &Mount) -> String {
 }
 
 /// The copy that reads just what a bind mount shows.
+/// Where what a mount takes of a local context lies in the tree made for it: a file or a folder.
+pub(crate) const MOUNTED: &str = "/mounted";
+
 pub(crate) fn mount_selection(mount: &Mount) -> CopyAction {
     let src = if mount.selector.is_empty() {
         "/".to_owned()
@@ -233,7 +236,7 @@ pub(crate) fn mount_selection(mount: &Mount) -> CopyAction {
     };
     CopyAction {
         src,
-        dest: "/".to_owned(),
+        dest: MOUNTED.to_owned(),
         follow_symlinks: true,
         ..CopyAction::default()
     }

@@ -46,7 +46,7 @@ pub fn tree_differences(ours: &Tree, theirs: &Tree) -> Vec<String> {
 fn describe(node: &Node, linked: Option<&[u8]>) -> String {
     let mut text = match &node.kind {
         Kind::Dir => "folder".to_owned(),
-        Kind::File { size, sha256 } => format!("file {size} bytes {}", hex(sha256)),
+        Kind::File { size, sha256, .. } => format!("file {size} bytes {}", hex(sha256)),
         Kind::Symlink(target) => format!("-> {}", target.escape_ascii()),
         Kind::Char(major, minor) => format!("character device {major}:{minor}"),
         Kind::Block(major, minor) => format!("block device {major}:{minor}"),

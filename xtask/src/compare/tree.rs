@@ -6,6 +6,9 @@ use std::io::Read;
 use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
 
+/// Bytes from which on a content is known by its hash alone.
+const SHORT: u64 = 400;
+
 /// What a path is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
@@ -17,6 +20,8 @@ pub enum Kind {
         size: u64,
         /// Of the content.
         sha256: [u8; 32],
+        /// The content itself where it is short.
+        short: Option<Vec<u8>>,
     },
     /// A symbolic link and its target.
     Symlink(Vec<u8>),
@@ -192,10 +197,14 @@ impl Tree {
             Kind::Fifo
         } else if entry_type.is_file() || entry_type.is_contiguous() {
             let mut hasher = Sha256::new();
-            let size = copy_into(entry, &mut hasher)?;
+            let mut short = Vec::new();
+            entry.by_ref().take(SHORT).read_to_end(&mut short)?;
+            hasher.update(&short);
+            let size = short.len() as u64 + copy_into(entry, &mut hasher)?;
             Kind::File {
                 size,
                 sha256: hasher.finalize().into(),
+                short: Some(short).filter(|content| (content.len() as u64) < SHORT),
             }
         } else {
             bail!(

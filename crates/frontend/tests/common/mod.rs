@@ -7,7 +7,7 @@ use kiln_dockerfile::excerpt;
 use kiln_frontend::{Diagnostic, Facts, ImageFact, Need, Options, Outcome, Plan, SourceText, plan};
 use kiln_graph::{
     CopyAction, Edge, FileAction, FileActionKind, FileInput, MountKind, Op, OpKind, Owner,
-    SourceOp, UserRef,
+    SourceOp, UserRef, llb,
 };
 use kiln_image::{Digest, ImageConfig, Platform};
 
@@ -61,7 +61,10 @@ impl World {
         loop {
             match plan(&source, options, &facts) {
                 Err(error) => return (rounds, Err(error)),
-                Ok(Outcome::Plan(plan)) => return (rounds, Ok(plan)),
+                Ok(Outcome::Plan(plan)) => {
+                    survives_llb(&plan);
+                    return (rounds, Ok(plan));
+                }
                 Ok(Outcome::Needs(needs)) => {
                     assert!(
                         !needs.is_empty() && rounds.len() < 10,
@@ -109,6 +112,17 @@ impl World {
             Err(error) => failure(text, &error),
         }
     }
+}
+
+/// Every plan that a test makes comes back from BuildKit's form as it was, and has one form only.
+fn survives_llb(plan: &Plan) {
+    let Some(result) = plan.result else { return };
+    let bytes = llb::encode(&llb::to_definition(&plan.graph, result));
+    let definition = llb::decode(&bytes).expect("what was encoded can be decoded");
+    let (graph, target) = llb::from_definition(&definition).expect("nothing that LLB cannot hold");
+    assert_eq!((&graph, target), (&plan.graph, result));
+    let again = llb::encode(&llb::to_definition(&graph, target));
+    assert_eq!(again, bytes, "the bytes are the same each time");
 }
 
 /// The plan of a Dockerfile with default options as text.

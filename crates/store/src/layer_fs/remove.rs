@@ -142,17 +142,36 @@ fn open_up(
     }
 }
 
-/// All names in a folder, read before any is removed.
+/// All names in a folder, read before any is removed. None in a folder that somebody else has removed since it was
+/// opened, of which the kernel says that it is not there.
 fn list(dir: BorrowedFd<'_>) -> io::Result<Vec<(CString, FileType)>> {
     let mut buffer = Vec::with_capacity(16 * 1024);
     let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
     let mut names = Vec::new();
     while let Some(entry) = entries.next() {
-        let entry = entry?;
+        let entry = match entry {
+            Err(Errno::NOENT) => break,
+            other => other?,
+        };
         let name = entry.file_name();
         if !matches!(name.to_bytes(), b"." | b"..") {
             names.push((name.to_owned(), entry.file_type()));
         }
     }
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_removed_while_it_is_open_is_empty() {
+        let parent = tempfile::tempdir().expect("a temporary folder");
+        let path = parent.path().join("layer");
+        std::fs::create_dir(&path).expect("own folder");
+        let dir = rustix::fs::open(&path, DIR, Mode::empty()).expect("it is there");
+        std::fs::remove_dir(&path).expect("it is empty");
+        assert!(list(dir.as_fd()).expect("no error").is_empty());
+    }
 }

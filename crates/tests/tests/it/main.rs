@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cached;
+mod conformance;
 mod contexts;
 mod docker;
 mod examples;
