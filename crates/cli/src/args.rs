@@ -156,6 +156,9 @@ pub(crate) struct BuildArgs {
     /// A line of /etc/hosts in RUN
     #[arg(long = "add-host", value_name = "NAME:ADDRESS")]
     pub(crate) add_hosts: Vec<String>,
+    /// A right that RUN may ask for: network.host or security.insecure
+    #[arg(long = "allow", value_name = "RIGHT", value_delimiter = ',', value_parser = ["network.host", "security.insecure"])]
+    pub(crate) allow: Vec<String>,
     /// Size of /dev/shm in RUN
     #[arg(long, value_name = "SIZE")]
     pub(crate) shm_size: Option<String>,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use kiln_dockerfile::SourceText;
 use kiln_export::{Committed, Published, commit, digest_layer};
 use kiln_frontend::{Facts, Need, Outcome, Plan};
+use kiln_graph::{Graph, Network, OpKind, Security};
 use kiln_image::{LayerId, Reference};
 use kiln_progress::{Event, Sink};
 use kiln_solver::{OpReport, Options, Snapshot, Solver};
@@ -42,6 +43,8 @@ pub struct BuildRequest {
     pub secrets: BTreeMap<String, Secret>,
     /// Sockets of ssh agents.
     pub ssh: BTreeMap<String, PathBuf>,
+    /// Rights of steps.
+    pub allow: Allowed,
     /// RUN steps at once.
     pub jobs: usize,
     /// Processors.
@@ -50,6 +53,41 @@ pub struct BuildRequest {
     pub resolv_conf: String,
     /// Certificates of the host that RUN trusts.
     pub trust: Option<kiln_worker::Trust>,
+}
+
+/// Rights that steps have only where the user gives them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Allowed {
+    /// `RUN --network=host`.
+    pub network_host: bool,
+    /// `RUN --security=insecure`.
+    pub security_insecure: bool,
+}
+
+impl Allowed {
+    /// Refuses a graph that asks for more.
+    fn check(self, graph: &Graph, source: &SourceText) -> Result<(), BuildError> {
+        for (_, op) in graph.ops() {
+            let OpKind::Exec(exec) = &op.kind else {
+                continue;
+            };
+            let missing = if exec.security == Security::Insecure && !self.security_insecure {
+                "security.insecure"
+            } else if exec.network == Network::Host && !self.network_host {
+                "network.host"
+            } else {
+                continue;
+            };
+            let mut error = BuildError::new(format!("{missing} is not allowed"))
+                .with_hint(format!("allow it for this build with --allow {missing}"));
+            let lines = op.place.lines;
+            error.excerpt = lines.and_then(|(first, last)| {
+                kiln_dockerfile::excerpt(source, kiln_dockerfile::Lines { first, last })
+            });
+            return Err(error);
+        }
+        Ok(())
+    }
 }
 
 /// Where a secret comes from.
@@ -143,6 +181,7 @@ impl Engine {
         let inputs = self.inputs(request, &mut rows, cancel)?;
         let source = SourceText::new(&inputs.dockerfile.name, &inputs.dockerfile.bytes);
         let plan = plan(&inputs, &source, &images, &mut rows)?;
+        request.allow.check(&plan.graph, &source)?;
         for warning in &plan.warnings {
             sink.emit(Event::Warning {
                 text: warning_text(warning),

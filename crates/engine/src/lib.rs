@@ -11,7 +11,7 @@ mod remote;
 mod rows;
 mod run;
 
-pub use build::{BuildRequest, Built, Dockerfile, DockerfileFrom, MainContext, Secret};
+pub use build::{Allowed, BuildRequest, Built, Dockerfile, DockerfileFrom, MainContext, Secret};
 pub use error::BuildError;
 pub use kiln_worker::Trust;
 pub use remote::{Pulled, PushRequest};

@@ -22,6 +22,7 @@ const MOST_DOCKERFILE: u64 = 16 << 20;
 /// The request for a command line.
 pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
     let (dockerfile, context) = dockerfile_and_context(args)?;
+    let allowed = |right: &str| args.allow.iter().any(|given| given == right);
     let host = Platform::host();
     let mut options = Options::new(host);
     if let Some(text) = &args.platform {
@@ -120,6 +121,11 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
             .iter()
             .map(|text| ssh(text))
             .collect::<Result<_>>()?,
+        allow: kiln_engine::Allowed {
+            // Who gives all steps the host's network gives it to each.
+            network_host: args.network == "host" || allowed("network.host"),
+            security_insecure: allowed("security.insecure"),
+        },
         jobs: args.jobs.max(1),
         cores: crate::context::cores(),
         resolv_conf: crate::context::resolv_conf(),

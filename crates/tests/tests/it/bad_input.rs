@@ -4,7 +4,7 @@ use std::fs;
 
 use kiln_tests::{Kiln, Setting, in_each_setting};
 
-in_each_setting! { failing_run failing_inputs }
+in_each_setting! { failing_run failing_inputs rights_must_be_given }
 
 fn failing_run(setting: Setting) {
     let Some(kiln) = Kiln::fresh(setting, &["busybox"]) else {
@@ -165,4 +165,22 @@ fn failing_inputs(setting: Setting) {
     ] {
         kiln.run(&args).failed().says(&["no-such-image"]);
     }
+}
+
+fn rights_must_be_given(setting: Setting) {
+    let Some(kiln) = Kiln::shared(setting, &["busybox"]) else {
+        return;
+    };
+    let context = kiln.context(&[(
+        "Dockerfile",
+        "FROM busybox\nRUN --security=insecure mkdir -p /mnt && mount -t tmpfs none /mnt && echo mounted\n",
+    )]);
+    kiln.build(&[&context]).failed().says(&[
+        "security.insecure is not allowed",
+        ">>> RUN --security=insecure",
+        "hint: allow it for this build with --allow security.insecure",
+    ]);
+    kiln.build(&["--allow", "security.insecure", &context])
+        .ok()
+        .says(&["mounted"]);
 }
