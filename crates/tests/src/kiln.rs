@@ -199,6 +199,11 @@ impl Kiln {
         &self.store
     }
 
+    /// The binary.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
     /// The archive of a base image.
     pub fn base_archive(&self, name: &str) -> PathBuf {
         self.bases.join(format!("{name}.image.tar"))

@@ -14,3 +14,4 @@ mod registry;
 mod registry_errors;
 mod settings_agree;
 mod sources;
+mod where_it_runs;
