@@ -4,6 +4,7 @@ pub mod bases;
 pub mod compare;
 pub mod conformance;
 pub mod demo;
+pub mod dist;
 pub mod machine;
 pub mod process;
 mod rootfs;

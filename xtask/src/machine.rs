@@ -115,6 +115,14 @@ impl Kiln {
         })
     }
 
+    /// A binary that is there.
+    pub(crate) fn of(binary: &Path) -> Self {
+        Self {
+            binary: binary.to_owned(),
+            store: None,
+        }
+    }
+
     /// The same binary with another store than the user's own.
     #[must_use]
     pub fn with_store(&self, store: &Path) -> Self {

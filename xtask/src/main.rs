@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bases, compare, conformance, demo, test};
+use xtask::{bases, compare, conformance, demo, dist, test};
 
 /// What a script would do: base images, the demo, the test run, comparisons.
 #[derive(Parser)]
@@ -25,6 +25,8 @@ enum Command {
     },
     /// Builds Kiln and the base images, then builds, shows and runs the Go example.
     Demo,
+    /// Makes what is shipped: a static binary, and an image with it.
+    Dist,
     /// Installs what the tests need, makes the base images and runs all tests.
     Test {
         /// Passed to `cargo test`.
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Bases { names } => bases::run_named(&names).map(|()| ExitCode::SUCCESS),
         Command::Demo => demo::run().map(|()| ExitCode::SUCCESS),
+        Command::Dist => dist::run_all().map(|()| ExitCode::SUCCESS),
         Command::Test { args } => test::run(&args),
         Command::Conformance { filter, record } => {
             let filter = filter.as_deref().unwrap_or_default();
