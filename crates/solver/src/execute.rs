@@ -70,7 +70,7 @@ impl Solver<'_> {
         })
     }
 
-    fn tree(task: &Task, input: usize) -> Snapshot {
+    pub(crate) fn tree(task: &Task, input: usize) -> Snapshot {
         task.inputs[input]
             .tree(task.op.inputs[input].output)
             .cloned()
@@ -182,7 +182,11 @@ impl Solver<'_> {
         // (output number, base of the result), root first, then in the order of the mounts.
         let mut kept = vec![(root.and_then(|mount| mount.output), base.clone())];
         let mut mounts = Vec::new();
-        for mount in exec.mounts.iter().filter(|mount| mount.dest != "/") {
+        let caches = self.cache_mounts(task, exec)?;
+        for (at, mount) in exec.mounts.iter().enumerate() {
+            if mount.dest == "/" {
+                continue;
+            }
             let source = match &mount.kind {
                 MountKind::Bind => {
                     let mut selector = mount.selector.clone();
@@ -206,13 +210,9 @@ impl Solver<'_> {
                         keep: mount.output.is_some(),
                     }
                 }
-                MountKind::Cache {
-                    id, mode, uid, gid, ..
-                } => MountSource::Cache {
-                    dir: format!("cache-mounts/{}", cache_folder(id)),
-                    mode: mode.unwrap_or(0o755),
-                    uid: *uid,
-                    gid: *gid,
+                MountKind::Cache { .. } => match caches.source(at, &mount.kind) {
+                    Some(source) => source,
+                    None => continue,
                 },
                 MountKind::Tmpfs { size } => MountSource::Tmpfs { size: *size },
                 MountKind::Secret {
@@ -447,25 +447,6 @@ fn output_bases(file: &FileOp) -> Vec<Option<usize>> {
     outputs.into_iter().map(|(_, base)| base).collect()
 }
 
-/// The folder of a cache mount: readable where its name allows, and never a path of its own.
-fn cache_folder(id: &str) -> String {
-    let plain: String = id
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || "._-".contains(c) {
-                c
-            } else {
-                '-'
-            }
-        })
-        .take(60)
-        .collect();
-    let hash = kiln_image::KeyHasher::new("cache mount", 1)
-        .part("id", id.as_bytes())
-        .finish();
-    format!("{}-{}", plain.trim_matches(['-', '.']), &hash.hex()[..12])
-}
-
 fn forward(sink: &dyn Sink, id: VertexId, stream: Stream, mut from: PipeReader) {
     let mut buffer = [0; 16384];
     loop {
@@ -488,32 +469,4 @@ fn forward(sink: &dyn Sink, id: VertexId, stream: Stream, mut from: PipeReader) 
 /// A command as BuildKit quotes it in its errors.
 fn quoted(args: &[String]) -> String {
     format!("{:?}", args.join(" "))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cache_folders_are_single_names_and_tell_ids_apart() {
-        let names: Vec<_> = [
-            "/root/.cache",
-            "root/.cache",
-            "../../x",
-            "..",
-            "",
-            "a/b",
-            "a-b",
-        ]
-        .map(cache_folder)
-        .into();
-        for name in &names {
-            assert!(
-                !name.contains('/') && name != ".." && !name.is_empty(),
-                "{name}"
-            );
-        }
-        let unique: std::collections::HashSet<_> = names.iter().collect();
-        assert_eq!(unique.len(), names.len());
-    }
 }

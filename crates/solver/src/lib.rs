@@ -6,6 +6,7 @@
 //! the operation really reads of them; a record under that is a hit too, and gets the definition key as an alias. Only
 //! then is the operation executed. See `docs/architecture.md`, "Keys".
 
+mod cache_mounts;
 mod execute;
 mod explain;
 mod keys;

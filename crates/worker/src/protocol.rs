@@ -115,6 +115,15 @@ pub struct ExecMount {
     pub source: MountSource,
 }
 
+/// A folder in a stack of layers that is copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seed {
+    /// The layers.
+    pub layers: Stacked,
+    /// The path of the folder; empty or `/` for all.
+    pub selector: String,
+}
+
 /// What is mounted.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum MountSource {
@@ -141,6 +150,8 @@ pub enum MountSource {
         uid: Option<u32>,
         /// Group of a new folder.
         gid: Option<u32>,
+        /// What a new folder starts as; empty without.
+        seed: Option<Seed>,
     },
     /// Memory.
     Tmpfs {

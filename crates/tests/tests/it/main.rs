@@ -1,6 +1,7 @@
 //! Kiln as its users meet it: the real binary, real images, real files.
 
 mod bad_input;
+mod cache_mounts;
 mod cached;
 mod conformance;
 mod contexts;

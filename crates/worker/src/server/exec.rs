@@ -20,6 +20,7 @@ use crate::protocol::{
     Stacked, Trust,
 };
 
+mod cache;
 mod terminal;
 
 /// What an image without a `PATH` gets, as under docker.
@@ -386,14 +387,10 @@ fn sandbox_mount<'a>(
             mode,
             uid,
             gid,
+            seed,
         } => {
-            let path = cache_folder(
-                shared,
-                dir,
-                *mode,
-                uid.unwrap_or(user.uid),
-                gid.unwrap_or(user.gid),
-            )?;
+            let owner = (uid.unwrap_or(user.uid), gid.unwrap_or(user.gid));
+            let path = cache::folder(shared, dir, *mode, owner, seed.as_ref())?;
             Mounted::Bind {
                 root: RootSource::Folder(&shared.store_root),
                 path,
@@ -420,33 +417,4 @@ fn sandbox_mount<'a>(
         source,
         read_only: mount.readonly,
     })
-}
-
-/// The folder of a cache mount below the store's root; made, with the given owner, when it is not there.
-fn cache_folder(
-    shared: &Shared,
-    dir: &str,
-    mode: u16,
-    uid: u32,
-    gid: u32,
-) -> Result<PathBuf, Failure> {
-    use std::os::unix::fs::{PermissionsExt, chown};
-    let folder = shared.store_root.join(dir);
-    let make = || -> std::io::Result<()> {
-        match std::fs::create_dir(&folder) {
-            Ok(()) => {
-                chown(&folder, Some(uid), Some(gid))?;
-                std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(u32::from(mode)))
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-            Err(error) => Err(error),
-        }
-    };
-    make().map_err(|error| {
-        failure(
-            &format!("cannot make the cache mount's folder {}", folder.display()),
-            &error,
-        )
-    })?;
-    Ok(PathBuf::from(dir))
 }

@@ -1,0 +1,108 @@
+//! The folders of cache mounts.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use kiln_image::{LayerIndex, LayerPath};
+use kiln_store::layer_fs::{Content, LayerFs};
+
+use super::super::files::stack;
+use super::super::{Shared, failure};
+use crate::protocol::{Failure, FailureKind, Seed};
+
+/// The folder `dir` below the store's root; made, with the given owner and what it starts as, when it is not there. It
+/// gets its name when it is complete.
+pub(super) fn folder(
+    shared: &Shared,
+    dir: &str,
+    mode: u16,
+    owner: (u32, u32),
+    seed: Option<&Seed>,
+) -> Result<PathBuf, Failure> {
+    let folder = shared.store_root.join(dir);
+    if folder.is_dir() {
+        return Ok(dir.into());
+    }
+    let failed = |error: io::Error| {
+        let what = format!("cannot make the cache mount's folder {}", folder.display());
+        failure(&what, &error)
+    };
+    let new = folder.with_extension(format!("{}.new", new_name()));
+    let made = fs::create_dir(&new)
+        .map_err(failed)
+        .and_then(|()| fill(shared, &new, mode, owner, seed, failed))
+        .and_then(|()| match fs::rename(new.join("fs"), &folder) {
+            // Another step was faster.
+            Err(_) if folder.is_dir() => Ok(()),
+            other => other.map_err(failed),
+        });
+    let removed = kiln_store::layer_fs::delete_layer(&new).map_err(failed);
+    made.and(removed).map(|()| dir.into())
+}
+
+/// A name that nobody else uses at the same time.
+fn new_name() -> String {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    format!("{}-{number}", std::process::id())
+}
+
+fn fill(
+    shared: &Shared,
+    new: &Path,
+    mode: u16,
+    (uid, gid): (u32, u32),
+    seed: Option<&Seed>,
+    failed: impl Fn(io::Error) -> Failure + Copy,
+) -> Result<(), Failure> {
+    let fs = LayerFs::create(new, shared.ids).map_err(failed)?;
+    let root = new.join("fs");
+    if let Some(seed) = seed {
+        let copied = copy(shared, seed, &fs, failed)?;
+        fs.finish(&copied).map_err(failed)?;
+    }
+    if shared.ids == kiln_store::layer_fs::Ids::Real {
+        chown(&root, Some(uid), Some(gid)).map_err(failed)?;
+    }
+    fs::set_permissions(&root, Permissions::from_mode(u32::from(mode))).map_err(failed)
+}
+
+/// Copies a folder of layers.
+fn copy(
+    shared: &Shared,
+    seed: &Seed,
+    fs: &LayerFs,
+    failed: impl Fn(io::Error) -> Failure + Copy,
+) -> Result<LayerIndex, Failure> {
+    let mut entries = Vec::new();
+    let (view, dirs) = stack(shared, &seed.layers)?;
+    let from = view
+        .resolve(seed.selector.as_bytes(), true)
+        .ok()
+        .filter(|path| path.is_root() || view.is_dir(path))
+        .ok_or_else(|| Failure {
+            kind: FailureKind::NotFound,
+            message: format!("cache mount: {:?}: no folder in its source", seed.selector),
+            hint: None,
+        })?;
+    for (path, node) in view.walk(&from) {
+        let Some(rest) = path.below(&from).filter(|rest| !rest.is_empty()) else {
+            continue;
+        };
+        let mut entry = node.entry.clone();
+        entry.path = LayerPath::clean(rest);
+        entry.hardlink = None;
+        if entry.is_file() {
+            let file = File::open(dirs[node.layer].join(path.as_path())).map_err(failed)?;
+            fs.put(&entry, Content::Copy(std::os::fd::AsFd::as_fd(&file)))
+        } else {
+            fs.put(&entry, Content::None)
+        }
+        .map_err(failed)?;
+        entries.push(entry);
+    }
+    Ok(LayerIndex::new(entries))
+}
