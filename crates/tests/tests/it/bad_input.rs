@@ -183,4 +183,10 @@ fn rights_must_be_given(setting: Setting) {
     kiln.build(&["--allow", "security.insecure", &context])
         .ok()
         .says(&["mounted"]);
+    let context = kiln.context(&[("Dockerfile", "FROM busybox\nRUN --network=host true\n")]);
+    kiln.build(&[&context])
+        .failed()
+        .says(&["network.host is not allowed", "--allow network.host"]);
+    kiln.build(&["--allow", "network.host", &context]).ok();
+    kiln.build(&["--network", "host", &context]).ok();
 }
