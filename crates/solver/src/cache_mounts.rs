@@ -9,7 +9,8 @@ use kiln_progress::Event;
 use kiln_store::{Claim, ClaimAttempt};
 use kiln_worker::{MountSource, Seed};
 
-use crate::solve::{SolveError, Solver, Task};
+use crate::SolveError;
+use crate::solve::{Solver, Task};
 
 /// How often a wait looks whether the user gave up.
 const TICK: Duration = Duration::from_millis(20);

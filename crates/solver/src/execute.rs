@@ -16,8 +16,9 @@ use kiln_worker::{
     ExecJob, ExecMount, Exit, FileJob, FileTree, Made, MountSource, ProcessSpec, Request, Response,
 };
 
+use crate::SolveError;
 use crate::keys::{MOUNTED, mount_selection};
-use crate::solve::{Executed, SolveError, Solver, Task, step_name};
+use crate::solve::{Executed, Solver, Task, step_name};
 use crate::value::{Snapshot, Value};
 
 /// What a step's host is called where nothing else is said: as under BuildKit, since programs may print it.

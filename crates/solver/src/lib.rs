@@ -7,15 +7,19 @@
 //! then is the operation executed. See `docs/architecture.md`, "Keys".
 
 mod cache_mounts;
+mod error;
 mod execute;
 mod explain;
 mod keys;
 mod parts;
+mod providers;
 mod solve;
 mod value;
 
+pub use error::SolveError;
 pub use parts::Parts;
-pub use solve::{OpReport, Options, Providers, SolveError, Solved, Solver, SourceError, Watch};
+pub use providers::Providers;
+pub use solve::{OpReport, Options, Solved, Solver, SourceError, Watch};
 pub use value::{Context, Snapshot};
 
 /// The layers that the store has recorded, as a snapshot.

@@ -1,86 +1,31 @@
 //! Decides what must be executed, and runs it: independent operations at once, equal ones once.
 
+mod inputs;
 mod remote;
+mod start;
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::Scope;
 use std::time::{Duration, SystemTime};
 
-use kiln_graph::{CopyAction, Edge, Graph, Op, OpId, OpKind, Place, SourceOp};
-use kiln_image::view::MergedView;
+use kiln_graph::{Edge, Graph, Op, OpId, OpKind, Place, SourceOp};
 use kiln_image::{Key, KeyHasher};
 use kiln_progress::{Event, Sink, VertexId};
-use kiln_store::{Claim, ClaimAttempt, Lease, Record, RecordId, Store, StoreError};
-use kiln_worker::{Exit, Trust, Worker, WorkerError};
+use kiln_store::{Claim, Lease, Record, RecordId, Store};
+use kiln_worker::{Trust, Worker};
 
-use crate::explain;
-use crate::keys::{self, InputKeys, KeyError};
+use self::inputs::{ByContent, ByDefinition};
+use crate::SolveError;
+use crate::keys::{self};
 use crate::parts::Parts;
+use crate::providers::Providers;
 use crate::value::{Context, LocalTree, Snapshot, Value};
 
 pub use remote::{SourceError, Watch};
 
 /// How often a wait looks whether the user gave up.
 const TICK: Duration = Duration::from_millis(50);
-
-/// The way out when the disk is full.
-const NO_SPACE: &str = "the store's disk is full: free some space, or put the store elsewhere with --root or KILN_ROOT";
-
-/// What a build brings that is not in its graph.
-pub trait Providers: Sync {
-    /// The layers of an image that the graph names with its digest; `None` when they must be fetched.
-    ///
-    /// # Errors
-    /// In words, when the image cannot be had.
-    fn image(&self, reference: &str) -> Result<Option<Snapshot>, String>;
-
-    /// Fetches the layers of an image. Called in a thread of its own; `vertex` is the image's row.
-    ///
-    /// # Errors
-    /// When they cannot be had, or the user or the worker gave up.
-    fn fetch_image(&self, reference: &str, vertex: VertexId) -> Result<Snapshot, SourceError>;
-
-    /// Scans a local context, ignoring what the patterns say.
-    ///
-    /// # Errors
-    /// In words, when the context is not there or cannot be read.
-    fn scan(&self, name: &str, exclude: &[String]) -> Result<Context, String>;
-
-    /// What a source from the network is now, in the few characters that its key needs: a digest, a commit. Nothing is
-    /// asked when the operation itself says it.
-    ///
-    /// # Errors
-    /// When that cannot be found out.
-    fn identify(&self, source: &SourceOp, watch: &dyn Watch) -> Result<String, SourceError>;
-
-    /// Brings a source from the network in the state of that identity.
-    ///
-    /// # Errors
-    /// When it cannot be had.
-    fn fetch(
-        &self,
-        source: &SourceOp,
-        identity: &str,
-        watch: &dyn Watch,
-    ) -> Result<Context, SourceError>;
-
-    /// The value of a secret; `None` when the build was given none of that name.
-    ///
-    /// # Errors
-    /// In words, when it was given and cannot be read.
-    fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, String>;
-
-    /// The socket of an ssh agent.
-    fn ssh(&self, id: &str) -> Option<PathBuf>;
-
-    /// Whether the user gave up.
-    fn is_canceled(&self) -> bool;
-
-    /// Called once, before the first operation is executed.
-    fn before_first(&self) {}
-}
 
 /// Choices for one solve.
 #[derive(Debug, Clone)]
@@ -121,120 +66,6 @@ pub struct Solved {
     pub reports: Vec<OpReport>,
     /// The records that were used or made.
     pub records: Vec<RecordId>,
-}
-
-/// Why a graph could not be solved.
-#[derive(Debug, thiserror::Error)]
-pub enum SolveError {
-    /// The user gave up.
-    #[error("canceled")]
-    Canceled,
-    /// A process ended with another code than 0.
-    #[error("process {command} did not complete successfully: {}", exit_text(*.exit, *.out_of_memory))]
-    Process {
-        /// The operation.
-        place: Box<Place>,
-        /// The command as BuildKit quotes it.
-        command: String,
-        /// How it ended.
-        exit: Exit,
-        /// For want of memory.
-        out_of_memory: bool,
-        /// The store's disk was full when it ended.
-        disk_full: bool,
-    },
-    /// An operation failed.
-    #[error("{message}")]
-    Step {
-        /// The operation.
-        place: Box<Place>,
-        /// In words.
-        message: String,
-        /// A way out.
-        hint: Option<String>,
-    },
-    /// A file that an operation takes from a local context is not there.
-    #[error("{message}")]
-    Missing {
-        /// The operation.
-        place: Box<Place>,
-        /// The context's name.
-        context: String,
-        /// The path in it.
-        path: String,
-        /// In words.
-        message: String,
-        /// What may have been meant.
-        hint: Option<String>,
-    },
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-fn exit_text(exit: Exit, out_of_memory: bool) -> String {
-    let text = match exit {
-        Exit::Code(code) => format!("exit code: {code}"),
-        // As a shell and BuildKit count: 128 and the signal.
-        Exit::Signal(signal) => format!("exit code: {} (killed by signal {signal})", 128 + signal),
-    };
-    if out_of_memory {
-        format!("{text}: cannot allocate memory (the kernel's out-of-memory killer)")
-    } else {
-        text
-    }
-}
-
-impl SolveError {
-    pub(crate) fn step(place: &Place, message: impl Into<String>, hint: Option<String>) -> Self {
-        Self::Step {
-            place: Box::new(place.clone()),
-            message: message.into(),
-            hint,
-        }
-    }
-
-    pub(crate) fn worker(place: &Place, error: &WorkerError) -> Self {
-        if error.is_canceled() {
-            return Self::Canceled;
-        }
-        Self::step(place, error.to_string(), error.hint().map(str::to_owned))
-    }
-
-    pub(crate) fn key(place: &Place, error: KeyError) -> Self {
-        match (error.context, error.missing) {
-            (Some(context), Some(path)) => Self::Missing {
-                place: Box::new(place.clone()),
-                context,
-                path,
-                message: error.message,
-                hint: error.hint,
-            },
-            _ => Self::step(place, error.message, error.hint),
-        }
-    }
-
-    /// Where in the build it happened.
-    pub fn place(&self) -> Option<&Place> {
-        match self {
-            Self::Process { place, .. }
-            | Self::Step { place, .. }
-            | Self::Missing { place, .. } => Some(place),
-            _ => None,
-        }
-    }
-
-    /// A way out, where there is one.
-    pub fn hint(&self) -> Option<&str> {
-        match self {
-            Self::Step { hint, .. } | Self::Missing { hint, .. } => hint.as_deref(),
-            Self::Process {
-                disk_full: true, ..
-            }
-            | Self::Store(StoreError::Full) => Some(NO_SPACE),
-            _ => None,
-        }
-    }
 }
 
 /// Solves graphs against one store with one worker.
@@ -414,81 +245,6 @@ fn chain_of(graph: &Graph, target: Edge) -> HashSet<OpId> {
         pending.extend(bases.into_iter().map(|input| op.inputs[input].op));
     }
     chain
-}
-
-/// Keys of inputs by definition: what they are made by.
-struct ByDefinition<'r> {
-    op: &'r Op,
-    keys: Vec<Option<Key>>,
-    values: Vec<Option<Value>>,
-}
-
-impl InputKeys for ByDefinition<'_> {
-    fn whole(&self, input: usize) -> Option<Key> {
-        self.keys[input].map(|key| edge_key(key, self.op.inputs[input].output))
-    }
-
-    fn selected(&self, input: usize, copy: &CopyAction) -> Result<Option<Key>, KeyError> {
-        match &self.values[input] {
-            Some(Value::Local(local)) => local_selection(local, copy).map(Some),
-            _ => Ok(None),
-        }
-    }
-}
-
-/// Keys of inputs by what is in them.
-struct ByContent<'r> {
-    op: &'r Op,
-    store: &'r Store,
-    values: Vec<Value>,
-}
-
-impl InputKeys for ByContent<'_> {
-    fn whole(&self, input: usize) -> Option<Key> {
-        self.values[input]
-            .tree(self.op.inputs[input].output)
-            .map(Snapshot::content_key)
-    }
-
-    fn selected(&self, input: usize, copy: &CopyAction) -> Result<Option<Key>, KeyError> {
-        match &self.values[input] {
-            Value::Local(local) => local_selection(local, copy).map(Some),
-            Value::Trees(_) => {
-                let Some(tree) = self.values[input].tree(self.op.inputs[input].output) else {
-                    return Ok(None);
-                };
-                let indexes: Result<Vec<_>, _> = tree
-                    .layers
-                    .iter()
-                    .map(|layer| self.store.load_index(*layer))
-                    .collect();
-                // A layer that cannot be read is found out about, and named, when the step is executed.
-                let Ok(indexes) = indexes else {
-                    return Ok(None);
-                };
-                selection_key(copy, &MergedView::new(indexes)).map(Some)
-            }
-        }
-    }
-}
-
-fn edge_key(key: Key, output: u32) -> Key {
-    let mut hasher = KeyHasher::new("edge", 1);
-    hasher
-        .part("key", key.as_bytes())
-        .part("output", &output.to_le_bytes());
-    hasher.finish()
-}
-
-fn selection_key(copy: &CopyAction, view: &MergedView) -> Result<Key, KeyError> {
-    let mut hasher = KeyHasher::new("selection", 1);
-    kiln_fileop::selection_key(copy, view, &mut hasher)?;
-    Ok(hasher.finish())
-}
-
-fn local_selection(local: &LocalTree, copy: &CopyAction) -> Result<Key, KeyError> {
-    let index = local.index_for(copy)?;
-    selection_key(copy, &MergedView::new([index])).map_err(|error| local.named(error))
 }
 
 impl<'s> Run<'s, '_> {
@@ -850,171 +606,6 @@ impl<'s> Run<'s, '_> {
             return true;
         }
         false
-    }
-
-    /// Fetches an image beside everything else.
-    fn fetch_image<'scope, 'env>(
-        &mut self,
-        id: OpId,
-        op: &'scope Op,
-        reference: &'scope str,
-        scope: &'scope Scope<'scope, 'env>,
-        sender: &Sender<Message>,
-    ) where
-        's: 'scope,
-    {
-        self.states[id.0] = State::Running;
-        self.running += 1;
-        let vertex = self.solver.vertex(id);
-        let started = SystemTime::now();
-        self.solver.sink.emit(Event::Started {
-            id: vertex,
-            at: started,
-        });
-        let (sender, solver) = (sender.clone(), self.solver);
-        scope.spawn(move || {
-            let outcome = match solver.providers.fetch_image(reference, vertex) {
-                Ok(snapshot) => Ok(Executed {
-                    outputs: vec![snapshot],
-                    record: None,
-                    took: started.elapsed().unwrap_or_default(),
-                }),
-                Err(error) if error.canceled => Err(SolveError::Canceled),
-                Err(error) => Err(SolveError::step(&op.place, error.message, error.hint)),
-            };
-            let _ = sender.send(Message::Executed { op: id, outcome });
-        });
-    }
-
-    /// Starts an operation if there is a slot and nobody else does the same; whether anything changed.
-    fn start<'scope, 'env>(
-        &mut self,
-        id: OpId,
-        scope: &'scope Scope<'scope, 'env>,
-        sender: &Sender<Message>,
-    ) -> Result<bool, SolveError>
-    where
-        's: 'scope,
-    {
-        let op = self.graph.op(id);
-        let exec = matches!(op.kind, OpKind::Exec(_));
-        if exec && self.execs >= self.solver.options.jobs
-            || !exec && self.others >= self.solver.options.cores.max(2)
-        {
-            return Ok(false);
-        }
-        let content = self.content(id)?;
-        let definition = self.definition(id)?;
-        if self.claims[id.0].is_none() && !op.ignore_cache {
-            match self.solver.store.claim(content)? {
-                ClaimAttempt::Held(claim) => {
-                    // Another process may have finished between the look-up and the claim.
-                    if let Some(record) = self.solver.store.find_record(content)? {
-                        drop(claim);
-                        self.hit(id, &record, definition)?;
-                        return Ok(true);
-                    }
-                    self.claims[id.0] = Some(claim);
-                }
-                ClaimAttempt::Busy(waiter) => {
-                    let vertex = self.solver.vertex(id);
-                    let holder = waiter
-                        .holder()
-                        .map_or_else(String::new, |pid| format!(" (process {pid})"));
-                    let text = format!("for the same step in another build{holder}");
-                    self.solver.sink.emit(Event::Waiting { id: vertex, text });
-                    self.states[id.0] = State::Running;
-                    self.running += 1;
-                    let (sender, solver) = (sender.clone(), self.solver);
-                    scope.spawn(move || {
-                        let message = loop {
-                            if solver.providers.is_canceled() || solver.worker.is_canceled() {
-                                break Message::Executed {
-                                    op: id,
-                                    outcome: Err(SolveError::Canceled),
-                                };
-                            }
-                            match waiter.wait(TICK) {
-                                Ok(Some(claim)) => break Message::Claimed { op: id, claim },
-                                Ok(None) => {}
-                                Err(error) => {
-                                    break Message::Executed {
-                                        op: id,
-                                        outcome: Err(error.into()),
-                                    };
-                                }
-                            }
-                        };
-                        // The receiver lives as long as the scope.
-                        let _ = sender.send(message);
-                    });
-                    return Ok(true);
-                }
-            }
-        }
-        if self.reports.iter().all(Option::is_none) {
-            self.solver.providers.before_first();
-        }
-        let reason = self.reason(id)?;
-        self.tell_cached();
-        let vertex = self.solver.vertex(id);
-        self.solver.sink.emit(Event::Started {
-            id: vertex,
-            at: SystemTime::now(),
-        });
-        if let Some(text) = &reason {
-            self.solver.sink.emit(Event::Reason {
-                id: vertex,
-                text: text.clone(),
-            });
-        }
-        self.reports[id.0] = Some(OpReport {
-            op: id,
-            executed: true,
-            reason,
-            took: Duration::ZERO,
-        });
-        let (_, parts) = self.contents[id.0].clone().expect("made above");
-        let task = Task {
-            op: op.clone(),
-            inputs: self.input_values(op),
-            vertex,
-            keys: definition.into_iter().chain([content]).collect(),
-            parts,
-            claim: self.claims[id.0].take(),
-        };
-        self.states[id.0] = State::Running;
-        self.running += 1;
-        *if exec {
-            &mut self.execs
-        } else {
-            &mut self.others
-        } += 1;
-        let (sender, solver) = (sender.clone(), self.solver);
-        scope.spawn(move || {
-            let outcome = solver.execute(task);
-            let _ = sender.send(Message::Executed { op: id, outcome });
-        });
-        Ok(true)
-    }
-
-    /// Why an operation is executed, in words; `None` when it is simply new.
-    fn reason(&self, id: OpId) -> Result<Option<String>, SolveError> {
-        let op = self.graph.op(id);
-        if op.ignore_cache {
-            return Ok(Some("the cache is not used (--no-cache)".to_owned()));
-        }
-        let Some((_, parts)) = self.contents[id.0].as_ref() else {
-            return Ok(None);
-        };
-        let step = step_name(&op.place);
-        Ok(self
-            .solver
-            .store
-            .latest_record_of_step(&step)?
-            .map(|record| self.solver.store.record_parts(record.id))
-            .transpose()?
-            .map(|before| explain::difference(parts, &before)))
     }
 
     fn take(&mut self, message: Message) {

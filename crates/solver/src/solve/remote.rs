@@ -9,7 +9,8 @@ use std::time::SystemTime;
 use kiln_graph::{OpId, OpKind, SourceOp};
 use kiln_progress::{Event, VertexId};
 
-use super::{Message, Run, SolveError, Solver, State};
+use super::{Message, Run, Solver, State};
+use crate::SolveError;
 use crate::value::{Context, LocalTree, Value};
 
 /// Follows the work on a source, and can end it.

@@ -1,0 +1,124 @@
+//! Why a graph could not be solved.
+
+use kiln_graph::Place;
+use kiln_store::StoreError;
+use kiln_worker::{Exit, WorkerError};
+
+use crate::keys::KeyError;
+
+/// The way out when the disk is full.
+const NO_SPACE: &str = "the store's disk is full: free some space, or put the store elsewhere with --root or KILN_ROOT";
+
+/// Why a graph could not be solved.
+#[derive(Debug, thiserror::Error)]
+pub enum SolveError {
+    /// The user gave up.
+    #[error("canceled")]
+    Canceled,
+    /// A process ended with another code than 0.
+    #[error("process {command} did not complete successfully: {}", exit_text(*.exit, *.out_of_memory))]
+    Process {
+        /// The operation.
+        place: Box<Place>,
+        /// The command as BuildKit quotes it.
+        command: String,
+        /// How it ended.
+        exit: Exit,
+        /// For want of memory.
+        out_of_memory: bool,
+        /// The store's disk was full when it ended.
+        disk_full: bool,
+    },
+    /// An operation failed.
+    #[error("{message}")]
+    Step {
+        /// The operation.
+        place: Box<Place>,
+        /// In words.
+        message: String,
+        /// A way out.
+        hint: Option<String>,
+    },
+    /// A file that an operation takes from a local context is not there.
+    #[error("{message}")]
+    Missing {
+        /// The operation.
+        place: Box<Place>,
+        /// The context's name.
+        context: String,
+        /// The path in it.
+        path: String,
+        /// In words.
+        message: String,
+        /// What may have been meant.
+        hint: Option<String>,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn exit_text(exit: Exit, out_of_memory: bool) -> String {
+    let text = match exit {
+        Exit::Code(code) => format!("exit code: {code}"),
+        // As a shell and BuildKit count: 128 and the signal.
+        Exit::Signal(signal) => format!("exit code: {} (killed by signal {signal})", 128 + signal),
+    };
+    if out_of_memory {
+        format!("{text}: cannot allocate memory (the kernel's out-of-memory killer)")
+    } else {
+        text
+    }
+}
+
+impl SolveError {
+    pub(crate) fn step(place: &Place, message: impl Into<String>, hint: Option<String>) -> Self {
+        Self::Step {
+            place: Box::new(place.clone()),
+            message: message.into(),
+            hint,
+        }
+    }
+
+    pub(crate) fn worker(place: &Place, error: &WorkerError) -> Self {
+        if error.is_canceled() {
+            return Self::Canceled;
+        }
+        Self::step(place, error.to_string(), error.hint().map(str::to_owned))
+    }
+
+    pub(crate) fn key(place: &Place, error: KeyError) -> Self {
+        match (error.context, error.missing) {
+            (Some(context), Some(path)) => Self::Missing {
+                place: Box::new(place.clone()),
+                context,
+                path,
+                message: error.message,
+                hint: error.hint,
+            },
+            _ => Self::step(place, error.message, error.hint),
+        }
+    }
+
+    /// Where in the build it happened.
+    pub fn place(&self) -> Option<&Place> {
+        match self {
+            Self::Process { place, .. }
+            | Self::Step { place, .. }
+            | Self::Missing { place, .. } => Some(place),
+            _ => None,
+        }
+    }
+
+    /// A way out, where there is one.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Step { hint, .. } | Self::Missing { hint, .. } => hint.as_deref(),
+            Self::Process {
+                disk_full: true, ..
+            }
+            | Self::Store(StoreError::Full) => Some(NO_SPACE),
+            _ => None,
+        }
+    }
+}

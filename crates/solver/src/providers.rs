@@ -1,0 +1,63 @@
+//! What the solver is given from outside its graph.
+
+use std::path::PathBuf;
+
+use kiln_graph::SourceOp;
+use kiln_progress::VertexId;
+
+use crate::value::{Context, Snapshot};
+use crate::{SourceError, Watch};
+
+/// What a build brings that is not in its graph.
+pub trait Providers: Sync {
+    /// The layers of an image that the graph names with its digest; `None` when they must be fetched.
+    ///
+    /// # Errors
+    /// In words, when the image cannot be had.
+    fn image(&self, reference: &str) -> Result<Option<Snapshot>, String>;
+
+    /// Fetches the layers of an image. Called in a thread of its own; `vertex` is the image's row.
+    ///
+    /// # Errors
+    /// When they cannot be had, or the user or the worker gave up.
+    fn fetch_image(&self, reference: &str, vertex: VertexId) -> Result<Snapshot, SourceError>;
+
+    /// Scans a local context, ignoring what the patterns say.
+    ///
+    /// # Errors
+    /// In words, when the context is not there or cannot be read.
+    fn scan(&self, name: &str, exclude: &[String]) -> Result<Context, String>;
+
+    /// What a source from the network is now, in the few characters that its key needs: a digest, a commit. Nothing is
+    /// asked when the operation itself says it.
+    ///
+    /// # Errors
+    /// When that cannot be found out.
+    fn identify(&self, source: &SourceOp, watch: &dyn Watch) -> Result<String, SourceError>;
+
+    /// Brings a source from the network in the state of that identity.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    fn fetch(
+        &self,
+        source: &SourceOp,
+        identity: &str,
+        watch: &dyn Watch,
+    ) -> Result<Context, SourceError>;
+
+    /// The value of a secret; `None` when the build was given none of that name.
+    ///
+    /// # Errors
+    /// In words, when it was given and cannot be read.
+    fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, String>;
+
+    /// The socket of an ssh agent.
+    fn ssh(&self, id: &str) -> Option<PathBuf>;
+
+    /// Whether the user gave up.
+    fn is_canceled(&self) -> bool;
+
+    /// Called once, before the first operation is executed.
+    fn before_first(&self) {}
+}

@@ -1,0 +1,179 @@
+//! Starts what must be done, each operation in a thread of its own.
+
+use std::sync::mpsc::Sender;
+use std::thread::Scope;
+use std::time::{Duration, SystemTime};
+
+use kiln_graph::{Op, OpId, OpKind};
+use kiln_progress::Event;
+use kiln_store::ClaimAttempt;
+
+use super::{Executed, Message, OpReport, Run, State, TICK, Task, step_name};
+use crate::{SolveError, explain};
+
+impl<'s> Run<'s, '_> {
+    /// Fetches an image beside everything else.
+    pub(super) fn fetch_image<'scope, 'env>(
+        &mut self,
+        id: OpId,
+        op: &'scope Op,
+        reference: &'scope str,
+        scope: &'scope Scope<'scope, 'env>,
+        sender: &Sender<Message>,
+    ) where
+        's: 'scope,
+    {
+        self.states[id.0] = State::Running;
+        self.running += 1;
+        let vertex = self.solver.vertex(id);
+        let started = SystemTime::now();
+        self.solver.sink.emit(Event::Started {
+            id: vertex,
+            at: started,
+        });
+        let (sender, solver) = (sender.clone(), self.solver);
+        scope.spawn(move || {
+            let outcome = match solver.providers.fetch_image(reference, vertex) {
+                Ok(snapshot) => Ok(Executed {
+                    outputs: vec![snapshot],
+                    record: None,
+                    took: started.elapsed().unwrap_or_default(),
+                }),
+                Err(error) if error.canceled => Err(SolveError::Canceled),
+                Err(error) => Err(SolveError::step(&op.place, error.message, error.hint)),
+            };
+            let _ = sender.send(Message::Executed { op: id, outcome });
+        });
+    }
+
+    /// Starts an operation if there is a slot and nobody else does the same; whether anything changed.
+    pub(super) fn start<'scope, 'env>(
+        &mut self,
+        id: OpId,
+        scope: &'scope Scope<'scope, 'env>,
+        sender: &Sender<Message>,
+    ) -> Result<bool, SolveError>
+    where
+        's: 'scope,
+    {
+        let op = self.graph.op(id);
+        let exec = matches!(op.kind, OpKind::Exec(_));
+        if exec && self.execs >= self.solver.options.jobs
+            || !exec && self.others >= self.solver.options.cores.max(2)
+        {
+            return Ok(false);
+        }
+        let content = self.content(id)?;
+        let definition = self.definition(id)?;
+        if self.claims[id.0].is_none() && !op.ignore_cache {
+            match self.solver.store.claim(content)? {
+                ClaimAttempt::Held(claim) => {
+                    // Another process may have finished between the look-up and the claim.
+                    if let Some(record) = self.solver.store.find_record(content)? {
+                        drop(claim);
+                        self.hit(id, &record, definition)?;
+                        return Ok(true);
+                    }
+                    self.claims[id.0] = Some(claim);
+                }
+                ClaimAttempt::Busy(waiter) => {
+                    let vertex = self.solver.vertex(id);
+                    let holder = waiter
+                        .holder()
+                        .map_or_else(String::new, |pid| format!(" (process {pid})"));
+                    let text = format!("for the same step in another build{holder}");
+                    self.solver.sink.emit(Event::Waiting { id: vertex, text });
+                    self.states[id.0] = State::Running;
+                    self.running += 1;
+                    let (sender, solver) = (sender.clone(), self.solver);
+                    scope.spawn(move || {
+                        let message = loop {
+                            if solver.providers.is_canceled() || solver.worker.is_canceled() {
+                                break Message::Executed {
+                                    op: id,
+                                    outcome: Err(SolveError::Canceled),
+                                };
+                            }
+                            match waiter.wait(TICK) {
+                                Ok(Some(claim)) => break Message::Claimed { op: id, claim },
+                                Ok(None) => {}
+                                Err(error) => {
+                                    break Message::Executed {
+                                        op: id,
+                                        outcome: Err(error.into()),
+                                    };
+                                }
+                            }
+                        };
+                        // The receiver lives as long as the scope.
+                        let _ = sender.send(message);
+                    });
+                    return Ok(true);
+                }
+            }
+        }
+        if self.reports.iter().all(Option::is_none) {
+            self.solver.providers.before_first();
+        }
+        let reason = self.reason(id)?;
+        self.tell_cached();
+        let vertex = self.solver.vertex(id);
+        self.solver.sink.emit(Event::Started {
+            id: vertex,
+            at: SystemTime::now(),
+        });
+        if let Some(text) = &reason {
+            self.solver.sink.emit(Event::Reason {
+                id: vertex,
+                text: text.clone(),
+            });
+        }
+        self.reports[id.0] = Some(OpReport {
+            op: id,
+            executed: true,
+            reason,
+            took: Duration::ZERO,
+        });
+        let (_, parts) = self.contents[id.0].clone().expect("made above");
+        let task = Task {
+            op: op.clone(),
+            inputs: self.input_values(op),
+            vertex,
+            keys: definition.into_iter().chain([content]).collect(),
+            parts,
+            claim: self.claims[id.0].take(),
+        };
+        self.states[id.0] = State::Running;
+        self.running += 1;
+        *if exec {
+            &mut self.execs
+        } else {
+            &mut self.others
+        } += 1;
+        let (sender, solver) = (sender.clone(), self.solver);
+        scope.spawn(move || {
+            let outcome = solver.execute(task);
+            let _ = sender.send(Message::Executed { op: id, outcome });
+        });
+        Ok(true)
+    }
+
+    /// Why an operation is executed, in words; `None` when it is simply new.
+    fn reason(&self, id: OpId) -> Result<Option<String>, SolveError> {
+        let op = self.graph.op(id);
+        if op.ignore_cache {
+            return Ok(Some("the cache is not used (--no-cache)".to_owned()));
+        }
+        let Some((_, parts)) = self.contents[id.0].as_ref() else {
+            return Ok(None);
+        };
+        let step = step_name(&op.place);
+        Ok(self
+            .solver
+            .store
+            .latest_record_of_step(&step)?
+            .map(|record| self.solver.store.record_parts(record.id))
+            .transpose()?
+            .map(|before| explain::difference(parts, &before)))
+    }
+}
