@@ -1,6 +1,7 @@
 //! `cargo xtask bases`: the base images that examples and tests start from. Two are root file systems of Debian
 //! packages; the others are built with Kiln itself, from the Dockerfiles in `examples/bases`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -17,8 +18,8 @@ const PATH: &str = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/
 enum Origin {
     /// A tar file, made once and kept, and the command of the image.
     Rootfs(fn(&Path) -> Result<PathBuf>, &'static str),
-    /// `examples/bases/NAME/Dockerfile`, on the Debian base.
-    Dockerfile,
+    /// `examples/bases/NAME/Dockerfile`, which starts from the base of this short name.
+    Dockerfile(&'static str),
 }
 
 /// A base image.
@@ -32,37 +33,29 @@ pub struct Base {
 }
 
 /// All bases; each after the one that it is built on.
-pub const BASES: [Base; 6] = [
-    Base {
-        name: "busybox",
-        image: "busybox:latest",
-        origin: Origin::Rootfs(rootfs::busybox, r#"CMD ["sh"]"#),
-    },
-    Base {
-        name: "debian",
-        image: "debian:bookworm",
-        origin: Origin::Rootfs(rootfs::debian, r#"CMD ["bash"]"#),
-    },
-    Base {
-        name: "golang",
-        image: "golang:bookworm",
-        origin: Origin::Dockerfile,
-    },
-    Base {
-        name: "jre",
-        image: "jre:bookworm",
-        origin: Origin::Dockerfile,
-    },
-    Base {
-        name: "jdk",
-        image: "jdk:bookworm",
-        origin: Origin::Dockerfile,
-    },
-    Base {
-        name: "static",
-        image: "static:bookworm",
-        origin: Origin::Dockerfile,
-    },
+pub const BASES: [Base; 12] = [
+    Base::of_packages(
+        "busybox",
+        "busybox:latest",
+        rootfs::busybox,
+        r#"CMD ["sh"]"#,
+    ),
+    Base::of_packages(
+        "debian",
+        "debian:bookworm",
+        rootfs::debian,
+        r#"CMD ["bash"]"#,
+    ),
+    Base::built_on("debian", "slim", "slim:bookworm"),
+    Base::built_on("slim", "static", "static:bookworm"),
+    Base::built_on("debian", "golang", "golang:bookworm"),
+    Base::built_on("debian", "jre", "jre:bookworm"),
+    Base::built_on("jre", "jdk", "jdk:bookworm"),
+    Base::built_on("jdk", "maven", "maven:bookworm"),
+    Base::built_on("slim", "python", "python:bookworm"),
+    Base::built_on("python", "uv", "uv:latest"),
+    Base::built_on("slim", "node", "node:bookworm"),
+    Base::built_on("slim", "rust", "rust:bookworm"),
 ];
 
 impl Base {
@@ -76,6 +69,29 @@ impl Base {
         }
         names
     };
+
+    const fn of_packages(
+        name: &'static str,
+        image: &'static str,
+        make: fn(&Path) -> Result<PathBuf>,
+        cmd: &'static str,
+    ) -> Self {
+        let origin = Origin::Rootfs(make, cmd);
+        Self {
+            name,
+            image,
+            origin,
+        }
+    }
+
+    const fn built_on(below: &'static str, name: &'static str, image: &'static str) -> Self {
+        let origin = Origin::Dockerfile(below);
+        Self {
+            name,
+            image,
+            origin,
+        }
+    }
 
     /// The archive of the finished image below `cache`.
     pub fn archive(&self, cache: &Path) -> PathBuf {
@@ -95,15 +111,19 @@ impl Base {
                     .arg(tar)
                     .arg(self.image))
             }
-            Origin::Dockerfile => {
+            Origin::Dockerfile(_) => {
                 let context = workspace().join("examples/bases").join(self.name);
                 run(kiln.command(["build", "-t", self.image]).arg(context))
             }
         }
     }
 
-    fn needs_debian(&self) -> bool {
-        matches!(self.origin, Origin::Dockerfile)
+    /// The short name of the base that it is built on.
+    fn below(&self) -> Option<&'static str> {
+        match self.origin {
+            Origin::Rootfs(..) => None,
+            Origin::Dockerfile(below) => Some(below),
+        }
     }
 }
 
@@ -112,16 +132,26 @@ pub fn cache_dir() -> PathBuf {
     target_dir().join("bases")
 }
 
+/// The named bases, all if none is named, each after the one that it is built on.
+fn with_all_below(names: &[&str]) -> Vec<&'static Base> {
+    let mut wanted: BTreeSet<&str> = names.iter().copied().collect();
+    let mut found: Vec<&Base> = Vec::new();
+    for base in BASES.iter().rev() {
+        if names.is_empty() || wanted.contains(&base.name) {
+            wanted.extend(base.below());
+            found.push(base);
+        }
+    }
+    found.reverse();
+    found
+}
+
 /// Makes the named bases, all if none is named, in the user's own store.
 pub fn run_with(kiln: &Kiln, names: &[&str]) -> Result<()> {
     let cache = cache_dir();
-    let wanted = |base: &Base| names.is_empty() || names.contains(&base.name);
-    let debian = BASES.iter().any(|base| wanted(base) && base.needs_debian());
-    for base in &BASES {
-        if wanted(base) || (debian && base.name == "debian") {
-            base.make(kiln, &cache)
-                .with_context(|| format!("base image {}", base.image))?;
-        }
+    for base in with_all_below(names) {
+        base.make(kiln, &cache)
+            .with_context(|| format!("base image {}", base.image))?;
     }
     Ok(())
 }
@@ -164,4 +194,28 @@ pub fn archives(kiln: &Kiln, cache: &Path) -> Result<()> {
         fs::write(&stamp, id)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_base_is_built_on_comes_before_it() {
+        let names = |wanted: &[&str]| -> Vec<&str> {
+            let found = with_all_below(wanted);
+            found.into_iter().map(|base| base.name).collect()
+        };
+        assert_eq!(names(&[]), Base::NAMES);
+        assert_eq!(names(&["uv"]), ["debian", "slim", "python", "uv"]);
+        assert_eq!(
+            names(&["jdk", "busybox"]),
+            ["busybox", "debian", "jre", "jdk"]
+        );
+        for (at, base) in BASES.iter().enumerate() {
+            let below = base.below();
+            let made = below.is_none_or(|below| BASES[..at].iter().any(|it| it.name == below));
+            assert!(made, "{} comes before {below:?}", base.name);
+        }
+    }
 }

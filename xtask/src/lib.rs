@@ -7,6 +7,7 @@ pub mod demo;
 pub mod dist;
 pub mod machine;
 pub mod process;
+pub mod projects;
 mod rootfs;
 mod sources;
 pub mod test;

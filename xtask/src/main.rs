@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bases, compare, conformance, demo, dist, test};
+use xtask::{bases, compare, conformance, demo, dist, projects, test};
 
-/// What a script would do: base images, the demo, the test run, comparisons.
+/// What a script would do: base images, the demo, the test run, comparisons, measurements.
 #[derive(Parser)]
 #[command(name = "cargo xtask", disable_help_subcommand = true)]
 struct Arguments {
@@ -32,6 +32,14 @@ enum Command {
         /// Passed to `cargo test`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
+    },
+    /// Measures how long the projects in `examples` take: cold, cached, after one edit. With `KILN_PEERS` also by docker.
+    Projects {
+        /// Only these; all if none is named.
+        names: Vec<String>,
+        /// How often; the table shows medians.
+        #[arg(long, default_value_t = 1)]
+        rounds: usize,
     },
     /// Builds a Dockerfile with Kiln and with docker, and shows how the two images differ.
     Compare(CompareArguments),
@@ -81,6 +89,9 @@ fn main() -> ExitCode {
                 Some(Oracle::Docker) => conformance::record(filter),
                 None => conformance::run(filter),
             }
+        }
+        Command::Projects { names, rounds } => {
+            projects::run(&names, rounds).map(|()| ExitCode::SUCCESS)
         }
         Command::Compare(arguments) => compare::run(&compare::Request {
             context: arguments.context,

@@ -6,7 +6,7 @@ use std::process::Command;
 use kiln_tests::server::Server;
 use kiln_tests::{Kiln, Setting, in_each_setting};
 
-in_each_setting! { go_one_stage_and_many go_from_scratch go_target java download stages_by_number scripts go_modules }
+in_each_setting! { go_one_stage_and_many go_from_scratch go_target java download stages_by_number scripts }
 
 /// Builds, builds again with nothing executed, and returns what the image prints.
 #[track_caller]
@@ -219,25 +219,4 @@ fn scripts(setting: Setting) {
         said,
         "hello from a script\none\ntwo\nthree\nas it is: $SERVER\nfilled in: yes\n"
     );
-}
-
-fn go_modules(setting: Setting) {
-    let Some(kiln) = Kiln::shared(setting, &["golang", "static"]) else {
-        return;
-    };
-    let context = kiln.example("go-modules");
-    let printed = build_twice_and_run(kiln, "uuid-of", &[&context]);
-    assert_eq!(printed, "53f8b315-3f19-5a81-9257-9fda522dfe5c\n");
-
-    let main = format!("{context}/main.go");
-    let source = std::fs::read_to_string(&main).expect("copied");
-    std::fs::write(&main, source.replace("Println(", "Println(\"uuid\", ")).expect("own file");
-    let edited = kiln.build(&["-t", "uuid-of", &context]).ok();
-    let module_steps = edited
-        .executed()
-        .iter()
-        .any(|step| step.contains("go mod") || step.contains("go.*"));
-    assert!(!module_steps, "a source file changed, no module: {edited}");
-    let printed = kiln.run(&["run", "--rm", "uuid-of"]).ok().stdout;
-    assert_eq!(printed, "uuid 53f8b315-3f19-5a81-9257-9fda522dfe5c\n");
 }

@@ -11,6 +11,7 @@ mod host_ca;
 mod images;
 mod interrupted;
 mod overlapping;
+mod projects;
 mod registry;
 mod registry_errors;
 mod settings_agree;
