@@ -34,6 +34,10 @@ pub(crate) struct Global {
         hide = true
     )]
     pub(crate) rootfs: Option<String>,
+    /// How steps are separated from this machine: auto, root, userns (user namespace with subordinate ids) or single
+    /// (user namespace with one id)
+    #[arg(long, global = true, env = "KILN_ISOLATION", value_name = "KIND")]
+    pub(crate) isolation: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -8,7 +8,7 @@ use kiln_engine::Engine;
 use kiln_registry::{Client, ClientConfig, Credentials, HostConfig, Proxies};
 use kiln_remote::{GitProgram, Remote};
 use kiln_rootfs::Provider;
-use kiln_sandbox::{IdTools, Isolation};
+use kiln_sandbox::{IdTools, Isolation, User, Wanted};
 use kiln_store::{Header, IdKind, IdRange, OpenOptions, Store};
 use kiln_worker::Worker;
 
@@ -70,7 +70,18 @@ impl Place {
             std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
         let (subuid, subgid) = (text("/etc/subuid"), text("/etc/subgid"));
         let tools = IdTools::find(&path);
-        let (isolation, reason) = kiln_sandbox::choose(uid, gid, &name, &subuid, &subgid, tools);
+        let wanted = global.isolation.as_deref().unwrap_or("auto");
+        let wanted = Wanted::from_name(wanted).with_context(|| {
+            format!("--isolation {wanted}: expected auto, root, userns or single")
+        })?;
+        let user = User {
+            uid,
+            gid,
+            name: &name,
+            subuid: &subuid,
+            subgid: &subgid,
+        };
+        let (isolation, reason) = kiln_sandbox::choose(wanted, user, tools)?;
         let provider = match global.rootfs.as_deref() {
             None | Some("auto") => None,
             Some("overlay") => Some(Provider::Overlay),

@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 
 use kiln_image::view::{MergedView, Node};
 use kiln_image::{Entry, Kind, LayerPath, Xattrs};
-use kiln_store::layer_fs::Ids;
 
 use crate::walk::{Found, belongs, whiteout};
 
@@ -30,25 +29,15 @@ pub(crate) enum Fix {
 
 /// Compares `found` (in path order, from the root) with the merged layers below it. `ignore` are paths that count only
 /// if something was made of them.
-pub(crate) fn diff(
-    mut found: Vec<Found>,
-    view: &MergedView,
-    ignore: &[LayerPath],
-    ids: Ids,
-) -> Changes {
-    if ids == Ids::Recorded {
-        for found in &mut found {
-            recall(&mut found.entry, view);
-        }
-    }
+pub(crate) fn diff(found: &[Found], view: &MergedView, ignore: &[LayerPath]) -> Changes {
     let mut diff = Diff {
         view,
         ignore: ignore.iter().collect(),
-        groups: unchanged_groups(&found, view),
+        groups: unchanged_groups(found, view),
         folders: Vec::new(),
         changes: Changes::default(),
     };
-    for found in &found {
+    for found in found {
         diff.add(found);
     }
     while let Some(folder) = diff.folders.pop() {
@@ -263,22 +252,6 @@ fn unchanged_groups(found: &[Found], view: &MergedView) -> HashSet<u32> {
         .collect()
 }
 
-/// Where files do not carry their owners and full modes: those of the file below.
-fn recall(entry: &mut Entry, view: &MergedView) {
-    let base = view.get(&entry.path).map(|node| node.entry);
-    let base = base
-        .filter(|base| std::mem::discriminant(&base.kind) == std::mem::discriminant(&entry.kind));
-    (entry.uid, entry.gid) = base.map_or((0, 0), |base| (base.uid, base.gid));
-    if let Some(base) = base {
-        // As `LayerFs` widens modes for the one user.
-        let enterable = base.is_dir() || base.mode & 0o111 != 0;
-        let widened = base.mode | if enterable { 0o700 } else { 0o600 };
-        if entry.mode == widened {
-            entry.mode = base.mode;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -322,9 +295,9 @@ mod tests {
     }
 
     /// The root, then the given entries, as they come out of a walk.
-    fn changes(view: &MergedView, ids: Ids, mut list: Vec<Found>) -> (Vec<String>, Vec<String>) {
+    fn changes(view: &MergedView, mut list: Vec<Found>) -> (Vec<String>, Vec<String>) {
         list.insert(0, found(unset_root()));
-        let changes = diff(list, view, &[], ids);
+        let changes = diff(&list, view, &[]);
         let entries = changes.entries.iter().map(|entry| {
             let kind = format!("{:?}", entry.kind);
             let end = kind.find([' ', '(']).unwrap_or(kind.len());
@@ -349,7 +322,7 @@ mod tests {
             found(entry("null", Kind::Char(1, 3))),
             found(entry("z", Kind::Char(1, 5))),
         ];
-        let (entries, fixes) = changes(&view, Ids::Real, list);
+        let (entries, fixes) = changes(&view, list);
         assert_eq!(entries, ["/a Block 755 3:4", "/z Char 755 3:4"]);
         assert_eq!(
             fixes,
@@ -378,40 +351,9 @@ mod tests {
             same("d/a"),
             same("d/c"),
         ];
-        let (entries, fixes) = changes(&view, Ids::Real, list);
+        let (entries, fixes) = changes(&view, list);
         assert_eq!(entries, ["/d Dir 755 3:4", "/d/b Whiteout 0 0:0"]);
         assert_eq!(fixes, [r#"Unmark("/d")"#, r#"Whiteout("/d/b")"#]);
-    }
-
-    #[test]
-    fn recorded_owners_and_modes_are_those_below() {
-        let narrow = Entry {
-            mode: 0o555,
-            ..entry("d", DIR)
-        };
-        let secret = Entry {
-            mode: 0o040,
-            ..entry("d/secret", file(1))
-        };
-        let view = below(vec![narrow, secret.clone()]);
-        let own = |path, kind, mode| {
-            found(Entry {
-                mode,
-                uid: 0,
-                gid: 0,
-                ..entry(path, kind)
-            })
-        };
-        let list = vec![
-            own("d", DIR, 0o755),
-            own("d/new", file(2), 0o644),
-            own("d/secret", file(1), 0o640),
-        ];
-        let (entries, _) = changes(&view, Ids::Recorded, list);
-        assert_eq!(entries, ["/d Dir 555 3:4", "/d/new File 644 0:0"]);
-        let list = vec![own("d", DIR, 0o755), own("d/secret", file(9), 0o640)];
-        let (entries, _) = changes(&view, Ids::Recorded, list);
-        assert_eq!(entries, ["/d Dir 555 3:4", "/d/secret File 40 3:4"]);
     }
 
     #[test]
@@ -430,7 +372,7 @@ mod tests {
                 .iter()
                 .map(|&(path, fill)| found(linked(path, fill, 3)))
                 .collect();
-            changes(&view, Ids::Real, list).0.len()
+            changes(&view, list).0.len()
         };
         assert_eq!(group(&[("a", 1), ("b", 1)]), 0, "one file below, too");
         assert_eq!(group(&[("a", 1), ("c", 1)]), 2, "two files below");

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_image::view::MergedView;
-use kiln_image::{LayerIndex, LayerPath};
+use kiln_image::{Entry, InodeOwners, Kind, LayerIndex, LayerPath};
 use kiln_store::layer_fs::{Ids, delete_layer};
 
 pub use error::RootfsError;
@@ -117,9 +117,46 @@ impl Rootfs {
         }
     }
 
+    /// The owners of files of the layers that cannot carry them, where ids are recorded: links and fifos. `view` is the
+    /// merged view of `lowers`, from which this was made.
+    ///
+    /// # Errors
+    /// When a file is not where the index says.
+    pub fn owners(&self, view: &MergedView, lowers: &[Lower]) -> Result<InodeOwners, RootfsError> {
+        let mut owners = InodeOwners::new();
+        if self.ids == Ids::Real {
+            return Ok(owners);
+        }
+        for (number, lower) in lowers.iter().enumerate() {
+            let given = |entry: &&Entry| {
+                matches!(entry.kind, Kind::Symlink(_) | Kind::Fifo)
+                    && (entry.uid, entry.gid) != (0, 0)
+            };
+            let mut given = lower.index.entries().iter().filter(given).peekable();
+            if given.peek().is_none() {
+                continue;
+            }
+            let folder = match &self.state {
+                State::Overlay(_) => Folder::open(&lower.dir.join("fs"))?,
+                State::Plain(tree) => Folder::open(tree.root())?,
+            };
+            for entry in given {
+                if view
+                    .get(&entry.path)
+                    .is_some_and(|node| node.layer == number)
+                {
+                    let key = walk::key_at(&folder, &entry.path)?;
+                    owners.insert(key, (entry.uid, entry.gid));
+                }
+            }
+        }
+        Ok(owners)
+    }
+
     /// Ends the root file system: what differs from `view`, the merged view of the layers it was made of, becomes the
     /// layer's `fs/` and `index`. Every process in it must have ended. `ignore` are the mount points that the sandbox
-    /// made: one that is still an empty file or an empty folder is no change.
+    /// made: one that is still an empty file or an empty folder is no change. `owners` are those of files that cannot carry
+    /// them, where ids are recorded.
     ///
     /// # Errors
     /// When files cannot be read or changed, or when the overlay holds marks that it was told not to make. The
@@ -128,19 +165,21 @@ impl Rootfs {
         self,
         view: &MergedView,
         ignore: &[LayerPath],
+        owners: &InodeOwners,
     ) -> Result<LayerIndex, RootfsError> {
+        let recorded = (self.ids == Ids::Recorded).then_some(owners);
         match self.state {
             State::Overlay(mount) => {
                 // Unmounted first: the folder must be nobody's upper when it is tidied up.
                 drop(mount);
                 overlay::clean(&self.layer_dir)?;
                 let root = Folder::open(&self.layer_dir.join("fs"))?;
-                let mut found = walk::walk(&root, |_, _| false)?;
+                let mut found = walk::walk(&root, recorded, |_, _| false)?;
                 digest::fill(&root, &mut found)?;
-                let changes = diff::diff(found, view, ignore, self.ids);
+                let changes = diff::diff(&found, view, ignore);
                 normalise::settle(&self.layer_dir, &root, changes, self.ids)
             }
-            State::Plain(tree) => tree.changes(&self.layer_dir, view, ignore, self.ids),
+            State::Plain(tree) => tree.changes(&self.layer_dir, view, ignore, self.ids, recorded),
         }
     }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kiln_image::view::MergedView;
-use kiln_image::{Entry, Kind, LayerIndex, LayerPath};
+use kiln_image::{Entry, InodeOwners, Kind, LayerIndex, LayerPath};
 use kiln_store::layer_fs::{Content, Ids, LayerFs, delete_layer};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -46,7 +46,7 @@ impl Tree {
         let view = MergedView::new(lowers.iter().map(|lower| Arc::clone(&lower.index)));
         let unmade = copy(&view, lowers, &dir, ids)?;
         let root = dir.join("fs");
-        let found = walk(&Folder::open(&root)?, |_, _| true)?;
+        let found = walk(&Folder::open(&root)?, None, |_, _| true)?;
         let table: HashMap<_, _> = found
             .into_iter()
             .map(|found| (found.entry.path, found.stamp))
@@ -82,15 +82,18 @@ impl Tree {
         view: &MergedView,
         ignore: &[LayerPath],
         ids: Ids,
+        recorded: Option<&InodeOwners>,
     ) -> Result<LayerIndex, RootfsError> {
         let root = Folder::open(&self.root)?;
-        let mut found = walk(&root, |path, stamp| self.table.get(path) == Some(stamp))?;
+        let mut found = walk(&root, recorded, |path, stamp| {
+            self.table.get(path) == Some(stamp)
+        })?;
         self.add_unmade(&mut found);
         for found in &mut found {
             found.complete = true;
         }
         digest::fill(&root, &mut found)?;
-        let index = LayerIndex::new(diff(found, view, ignore, ids).entries);
+        let index = LayerIndex::new(diff(&found, view, ignore).entries);
         let fs = LayerFs::create(layer_dir, ids).map_err(RootfsError::io("open", layer_dir))?;
         take(&root, &fs, &index)?;
         fs.finish(&index)

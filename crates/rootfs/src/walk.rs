@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use kiln_image::{Entry, FileDigest, Kind, LayerPath, Xattrs};
+use kiln_image::{
+    Entry, FileDigest, InodeKey, InodeOwners, Kind, LayerPath, OWNER_XATTR, OwnerRecord, Xattrs,
+};
 use rustix::fs::{AtFlags, FileType, RawDir, Statx, StatxFlags};
 use rustix::io::Errno;
 
@@ -42,16 +44,19 @@ pub(crate) const UNREAD: FileDigest = FileDigest::new([0; 32]);
 pub(crate) const OPAQUE: &str = "user.overlay.opaque";
 
 /// Lists everything in `root`, in path order, `root` itself first. What `known` says of a path and its stamp (not
-/// asked for folders) is taken as unchanged without a further look.
+/// asked for folders) is taken as unchanged without a further look. Where owners are `recorded` they are as written
+/// down: with a file, or among the given ones.
 ///
 /// # Errors
 /// When something cannot be read, or a file's content lies in another layer.
 pub(crate) fn walk(
     root: &Folder,
+    recorded: Option<&InodeOwners>,
     known: impl Fn(&LayerPath, &Stamp) -> bool,
 ) -> Result<Vec<Found>, RootfsError> {
     let mut walk = Walk {
         root,
+        recorded,
         known,
         found: Vec::new(),
         names: HashMap::new(),
@@ -85,6 +90,7 @@ pub(crate) fn walk(
 
 struct Walk<'a, K> {
     root: &'a Folder,
+    recorded: Option<&'a InodeOwners>,
     known: K,
     found: Vec<Found>,
     /// How many names were seen of each inode that says it has several.
@@ -120,8 +126,9 @@ impl<K: Fn(&LayerPath, &Stamp) -> bool> Walk<'_, K> {
         name: &[u8],
     ) -> Result<bool, RootfsError> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-        let stat = rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS)
-            .map_err(self.root.error("look at", path))?;
+        let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+        let stat =
+            rustix::fs::statx(dir, name, flags, mask).map_err(self.root.error("look at", path))?;
         let stamp = Stamp {
             inode: stat.stx_ino,
             ctime: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
@@ -139,6 +146,9 @@ impl<K: Fn(&LayerPath, &Stamp) -> bool> Walk<'_, K> {
             xattrs: Xattrs::new(),
             hardlink: None,
         };
+        if let Some(owners) = self.recorded {
+            (entry.uid, entry.gid) = owners.get(&key(&stat)).copied().unwrap_or((0, 0));
+        }
         if entry.kind == Kind::Whiteout {
             // The overlay makes all its whiteouts one inode; they are no hard links.
             entry = whiteout(path.clone());
@@ -202,7 +212,8 @@ impl<K: Fn(&LayerPath, &Stamp) -> bool> Walk<'_, K> {
                 });
             }
             let is_mark = key == OPAQUE.as_bytes();
-            if !is_mark && !belongs(key) {
+            let is_record = self.recorded.is_some() && key == OWNER_XATTR.as_bytes();
+            if !is_mark && !is_record && !belongs(key) {
                 continue;
             }
             let length = match rustix::fs::lgetxattr(&path[..], key, &mut self.buffer[..]) {
@@ -220,6 +231,15 @@ impl<K: Fn(&LayerPath, &Stamp) -> bool> Walk<'_, K> {
             let value = &self.buffer[..length];
             if is_mark {
                 opaque = value == b"y";
+            } else if is_record {
+                if let Some(record) = OwnerRecord::decode(value) {
+                    (entry.uid, entry.gid) = (record.uid, record.gid);
+                    entry.kind = match record.device {
+                        None => continue,
+                        Some(it) if it.block => Kind::Block(it.major, it.minor),
+                        Some(it) => Kind::Char(it.major, it.minor),
+                    };
+                }
             } else {
                 entry.xattrs.push((key.to_vec(), value.to_vec()));
             }
@@ -229,11 +249,30 @@ impl<K: Fn(&LayerPath, &Stamp) -> bool> Walk<'_, K> {
     }
 }
 
-/// Whether an extended attribute is a program's own doing: not a mark of the overlay, not a label of the host.
+/// Whether an extended attribute is a program's own doing: not a mark of the overlay, not a label of the host, not an
+/// owner that is only written down.
 pub(crate) fn belongs(name: &[u8]) -> bool {
     !name.starts_with(b"user.overlay.")
         && !name.starts_with(b"trusted.")
         && name != b"security.selinux"
+        && name != OWNER_XATTR.as_bytes()
+}
+
+/// What [`InodeOwners`] knows a file by.
+pub(crate) fn key(stat: &Statx) -> InodeKey {
+    InodeKey {
+        inode: stat.stx_ino,
+        born: (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec),
+    }
+}
+
+/// The key of what is at `path`.
+pub(crate) fn key_at(root: &Folder, path: &LayerPath) -> Result<InodeKey, RootfsError> {
+    let folder = root.open_dir(&path.parent().unwrap_or_default())?;
+    let mask = StatxFlags::INO | StatxFlags::BTIME;
+    let stat = rustix::fs::statx(&folder, path.name(), AtFlags::SYMLINK_NOFOLLOW, mask)
+        .map_err(root.error("look at", path))?;
+    Ok(key(&stat))
 }
 
 /// The entry that removes `path`.

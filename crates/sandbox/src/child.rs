@@ -73,6 +73,8 @@ pub(crate) struct Plan {
     pub(crate) read_only_root: bool,
     pub(crate) no_new_privs: bool,
     pub(crate) filter: Vec<Instruction>,
+    /// The calls that a supervisor answers; empty for none.
+    pub(crate) questions: Vec<Instruction>,
     pub(crate) limits: Vec<(u32, libc::rlimit64)>,
     /// Text for `/proc/self/oom_score_adj`; empty for none.
     pub(crate) oom_score_adj: String,
@@ -112,10 +114,12 @@ pub(crate) enum Stage {
     Capabilities,
     DeathSignal,
     Exec,
+    /// No failure: the filter's descriptor is there, as the index.
+    Supervised,
 }
 
 impl Stage {
-    const ALL: [Self; 22] = [
+    const ALL: [Self; 23] = [
         Self::Orphaned,
         Self::Session,
         Self::Terminal,
@@ -138,6 +142,7 @@ impl Stage {
         Self::Capabilities,
         Self::DeathSignal,
         Self::Exec,
+        Self::Supervised,
     ];
 }
 
@@ -446,7 +451,10 @@ fn drop_privileges(plan: &Plan) -> std::result::Result<(), Failure> {
     }
     // Without no_new_privs a filter needs CAP_SYS_ADMIN, so it comes before the capabilities go.
     if !plan.filter.is_empty() {
-        install(&plan.filter).map_err(at(Stage::Seccomp))?;
+        install(&plan.filter, 0).map_err(at(Stage::Seccomp))?;
+    }
+    if !plan.questions.is_empty() {
+        supervise(&plan.questions).map_err(at(Stage::Supervised))?;
     }
     if plan.confined {
         limit_bounding_set(DOCKER_CAPABILITIES).map_err(at(Stage::Bounding))?;
@@ -456,11 +464,13 @@ fn drop_privileges(plan: &Plan) -> std::result::Result<(), Failure> {
         Err(Errno::PERM) if plan.groups.iter().all(|gid| gid.is_root()) => {}
         other => other.map_err(at(Stage::Groups))?,
     }
+    // Where a supervisor answers, the user is one in name only, and needs root's rights to have its own.
+    let keeps_rights = plan.uid.is_root() || !plan.questions.is_empty();
     let (uid, gid) = (plan.uid, plan.gid);
     rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(at(Stage::Gid))?;
     // From root to another user the kernel clears all capabilities.
     rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(at(Stage::Uid))?;
-    if plan.confined && uid.is_root() {
+    if plan.confined && keeps_rights {
         let all = rustix::thread::capabilities(None).map_err(at(Stage::Capabilities))?;
         let kept = all.permitted & CapabilitySet::from_bits_retain(DOCKER_CAPABILITIES);
         let sets = CapabilitySets {
@@ -474,7 +484,7 @@ fn drop_privileges(plan: &Plan) -> std::result::Result<(), Failure> {
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(at(Stage::DeathSignal))
 }
 
-fn install(filter: &[Instruction]) -> Result<()> {
+fn install(filter: &[Instruction], flags: libc::c_ulong) -> Result<libc::c_long> {
     let program = libc::sock_fprog {
         len: filter.len() as u16,
         filter: filter.as_ptr().cast_mut(),
@@ -484,12 +494,34 @@ fn install(filter: &[Instruction]) -> Result<()> {
         libc::syscall(
             libc::SYS_seccomp,
             libc::SECCOMP_SET_MODE_FILTER,
-            0,
+            flags,
             &raw const program,
         )
-    })?;
-    Ok(())
+    })
 }
+
+/// Installs the filter that asks, and tells the keeper where its other end is. The next call that asks waits until
+/// there is a supervisor.
+fn supervise(questions: &[Instruction]) -> Result<()> {
+    let listener = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    // Once a question is taken only a deadly signal may interrupt it; else a call such as mkdir would be done twice.
+    // Linux 5.19.
+    let fd = match install(questions, listener | WAIT_KILLABLE) {
+        Err(Errno::INVAL) => install(questions, listener),
+        other => other,
+    }?;
+    let message = Failure {
+        stage: Stage::Supervised,
+        index: fd as usize,
+        error: Errno::AGAIN,
+    };
+    // SAFETY: number 3 belongs to nobody else in this process; it is not closed by this value.
+    let report = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(REPORT) });
+    rustix::io::write(&*report, &message.encode()).map(drop)
+}
+
+/// `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV` of linux/seccomp.h.
+const WAIT_KILLABLE: libc::c_ulong = 1 << 5;
 
 fn limit_bounding_set(keep: u64) -> Result<()> {
     for capability in 0..64u64 {

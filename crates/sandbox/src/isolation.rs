@@ -65,23 +65,87 @@ impl IdTools {
     }
 }
 
-/// Chooses the best isolation that the facts allow, and says why.
-///
-/// `subuid` and `subgid` are the texts of `/etc/subuid` and `/etc/subgid` (empty when missing), see subuid(5).
-pub fn choose(
-    uid: u32,
-    gid: u32,
-    user: &str,
-    subuid: &str,
-    subgid: &str,
-    tools: Option<IdTools>,
-) -> (Isolation, String) {
-    if uid == 0 {
-        return (Isolation::Root, "running as root".into());
+/// What the user asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// The best that there is.
+    Auto,
+    /// [`Isolation::Root`].
+    Root,
+    /// [`Isolation::MappedIds`].
+    UserNamespace,
+    /// [`Isolation::SingleId`].
+    Single,
+}
+
+impl Wanted {
+    /// By the name that `--isolation` takes: `auto`, `root`, `userns` or `single`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "auto" => Self::Auto,
+            "root" => Self::Root,
+            "userns" => Self::UserNamespace,
+            "single" => Self::Single,
+            _ => return None,
+        })
     }
-    let single = |why: String| (Isolation::SingleId { uid, gid }, why);
-    let uids = map(uid, subordinate(subuid, user, uid));
-    let gids = map(gid, subordinate(subgid, user, uid));
+}
+
+/// The isolation asked for is not to be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("isolation {wanted} is not possible here: {why}")]
+pub struct NotPossible {
+    wanted: &'static str,
+    why: String,
+}
+
+/// Who starts the worker, and what the machine grants.
+#[derive(Debug, Clone, Copy)]
+pub struct User<'a> {
+    /// Effective user id.
+    pub uid: u32,
+    /// Effective group id.
+    pub gid: u32,
+    /// Name.
+    pub name: &'a str,
+    /// The text of `/etc/subuid` (empty when missing), see subuid(5).
+    pub subuid: &'a str,
+    /// The text of `/etc/subgid`.
+    pub subgid: &'a str,
+}
+
+/// Chooses the isolation that is wanted, or the best that the facts allow, and says why.
+///
+/// # Errors
+/// When what is wanted cannot be had.
+pub fn choose(
+    wanted: Wanted,
+    user: User<'_>,
+    tools: Option<IdTools>,
+) -> Result<(Isolation, String), NotPossible> {
+    let (uid, gid) = (user.uid, user.gid);
+    let single = Isolation::SingleId { uid, gid };
+    match wanted {
+        Wanted::Auto if uid == 0 => Ok((Isolation::Root, "running as root".into())),
+        Wanted::Auto => Ok(mapped(user, tools).unwrap_or_else(|why| (single, why))),
+        Wanted::Root if uid == 0 => Ok((Isolation::Root, "asked for".into())),
+        Wanted::Root => Err(NotPossible {
+            wanted: "root",
+            why: format!("{} is not root", user.name),
+        }),
+        Wanted::UserNamespace => mapped(user, tools).map_err(|why| NotPossible {
+            wanted: "userns",
+            why,
+        }),
+        Wanted::Single => Ok((single, "asked for".into())),
+    }
+}
+
+/// A user namespace with subordinate ids, or why there is none.
+fn mapped(user: User<'_>, tools: Option<IdTools>) -> Result<(Isolation, String), String> {
+    let name = user.name;
+    let uids = map(user.uid, subordinate(user.subuid, name, user.uid));
+    let gids = map(user.gid, subordinate(user.subgid, name, user.uid));
     let (extra_uids, extra_gids) = (count(&uids) - 1, count(&gids) - 1);
     if extra_uids == 0 || extra_gids == 0 {
         let file = if extra_uids == 0 {
@@ -89,15 +153,15 @@ pub fn choose(
         } else {
             "/etc/subgid"
         };
-        return single(format!("{file} has no range for {user}"));
+        return Err(format!("{file} has no range for {name}"));
     }
     let Some(tools) = tools else {
-        return single(
+        return Err(
             "newuidmap and newgidmap are not installed (package uidmap or shadow-utils)".into(),
         );
     };
-    let why = format!("{user} has {extra_uids} subordinate user ids and {extra_gids} group ids");
-    (Isolation::MappedIds { uids, gids, tools }, why)
+    let why = format!("{name} has {extra_uids} subordinate user ids and {extra_gids} group ids");
+    Ok((Isolation::MappedIds { uids, gids, tools }, why))
 }
 
 fn count(ranges: &[IdRange]) -> u64 {
@@ -169,10 +233,21 @@ mod tests {
     #[test]
     fn chooses_by_what_is_granted() {
         let ranges = "root:1:5\nann:100000:65536\n1000:300000:1000\nbob:500000:65536\n";
-        let kind = |uid, user, subuid, subgid, tools| match choose(
-            uid, 7, user, subuid, subgid, tools,
+        let user = |uid, name, subuid, subgid| User {
+            uid,
+            gid: 7,
+            name,
+            subuid,
+            subgid,
+        };
+        let want =
+            |wanted, user, tools| choose(wanted, user, tools).map(|(isolation, _)| isolation);
+        let kind = |uid, name, subuid, subgid, tools| match want(
+            Wanted::Auto,
+            user(uid, name, subuid, subgid),
+            tools,
         )
-        .0
+        .unwrap()
         {
             Isolation::Root => "root",
             Isolation::MappedIds { .. } => "mapped",
@@ -194,18 +269,38 @@ mod tests {
             ),
             "single"
         );
+        let eve = user(5, "eve", "", "");
         assert_eq!(
-            choose(5, 7, "eve", "", "", None).1,
+            choose(Wanted::Auto, eve, None).unwrap().1,
             "/etc/subuid has no range for eve"
         );
+        assert_eq!(
+            choose(Wanted::UserNamespace, eve, None)
+                .unwrap_err()
+                .to_string(),
+            "isolation userns is not possible here: /etc/subuid has no range for eve"
+        );
+        assert!(want(Wanted::Root, eve, None).is_err());
+        let ann = user(1000, "ann", ranges, ranges);
+        let single = Isolation::SingleId { uid: 1000, gid: 7 };
+        assert_eq!(want(Wanted::Single, ann, Some(tools())), Ok(single));
     }
 
     #[test]
     fn ranges_follow_each_other() {
         let text = "ann:100000:65536\n1000:300000:1000\nann:100500:10\n";
-        let (Isolation::MappedIds { uids, gids, .. }, why) =
-            choose(1000, 7, "ann", text, text, Some(tools()))
-        else {
+        let (Isolation::MappedIds { uids, gids, .. }, why) = choose(
+            Wanted::Auto,
+            User {
+                uid: 1000,
+                gid: 7,
+                name: "ann",
+                subuid: text,
+                subgid: text,
+            },
+            Some(tools()),
+        )
+        .unwrap() else {
             panic!("not mapped");
         };
         let range = |inside, outside, count| IdRange {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use kiln_image::LayerPath;
+use kiln_image::{InodeOwners, LayerPath};
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid, fchown, fstat, openat};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, mount_change};
@@ -19,6 +19,7 @@ use crate::child::{
     self, FAILURE_SIZE, Failure, MASKED, NOT_FOUND, Plan, Pointers, READ_ONLY, Stage,
 };
 use crate::error::SandboxError;
+use crate::one_id::{self, Supervisor, Task};
 use crate::process::{Confinement, MountSource, Network, Process, RootSource, Stdio, Ulimit};
 use crate::running::Exit;
 use crate::seccomp;
@@ -45,6 +46,8 @@ pub(crate) struct Job {
     no_new_privs: bool,
     ulimits: Vec<Ulimit>,
     oom_score_adj: Option<i16>,
+    /// See [`Process::recorded`].
+    pub(crate) recorded: Option<InodeOwners>,
     programs: Vec<CString>,
     args: Vec<CString>,
     env: Vec<CString>,
@@ -158,6 +161,7 @@ impl Job {
             no_new_privs: process.no_new_privs,
             ulimits: process.ulimits.clone(),
             oom_score_adj: process.oom_score_adj,
+            recorded: process.recorded.clone(),
             programs: programs(program, &env),
             args,
             env,
@@ -214,10 +218,13 @@ pub(crate) struct Started {
     pub(crate) terminal: Option<OwnedFd>,
 }
 
+/// How a container ended, and the owners of files that cannot carry them.
+pub(crate) type Ended = (Exit, InodeOwners);
+
 /// The two things a keeper tells.
 pub(crate) struct Keeper {
     pub(crate) thread: JoinHandle<()>,
-    pub(crate) exit: Receiver<std::io::Result<Exit>>,
+    pub(crate) exit: Receiver<std::io::Result<Ended>>,
 }
 
 /// Starts the job on a keeper thread.
@@ -246,17 +253,19 @@ pub(crate) fn start(job: Job) -> Result<(Started, Keeper)> {
 fn keep(
     job: Job,
     tell_started: &SyncSender<Result<Started>>,
-    tell_exit: &SyncSender<std::io::Result<Exit>>,
+    tell_exit: &SyncSender<std::io::Result<Ended>>,
 ) {
-    let (started, pidfd) = match set_up(job) {
-        Ok(both) => both,
+    let (started, pidfd, supervisor) = match set_up(job) {
+        Ok(all) => all,
         Err(error) => {
             let _ = tell_started.send(Err(error));
             return;
         }
     };
     let _ = tell_started.send(Ok(started));
-    let _ = tell_exit.send(reap(&pidfd));
+    let exit = reap(&pidfd);
+    let owners = supervisor.map(Supervisor::finish).unwrap_or_default();
+    let _ = tell_exit.send(exit.map(|exit| (exit, owners)));
 }
 
 /// Waits for the child's end.
@@ -275,7 +284,7 @@ fn reap(pidfd: &OwnedFd) -> std::io::Result<Exit> {
     }
 }
 
-fn set_up(mut job: Job) -> Result<(Started, OwnedFd)> {
+fn set_up(mut job: Job) -> Result<(Started, OwnedFd, Option<Supervisor>)> {
     enter_namespaces(&job)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let old_root = openat(CWD, c"/", flags, Mode::empty())
@@ -284,7 +293,7 @@ fn set_up(mut job: Job) -> Result<(Started, OwnedFd)> {
         places,
         made,
         terminal,
-    } = tree::assemble(&job)?;
+    } = tree::assemble(&mut job)?;
     let (stdio, outer) = match (job.stdio.take(), terminal) {
         (Some(stdio), _) => (stdio, None),
         (None, Some(terminal)) => {
@@ -305,24 +314,31 @@ fn set_up(mut job: Job) -> Result<(Started, OwnedFd)> {
         report,
         terminal: outer.is_some(),
     };
-    let plan = plan(job, opened);
+    let task = job.recorded.take().map(|owners| Task {
+        owners,
+        confined: job.confinement == Confinement::Docker,
+        set_id_programs: !job.no_new_privs,
+    });
+    let plan = plan(job, opened, task.is_some());
     let pidfd = fork(&plan)?;
     let names = Names::of(&plan);
     // Closes this side's end of the pipe, and all that belongs to the container.
     drop(plan);
-    let started = became_program(failures, &names).and_then(|()| {
-        pidfd
+    let started = became_program(failures, &names, &pidfd, task).and_then(|supervisor| {
+        let copy = pidfd
             .try_clone()
-            .map_err(|error| SandboxError::setup("pidfd", error))
+            .map_err(|error| SandboxError::setup("pidfd", error))?;
+        Ok((copy, supervisor))
     });
     match started {
-        Ok(copy) => Ok((
+        Ok((copy, supervisor)) => Ok((
             Started {
                 pidfd: copy,
                 made,
                 terminal: outer,
             },
             pidfd,
+            supervisor,
         )),
         Err(error) => {
             let _ = pidfd_send_signal(&pidfd, Signal::KILL);
@@ -332,18 +348,40 @@ fn set_up(mut job: Job) -> Result<(Started, OwnedFd)> {
     }
 }
 
-/// Leaves the child's mounts alone and waits until it has executed its program.
-fn became_program(failures: OwnedFd, names: &Names) -> Result<()> {
+/// Leaves the child's mounts alone and waits until it has executed its program; starts its supervisor on the way.
+fn became_program(
+    failures: OwnedFd,
+    names: &Names,
+    child: &OwnedFd,
+    mut task: Option<Task>,
+) -> Result<Option<Supervisor>> {
     sys::rejoin_mount_namespace()
         .map_err(|error| SandboxError::setup("leaving the mount namespace", error))?;
+    let mut failures = std::fs::File::from(failures);
     let mut message = [0; FAILURE_SIZE];
-    match std::fs::File::from(failures).read(&mut message) {
-        Ok(0) => Ok(()),
-        Ok(_) => Err(Failure::decode(message).map_or_else(
-            || SandboxError::Invalid("it failed in an unknown way".into()),
-            |failure| names.explain(failure),
-        )),
-        Err(error) => Err(SandboxError::setup("pipe", error)),
+    let mut supervisor = None;
+    loop {
+        match failures.read(&mut message) {
+            Ok(0) => return Ok(supervisor),
+            Ok(_) => {}
+            Err(error) => return Err(SandboxError::setup("pipe", error)),
+        }
+        match (Failure::decode(message), task.take()) {
+            (
+                Some(Failure {
+                    stage: Stage::Supervised,
+                    index,
+                    ..
+                }),
+                Some(task),
+            ) => {
+                supervisor = Some(Supervisor::start(child, index as i32, task)?);
+            }
+            (Some(failure), _) => return Err(names.explain(failure)),
+            (None, _) => {
+                return Err(SandboxError::Invalid("it failed in an unknown way".into()));
+            }
+        }
     }
 }
 
@@ -397,7 +435,7 @@ struct Opened {
     terminal: bool,
 }
 
-fn plan(job: Job, opened: Opened) -> Plan {
+fn plan(job: Job, opened: Opened, supervised: bool) -> Plan {
     let confined = job.confinement == Confinement::Docker;
     let limit = |ulimit: &Ulimit| {
         (
@@ -419,6 +457,11 @@ fn plan(job: Job, opened: Opened) -> Plan {
         no_new_privs: job.no_new_privs,
         filter: if confined {
             seccomp::filter()
+        } else {
+            Vec::new()
+        },
+        questions: if supervised {
+            one_id::filter()
         } else {
             Vec::new()
         },
@@ -520,6 +563,7 @@ impl Names {
             Stage::Gid => format!("group {}{}", self.gid, unmapped(error)),
             Stage::Uid => format!("user {}{}", self.uid, unmapped(error)),
             Stage::DeathSignal => "death signal".into(),
+            Stage::Supervised => "supervision of calls".into(),
         };
         SandboxError::setup(what, error)
     }

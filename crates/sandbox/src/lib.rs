@@ -17,6 +17,7 @@ mod child;
 mod error;
 pub mod isolation;
 mod keeper;
+mod one_id;
 pub mod process;
 pub mod resolve;
 mod running;
@@ -28,7 +29,7 @@ pub mod worker;
 
 pub use cancel::Cancel;
 pub use error::SandboxError;
-pub use isolation::{IdRange, IdTools, Isolation, choose};
+pub use isolation::{IdRange, IdTools, Isolation, User, Wanted, choose};
 pub use process::{
     Confinement, MountSource, Network, Process, RootSource, SandboxMount, Stdio, Ulimit, UlimitKind,
 };

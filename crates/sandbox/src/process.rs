@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
+use kiln_image::InodeOwners;
+
 use crate::users::UserSpec;
 
 /// Default size of `/dev/shm` in bytes.
@@ -51,6 +53,11 @@ pub struct Process<'a> {
     pub shm_size: u64,
     /// Standard streams.
     pub stdio: Stdio<'a>,
+    /// `Some` where the worker has one id only: ids beyond it are written down, and all calls that set or tell ids
+    /// answer accordingly. Holds the known owners of files that cannot carry them; see [`Running::owners`].
+    ///
+    /// [`Running::owners`]: crate::Running::owners
+    pub recorded: Option<InodeOwners>,
 }
 
 impl<'a> Process<'a> {
@@ -76,6 +83,7 @@ impl<'a> Process<'a> {
                 stdout: None,
                 stderr: None,
             },
+            recorded: None,
         }
     }
 }

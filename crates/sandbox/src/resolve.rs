@@ -6,10 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use kiln_image::LayerPath;
+use kiln_image::{LayerPath, OWNER_XATTR, OwnerRecord};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fstat, mkdirat, openat,
-    openat2, readlinkat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, XattrFlags, chownat, fsetxattr,
+    fstat, mkdirat, openat, openat2, readlinkat,
 };
 use rustix::io::{Errno, Result};
 
@@ -98,6 +98,8 @@ pub(crate) fn open_in_root(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd>
 pub(crate) enum Missing {
     /// Make a folder, owned by the given user as are the folders above that are missing too.
     Folder(u32, u32),
+    /// The same where owners are [recorded](crate::Process::recorded).
+    RecordedFolder(u32, u32),
     /// Make an empty file, and folders above.
     File,
 }
@@ -214,18 +216,29 @@ fn make(folder: &OwnedFd, name: &[u8], missing: &Missing, last: bool) -> Result<
             openat(folder, name, flags, Mode::from_raw_mode(0o644)).map(drop)
         }
         Missing::File => mkdirat(folder, name, Mode::from_raw_mode(0o755)),
-        &Missing::Folder(uid, gid) => {
+        Missing::Folder(uid, gid) => {
             mkdirat(folder, name, Mode::from_raw_mode(0o755))?;
-            if (uid, gid) == (0, 0) {
+            if (*uid, *gid) == (0, 0) {
                 return Ok(());
             }
+            let (uid, gid) = (Uid::from_raw(*uid), Gid::from_raw(*gid));
             chownat(
                 folder,
                 name,
-                Some(Uid::from_raw(uid)),
-                Some(Gid::from_raw(gid)),
+                Some(uid),
+                Some(gid),
                 AtFlags::SYMLINK_NOFOLLOW,
             )
+        }
+        Missing::RecordedFolder(uid, gid) => {
+            mkdirat(folder, name, Mode::from_raw_mode(0o755))?;
+            if (*uid, *gid) == (0, 0) {
+                return Ok(());
+            }
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let made = openat(folder, name, flags, Mode::empty())?;
+            let record = OwnerRecord::file(*uid, *gid).encode();
+            fsetxattr(made, OWNER_XATTR, record.as_bytes(), XattrFlags::empty())
         }
     }
 }

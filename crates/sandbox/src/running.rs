@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
 
-use kiln_image::LayerPath;
+use kiln_image::{InodeOwners, LayerPath};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
@@ -73,14 +73,14 @@ pub struct Running {
 
 enum State {
     Alive(Keeper),
-    Ended(Exit),
+    Ended(Exit, InodeOwners),
 }
 
 impl std::fmt::Debug for State {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Alive(_) => out.write_str("Alive"),
-            Self::Ended(exit) => write!(out, "Ended({exit:?})"),
+            Self::Ended(exit, _) => write!(out, "Ended({exit:?})"),
         }
     }
 }
@@ -115,14 +115,14 @@ impl Running {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         let keeper = match &*state {
-            State::Ended(exit) => return Ok(*exit),
+            State::Ended(exit, _) => return Ok(*exit),
             State::Alive(keeper) => keeper,
         };
-        let exit = keeper
+        let (exit, owners) = keeper
             .exit
             .recv()
             .unwrap_or_else(|_| Err(std::io::Error::other("the container's keeper died")))?;
-        if let State::Alive(keeper) = std::mem::replace(&mut *state, State::Ended(exit)) {
+        if let State::Alive(keeper) = std::mem::replace(&mut *state, State::Ended(exit, owners)) {
             let _ = keeper.thread.join();
         }
         Ok(exit)
@@ -151,6 +151,19 @@ impl Running {
     /// The mount points that had to be made in the root itself, in that order, folders before what is in them.
     pub fn stubs(&self) -> &[LayerPath] {
         &self.stubs
+    }
+
+    /// After the end: the owners of files that cannot carry them, where ids are
+    /// [recorded](crate::Process::recorded).
+    pub fn owners(&self) -> InodeOwners {
+        let state = self
+            .state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        match &*state {
+            State::Ended(_, owners) => owners.clone(),
+            State::Alive(_) => InodeOwners::new(),
+        }
     }
 
     /// The outer end of the container's terminal, if it has one: what is written is typed, what is read was printed.

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use kiln_image::LayerPath;
+use kiln_image::{InodeOwners, LayerPath};
 use rustix::fs::{
     CWD, FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, fstat, makedev, mkdirat, mknodat,
     openat, statfs, symlinkat,
@@ -20,6 +20,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::error::SandboxError;
 use crate::keeper::{Job, OwnedMount, OwnedRoot, OwnedSource};
+use crate::one_id;
 use crate::process::Confinement;
 use crate::resolve::{Missing, open_folder, open_in_root, open_or_make};
 use crate::sys;
@@ -44,6 +45,9 @@ const LINKS: [(&str, &str); 6] = [
     ("ptmx", "pts/ptmx"),
     ("core", "/proc/kcore"),
 ];
+
+/// The group `tty` of all distributions.
+const TTY: u32 = 5;
 
 /// The finished tree.
 pub(crate) struct Tree {
@@ -81,8 +85,9 @@ fn nosuid_nodev_noexec() -> MountAttrFlags {
 }
 
 /// Mounts everything but `/proc`, of which only the place is made.
-pub(crate) fn assemble(job: &Job) -> Result<Tree> {
-    let mut bench = Bench::new().map_err(|error| SandboxError::setup("workbench", error))?;
+pub(crate) fn assemble(job: &mut Job) -> Result<Tree> {
+    let mut bench =
+        Bench::new(job.recorded.take()).map_err(|error| SandboxError::setup("workbench", error))?;
     let sources = job
         .mounts
         .iter()
@@ -98,6 +103,7 @@ pub(crate) fn assemble(job: &Job) -> Result<Tree> {
         root: attach_root(job, &mut bench)?,
         made: Vec::new(),
     };
+    job.recorded = bench.recorded.take();
 
     let proc_dest = builder.place("/proc", &Missing::Folder(0, 0))?;
     let sys = builder.sys(job)?;
@@ -105,7 +111,11 @@ pub(crate) fn assemble(job: &Job) -> Result<Tree> {
     for (mount, source) in job.mounts.iter().zip(&sources) {
         builder.attach(source.as_fd(), &mount.dest)?;
     }
-    let cwd = Missing::Folder(job.user.uid, job.user.gid);
+    let cwd = if job.recorded.is_some() {
+        Missing::RecordedFolder(job.user.uid, job.user.gid)
+    } else {
+        Missing::Folder(job.user.uid, job.user.gid)
+    };
     open_or_make(builder.root.as_fd(), &job.cwd, &cwd).map_err(|error| {
         SandboxError::setup(format!("working folder {}", job.cwd.display()), error)
     })?;
@@ -204,12 +214,14 @@ struct Bench {
     mount: OwnedFd,
     /// Names given.
     used: u32,
+    /// See [`Process::recorded`](crate::Process::recorded).
+    recorded: Option<InodeOwners>,
 }
 
 impl Bench {
     const PATH: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 
-    fn new() -> rustix::io::Result<Self> {
+    fn new(recorded: Option<InodeOwners>) -> rustix::io::Result<Self> {
         let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         let mount = sys::new_mount(c"tmpfs", &[(c"mode", c"0700")], attributes)?;
         move_mount(
@@ -219,7 +231,11 @@ impl Bench {
             c"/",
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
         )?;
-        Ok(Self { mount, used: 0 })
+        Ok(Self {
+            mount,
+            used: 0,
+            recorded,
+        })
     }
 
     fn name(&mut self) -> String {
@@ -262,8 +278,10 @@ impl Bench {
         let file = openat(&self.mount, &name, flags, Mode::from_raw_mode(0o600))?;
         let mut file = std::fs::File::from(file);
         file.write_all(content)?;
-        if (uid, gid) != (0, 0) {
-            fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        match &mut self.recorded {
+            _ if (uid, gid) == (0, 0) => {}
+            Some(owners) => one_id::give(file.as_fd(), uid, gid, owners)?,
+            None => fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?,
         }
         fchmod(&file, Mode::from_raw_mode(mode))?;
         Ok(sys::clone_tree(file.as_fd())?)
@@ -397,7 +415,7 @@ impl Builder {
         }
     }
 
-    fn dev(&mut self, job: &Job, devices: &[OwnedFd]) -> Result<Option<Terminal>> {
+    fn dev(&mut self, job: &mut Job, devices: &[OwnedFd]) -> Result<Option<Terminal>> {
         let mut attributes =
             MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_STRICTATIME;
         if job.confinement == Confinement::Docker {
@@ -442,7 +460,12 @@ impl Builder {
         }
     }
 
-    fn terminal(&mut self, job: &Job, pts: &OwnedFd, (rows, cols): (u16, u16)) -> Result<Terminal> {
+    fn terminal(
+        &mut self,
+        job: &mut Job,
+        pts: &OwnedFd,
+        (rows, cols): (u16, u16),
+    ) -> Result<Terminal> {
         let failed = |error: Errno| SandboxError::setup("terminal", error);
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
         let outer = openat(pts, c"ptmx", flags, Mode::empty()).map_err(failed)?;
@@ -456,7 +479,11 @@ impl Builder {
         tcsetwinsize(&outer, size).map_err(failed)?;
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let inner = ioctl_tiocgptpeer(&outer, flags).map_err(failed)?;
-        fchown(&inner, Some(Uid::from_raw(job.user.uid)), None).map_err(failed)?;
+        match &mut job.recorded {
+            Some(owners) => one_id::give(inner.as_fd(), job.user.uid, TTY, owners),
+            None => fchown(&inner, Some(Uid::from_raw(job.user.uid)), None),
+        }
+        .map_err(failed)?;
         let console = sys::clone_tree(inner.as_fd()).map_err(failed)?;
         self.attach(console.as_fd(), "/dev/console")?;
         Ok(Terminal { outer, inner })

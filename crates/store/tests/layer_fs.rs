@@ -438,7 +438,7 @@ fn opening_does_not_wait_for_fifos() {
     assert_eq!(content, "content");
 }
 
-/// The owner of a recorded layer can read and enter everything and delete it, whatever the modes say.
+/// The owner of a recorded layer can write and delete it, whatever the modes say, and it tells whose its files are.
 #[test]
 fn recorded_as_a_plain_user() {
     let Some(place) = child_argument() else {
@@ -479,10 +479,22 @@ fn recorded_as_a_plain_user() {
     let index = LayerIndex::new(vec![locked, secret, program, gone]);
     layer.finish(&index).unwrap();
     let mode = |name: &str| fs::metadata(folder.join("fs").join(name)).unwrap().mode() & 0o7777;
-    assert_eq!(mode("locked"), 0o700);
-    assert_eq!(mode("locked/secret"), 0o600);
-    assert_eq!(mode("locked/program"), 0o4711);
-    assert_eq!(fs::read(folder.join("fs/locked/secret")).unwrap(), b"x");
+    assert_eq!(mode("locked"), 0o000);
+    let locked = folder.join("fs/locked");
+    fs::set_permissions(&locked, fs::Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(mode("locked/secret"), 0o000);
+    assert_eq!(mode("locked/program"), 0o4111);
+    // Who may not read a file may not read its attributes either; root of a user namespace may.
+    let secret = locked.join("secret");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o400)).unwrap();
+    let owner = |path: &Path| {
+        let mut value = [0; 64];
+        let length = rustix::fs::lgetxattr(path, kiln_image::OWNER_XATTR, &mut value[..]).ok()?;
+        kiln_image::OwnerRecord::decode(&value[..length]).map(|owner| (owner.uid, owner.gid))
+    };
+    assert_eq!(owner(&locked), Some((33, 33)));
+    assert_eq!(owner(&secret), Some((33, 0)));
+    assert_eq!(owner(&locked.join("program")), None);
     assert_eq!(layer_fs::read_index(&folder).unwrap(), index);
     // What a RUN leaves behind.
     fs::create_dir(folder.join("fs/locked/shut")).unwrap();

@@ -22,16 +22,23 @@ pub enum Setting {
     Root,
     /// A plain user with subordinate ids.
     User,
+    /// A plain user with no other id than the own.
+    OneId,
     /// Root in a container whose own root is an overlay, so that the store cannot hold one.
     Overlay,
 }
 
 impl Setting {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Root, Self::User, Self::Overlay];
+    pub const ALL: [Self; 4] = [Self::Root, Self::User, Self::OneId, Self::Overlay];
+
+    /// Whether a plain user builds.
+    fn is_plain_user(self) -> bool {
+        matches!(self, Self::User | Self::OneId)
+    }
 
     fn possible(self) -> bool {
-        let possible = self == Self::User || is_root();
+        let possible = self.is_plain_user() || is_root();
         if !possible {
             skipped(&format!("{self:?}: only root can run it"));
         }
@@ -110,7 +117,8 @@ pub struct Kiln {
 impl Kiln {
     /// The store that all tests of this process share in a setting, with the named bases. None: skipped.
     pub fn shared(setting: Setting, bases: &[&str]) -> Option<&'static Self> {
-        static SHARED: [OnceLock<Option<Kiln>>; 3] = [const { OnceLock::new() }; 3];
+        static SHARED: [OnceLock<Option<Kiln>>; Setting::ALL.len()] =
+            [const { OnceLock::new() }; Setting::ALL.len()];
         let kiln = SHARED[setting as usize]
             .get_or_init(|| Self::new(setting))
             .as_ref()?;
@@ -225,7 +233,7 @@ impl Kiln {
         if let Some(namespace) = &self.namespace {
             line.extend(namespace.enter().map(OsString::from));
         }
-        if self.setting == Setting::User && is_root() {
+        if self.setting.is_plain_user() && is_root() {
             let user = [
                 format!("--reuid={PLAIN_USER}"),
                 format!("--regid={PLAIN_USER}"),
@@ -250,6 +258,9 @@ impl Kiln {
             .env("RUST_BACKTRACE", "1")
             .current_dir("/")
             .stdin(Stdio::null());
+        if self.setting == Setting::OneId {
+            command.env("KILN_ISOLATION", "single");
+        }
         command
     }
 
@@ -342,7 +353,7 @@ impl Drop for Kiln {
 
 /// Gives a folder to whoever builds.
 fn own(folder: &Path, setting: Setting) {
-    if setting == Setting::User && is_root() {
+    if setting.is_plain_user() && is_root() {
         let owner = format!("{PLAIN_USER}:");
         let given = Command::new("chown")
             .args(["-R", &owner])

@@ -46,6 +46,10 @@ macro_rules! in_each_setting {
                 super::$name($crate::Setting::User);
             }
             #[test]
+            fn with_one_id() {
+                super::$name($crate::Setting::OneId);
+            }
+            #[test]
             fn on_an_overlay() {
                 super::$name($crate::Setting::Overlay);
             }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_image::view::MergedView;
-use kiln_image::{Entry, FileDigest, Kind, LayerIndex, LayerPath, Xattrs};
+use kiln_image::{Entry, FileDigest, InodeOwners, Kind, LayerIndex, LayerPath, Xattrs};
 use kiln_rootfs::{Lower, Provider, RootSource, Rootfs};
 use kiln_store::layer_fs::{Content, Ids, LayerFs};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
@@ -86,7 +86,9 @@ impl Lab {
         let rootfs = Rootfs::prepare(provider, lowers, &dir, Ids::Real).unwrap();
         program(&Inside::new(&rootfs));
         let ignore: Vec<_> = ignore.iter().map(LayerPath::clean).collect();
-        let index = rootfs.changes(&view(lowers), &ignore).unwrap();
+        let index = rootfs
+            .changes(&view(lowers), &ignore, &InodeOwners::new())
+            .unwrap();
         let written = kiln_store::layer_fs::read_index(&dir).unwrap();
         assert_eq!(written, index, "the index file");
         let left: Vec<_> = names(&dir);

@@ -1,6 +1,6 @@
 //! Both providers, program by program: which entries the change leaves.
 
-use kiln_image::LayerPath;
+use kiln_image::{InodeOwners, LayerPath};
 use kiln_rootfs::{Provider, Rootfs, RootfsError, probe};
 use kiln_store::layer_fs::Ids;
 
@@ -438,7 +438,11 @@ fn an_overlay_can_be_taken_up_again() {
     let second = prepare();
     Inside::new(&second).write("c", "");
     let index = second
-        .changes(&view(&lowers), &[LayerPath::clean("d")])
+        .changes(
+            &view(&lowers),
+            &[LayerPath::clean("d")],
+            &InodeOwners::new(),
+        )
         .unwrap();
     assert_eq!(words(&index), ["/=dir", "-/a", "/c=file"]);
 }
@@ -457,7 +461,9 @@ fn marks_that_tie_layers_together_are_refused() {
         rustix::fs::XattrFlags::empty(),
     )
     .unwrap();
-    let error = rootfs.changes(&view(&[]), &[]).unwrap_err();
+    let error = rootfs
+        .changes(&view(&[]), &[], &InodeOwners::new())
+        .unwrap_err();
     assert_eq!(
         error.to_string(),
         "/moved has the overlay mark user.overlay.redirect: its content lies in another layer"
@@ -501,7 +507,7 @@ fn cost_of_a_small_change() {
             let prepared = start.elapsed();
             Inside::new(&rootfs).write("d7/file-7", "changed");
             let start = std::time::Instant::now();
-            let index = rootfs.changes(&below, &[]).unwrap();
+            let index = rootfs.changes(&below, &[], &InodeOwners::new()).unwrap();
             assert_eq!(index.entries().len(), 2);
             prepared + start.elapsed()
         })

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use kiln_image::ContentId;
+use kiln_image::{ContentId, InodeOwners};
 use kiln_rootfs::{Provider, Rootfs, probe};
 use kiln_store::layer_fs::Ids;
 
@@ -47,7 +47,9 @@ fn change(provider: Provider) -> Option<ContentId> {
     inside.set_mtime("srv/owned", (9, 9));
     inside.set_mtime("srv/owned", MTIME);
     drop(inside);
-    let index = rootfs.changes(&view(&lowers), &[]).unwrap();
+    let index = rootfs
+        .changes(&view(&lowers), &[], &InodeOwners::new())
+        .unwrap();
     Some(index.content_id())
 }
 

@@ -22,6 +22,10 @@ pub(crate) enum Rule {
     NoVsock,
     /// Allowed for the harmless personalities: Linux, 32-bit, and `uname` telling of Linux 2.6.
     HarmlessPersonality,
+    /// Answered by the supervisor.
+    Ask,
+    /// Answered by the supervisor if the argument (counted from 0) has any of the bits, else allowed.
+    AskIfAny { argument: u32, bits: u32 },
 }
 
 /// `CLONE_NEWNS`, `NEWCGROUP`, `NEWUTS`, `NEWIPC`, `NEWUSER`, `NEWPID`, `NEWNET`.
@@ -51,6 +55,21 @@ pub(crate) fn filter() -> Vec<Instruction> {
     program.push(jump(EQUAL, table::COMPAT.architecture, 0, compat.len()));
     program.extend(compat);
     program.push(fail(libc::ENOSYS));
+    program
+}
+
+/// A filter that leaves the calls of the tables (`AUDIT_ARCH_*`, rules) to the supervisor, and allows all others.
+pub(crate) fn questions(tables: &[(u32, Vec<(u32, Rule)>)]) -> Vec<Instruction> {
+    let mut program = vec![load(ARCHITECTURE)];
+    for (architecture, rules) in tables {
+        let mut rules = rules.clone();
+        rules.sort_by_key(|&(number, _)| number);
+        let mut block = vec![load(NUMBER)];
+        search(&rules, &mut block);
+        program.push(jump(EQUAL, *architecture, 0, block.len()));
+        program.extend(block);
+    }
+    program.push(allow());
     program
 }
 
@@ -122,6 +141,15 @@ fn code(rule: Rule) -> Vec<Instruction> {
             program.push(allow());
             program
         }
+        Rule::Ask => vec![ask()],
+        Rule::AskIfAny { argument, bits } => {
+            vec![
+                load(FIRST_ARGUMENT + 8 * argument),
+                jump(ANY_BIT, bits, 0, 1),
+                ask(),
+                allow(),
+            ]
+        }
     }
 }
 
@@ -153,6 +181,15 @@ fn allow() -> Instruction {
         jt: 0,
         jf: 0,
         k: libc::SECCOMP_RET_ALLOW,
+    }
+}
+
+fn ask() -> Instruction {
+    Instruction {
+        code: RETURN as u16,
+        jt: 0,
+        jf: 0,
+        k: libc::SECCOMP_RET_USER_NOTIF,
     }
 }
 
@@ -236,6 +273,7 @@ mod tests {
                         assert_eq!(answer(libc::AF_UNIX as u32), Ok(()));
                         assert_eq!(answer(libc::AF_VSOCK as u32), Err(libc::EPERM));
                     }
+                    Some(Rule::Ask | Rule::AskIfAny { .. }) => panic!("{number}: nobody answers"),
                     Some(Rule::HarmlessPersonality) => {
                         for value in PERSONALITIES {
                             assert_eq!(answer(value), Ok(()));

@@ -7,10 +7,13 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, exit};
+use std::sync::atomic::Ordering;
 
-use kiln_sandbox::{CONTROL_FD, IdTools, Isolation, choose, enter_worker, spawn_worker};
+use kiln_sandbox::{
+    CONTROL_FD, IdTools, Isolation, User, Wanted, choose, enter_worker, spawn_worker,
+};
 
-use crate::cases::{CASES, Privilege};
+use crate::cases::{CASES, ONE_ID, Privilege};
 
 /// Starts one process for each kind and adds up.
 pub(crate) fn all(filter: &[String]) {
@@ -69,7 +72,14 @@ pub(crate) fn run(mode: &str, filter: &[String]) {
             let read = |path| std::fs::read_to_string(path).unwrap_or_default();
             let tools = IdTools::find("/usr/bin:/bin".as_ref()).filter(|_| mode == "mapped");
             let (subuid, subgid) = (read("/etc/subuid"), read("/etc/subgid"));
-            let (isolation, why) = choose(uid, gid, "kilntest", &subuid, &subgid, tools);
+            let user = User {
+                uid,
+                gid,
+                name: "kilntest",
+                subuid: &subuid,
+                subgid: &subgid,
+            };
+            let (isolation, why) = choose(Wanted::Auto, user, tools).unwrap();
             eprintln!("{mode}: {why}");
             assert_eq!(
                 matches!(isolation, Isolation::MappedIds { .. }),
@@ -112,6 +122,7 @@ pub(crate) fn worker(args: &[String]) {
 }
 
 fn run_cases(privilege: Privilege, mode: &str, filter: &[String]) -> i32 {
+    ONE_ID.store(privilege == Privilege::Single, Ordering::Relaxed);
     let mut failed = 0;
     for (name, case) in CASES {
         if !filter.is_empty() && !filter.iter().any(|part| name.contains(part.as_str())) {

@@ -34,8 +34,8 @@ pub const INDEX: &str = "index";
 pub enum Ids {
     /// Files are given to their owners with `chown`.
     Real,
-    /// All files belong to the one user there is; owners are in the index only. Modes are widened so that the user can
-    /// read files and enter folders.
+    /// All files belong to the one user there is; owners are in the index, and in an extended attribute of files and
+    /// folders ([`kiln_image::owner`]) for those who see the layer as a part of a root file system.
     Recorded,
 }
 

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use kiln_image::{Entry, Kind, LayerPath};
+use kiln_image::{Entry, Kind, LayerPath, OWNER_XATTR, OwnerRecord};
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
@@ -101,9 +101,7 @@ impl LayerFs {
                 rustix::fs::fsetxattr(&dir, &name[..], value, XattrFlags::empty())
             })?;
         }
-        if self.ids == Ids::Real {
-            rustix::fs::fchmod(&dir, Mode::from_raw_mode(u32::from(entry.mode)))?;
-        }
+        rustix::fs::fchmod(&dir, Mode::from_raw_mode(u32::from(entry.mode)))?;
         Ok(rustix::fs::futimens(&dir, &times(entry))?)
     }
 
@@ -147,10 +145,7 @@ impl LayerFs {
             }
         }
         let dir = self.open_dir(&entry.path)?;
-        if self.ids == Ids::Real {
-            let (uid, gid) = owner(entry);
-            rustix::fs::fchown(&dir, uid, gid)?;
-        }
+        self.give(&dir, entry)?;
         // Until the end the folder must be open to the writer.
         rustix::fs::fchmod(&dir, Mode::from_raw_mode(u32::from(entry.mode) | 0o700))?;
         set_xattrs(entry, |name, value| {
@@ -192,11 +187,8 @@ impl LayerFs {
                 (file, size)
             }
         };
-        if self.ids == Ids::Real {
-            let (uid, gid) = owner(entry);
-            rustix::fs::fchown(&file, uid, gid)?;
-        }
-        rustix::fs::fchmod(&file, self.mode(entry))?;
+        self.give(&file, entry)?;
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(entry.mode.into()))?;
         set_xattrs(entry, |name, value| {
             rustix::fs::fsetxattr(&file, name, value, XattrFlags::empty())
         })?;
@@ -274,14 +266,24 @@ impl LayerFs {
         Ok(offset + pump(&mut At { file: from, offset }, to)?)
     }
 
-    /// The mode that a file gets for real.
-    fn mode(&self, entry: &Entry) -> Mode {
-        let mode = u32::from(entry.mode);
-        Mode::from_raw_mode(match self.ids {
-            Ids::Real => mode,
-            Ids::Recorded if mode & 0o111 != 0 => mode | 0o700,
-            Ids::Recorded => mode | 0o600,
-        })
+    /// Gives a file or folder to its owner, or writes down whose it is.
+    fn give(&self, file: impl AsFd, entry: &Entry) -> io::Result<()> {
+        let record = OwnerRecord::file(entry.uid, entry.gid);
+        let written = match self.ids {
+            Ids::Real => {
+                let (uid, gid) = owner(entry);
+                return Ok(rustix::fs::fchown(file, uid, gid)?);
+            }
+            Ids::Recorded if record.is_default() => rustix::fs::fremovexattr(file, OWNER_XATTR),
+            Ids::Recorded => {
+                let (value, flags) = (record.encode(), XattrFlags::empty());
+                rustix::fs::fsetxattr(file, OWNER_XATTR, value.as_bytes(), flags)
+            }
+        };
+        match written {
+            Err(Errno::NODATA) => Ok(()),
+            other => other.map_err(io::Error::from).or_else(only_if_refused),
+        }
     }
 
     /// Sets the metadata of a link or a fifo, which cannot be opened.
@@ -292,7 +294,8 @@ impl LayerFs {
         }
         if entry.kind == Kind::Fifo {
             // Made just now and not a link, so there is nothing to follow.
-            rustix::fs::chmodat(parent, name, self.mode(entry), AtFlags::empty())?;
+            let mode = Mode::from_raw_mode(entry.mode.into());
+            rustix::fs::chmodat(parent, name, mode, AtFlags::empty())?;
         }
         if !entry.xattrs.is_empty() {
             let mut path = format!("/proc/self/fd/{}/", parent.as_raw_fd()).into_bytes();
@@ -316,7 +319,10 @@ fn set_xattrs(
     set: impl Fn(&[u8], &[u8]) -> rustix::io::Result<()>,
 ) -> io::Result<()> {
     let of_index = |name: &[u8]| {
-        name.starts_with(b"trusted.") || name.starts_with(b"user.overlay.") || name == DEFAULT_ACL
+        name.starts_with(b"trusted.")
+            || name.starts_with(b"user.overlay.")
+            || name == DEFAULT_ACL
+            || name == OWNER_XATTR.as_bytes()
     };
     let (last, first): (Vec<_>, Vec<_>) = entry
         .xattrs

@@ -4,13 +4,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use kiln_graph::Network;
-use kiln_image::LayerPath;
 use kiln_image::view::MergedView;
+use kiln_image::{InodeOwners, LayerPath};
 use kiln_rootfs::{Lower, Rootfs};
 use kiln_sandbox::{
     Cancel, Confinement, MountSource as Mounted, Process, RootSource, SandboxError, SandboxMount,
     Stdio, Ulimit, UlimitKind, UserSpec, lookup_user, read_in_root,
 };
+
+use kiln_store::layer_fs::Ids;
 
 use super::files::made;
 use super::trust::Trusted;
@@ -35,6 +37,8 @@ struct Tree {
     view: MergedView,
     layer: kiln_image::LayerId,
     trusted: Option<Trusted>,
+    /// Of files that cannot carry them, where ids are recorded.
+    owners: InodeOwners,
 }
 
 impl Tree {
@@ -64,7 +68,11 @@ impl Tree {
         }
         let rootfs = Rootfs::prepare(shared.provider().0, &lowers, &layer_dir, shared.ids)
             .map_err(|error| failure("cannot make the root file system", &error))?;
+        let owners = rootfs
+            .owners(&view, &lowers[..layers.len()])
+            .map_err(|error| failure("cannot find the owners of links", &error))?;
         Ok(Self {
+            owners,
             rootfs,
             view,
             layer: into,
@@ -83,6 +91,7 @@ impl Tree {
         self,
         shared: &Shared,
         stubs: &[LayerPath],
+        owners: &InodeOwners,
         notes: &mut Vec<String>,
     ) -> Result<Made, Failure> {
         if let Some(trusted) = &self.trusted {
@@ -92,7 +101,7 @@ impl Tree {
         }
         let index = self
             .rootfs
-            .changes(&self.view, stubs)
+            .changes(&self.view, stubs, owners)
             .map_err(|error| failure("cannot keep what the step changed", &error))?;
         if let Some(trusted) = &self.trusted {
             notes.extend(trusted.copies(&shared.layer_dir(self.layer), &index));
@@ -186,7 +195,11 @@ fn process(
     if root.trusted.is_some() {
         Trusted::add_variables(&mut process.env);
     }
-    let spec = spec(&process, root.source(), user, mounts, stdio)?;
+    let mut spec = spec(&process, root.source(), user, mounts, stdio)?;
+    if shared.ids == Ids::Recorded {
+        let trees = trees.iter().flatten().chain([&root]);
+        spec.recorded = Some(trees.flat_map(|tree| tree.owners.clone()).collect());
+    }
     let running = match kiln_sandbox::spawn(&spec) {
         Ok(running) => running,
         Err(SandboxError::Exec { message, code }) => {
@@ -218,7 +231,7 @@ fn process(
         kiln_sandbox::Exit::Signal(signal) => Exit::Signal(i32::from(signal)),
     };
     let out_of_memory = false;
-    let stubs = running.stubs().to_vec();
+    let (stubs, owners) = (running.stubs().to_vec(), running.owners());
     drop(running);
     let disk_full = exit != Exit::Code(0) && disk_full(shared);
     if !keep || exit != Exit::Code(0) {
@@ -231,10 +244,10 @@ fn process(
         });
     }
     let mut notes = Vec::new();
-    let mut results = vec![root.keep(shared, &stubs, &mut notes)?];
+    let mut results = vec![root.keep(shared, &stubs, &owners, &mut notes)?];
     for (mount, tree) in job.mounts.iter().zip(trees) {
         if let (MountSource::Tree { keep: true, .. }, Some(tree)) = (&mount.source, tree) {
-            results.push(tree.keep(shared, &[], &mut notes)?);
+            results.push(tree.keep(shared, &[], &owners, &mut notes)?);
         }
     }
     for result in &results {

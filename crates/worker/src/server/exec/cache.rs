@@ -2,10 +2,10 @@
 
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use kiln_image::{LayerIndex, LayerPath};
+use kiln_image::{Entry, LayerIndex, LayerPath};
 use kiln_store::layer_fs::{Content, LayerFs};
 
 use super::super::files::stack;
@@ -60,12 +60,11 @@ fn fill(
 ) -> Result<(), Failure> {
     let fs = LayerFs::create(new, shared.ids).map_err(failed)?;
     let root = new.join("fs");
+    let owned = Entry::dir(LayerPath::root(), mode, uid, gid, (0, 0));
+    fs.put(&owned, Content::None).map_err(failed)?;
     if let Some(seed) = seed {
         let copied = copy(shared, seed, &fs, failed)?;
         fs.finish(&copied).map_err(failed)?;
-    }
-    if shared.ids == kiln_store::layer_fs::Ids::Real {
-        chown(&root, Some(uid), Some(gid)).map_err(failed)?;
     }
     fs::set_permissions(&root, Permissions::from_mode(u32::from(mode))).map_err(failed)
 }
