@@ -35,6 +35,8 @@ pub(super) enum Call {
     },
     FlistXattr,
     Chroot,
+    /// `prctl(PR_SET_KEEPCAPS, ...)`.
+    KeepRights,
     GetUser,
     GetEffectiveUser,
     GetGroup,
@@ -68,6 +70,7 @@ impl Call {
                 argument: 2,
                 bits: CREATES,
             },
+            Self::KeepRights => Rule::AskIfFirst(libc::PR_SET_KEEPCAPS as u32),
             _ => Rule::Ask,
         }
     }
@@ -102,6 +105,7 @@ macro_rules! common {
             (libc::SYS_llistxattr as u32, ListXattr { follow: false }),
             (libc::SYS_flistxattr as u32, FlistXattr),
             (libc::SYS_chroot as u32, Chroot),
+            (libc::SYS_prctl as u32, KeepRights),
             (libc::SYS_getuid as u32, GetUser),
             (libc::SYS_geteuid as u32, GetEffectiveUser),
             (libc::SYS_getgid as u32, GetGroup),
@@ -168,6 +172,7 @@ pub(super) const TABLES: &[Table] = &[
             (233, ListXattr { follow: false }),
             (234, FlistXattr),
             (61, Chroot),
+            (172, KeepRights),
             (199, GetUser),
             (201, GetEffectiveUser),
             (200, GetGroup),

@@ -113,6 +113,10 @@ pub(super) struct Credentials {
     pub(super) others: Arc<[u32]>,
     /// The set-id program (by device and inode) that brought these about; it does so once only.
     pub(super) program: Option<(u64, u64)>,
+    /// Asked to keep its rights when it becomes another user.
+    pub(super) keeps_rights: bool,
+    /// The program (by device and inode) that has kept them.
+    pub(super) kept: Option<(u64, u64)>,
 }
 
 impl Credentials {
@@ -122,11 +126,13 @@ impl Credentials {
             groups: Ids::ROOT,
             others: Arc::new([]),
             program: None,
+            keeps_rights: false,
+            kept: None,
         }
     }
 
     pub(super) fn privileged(&self) -> bool {
-        self.users.effective == 0
+        self.users.effective == 0 || self.kept.is_some()
     }
 
     pub(super) fn in_group(&self, id: u32) -> bool {

@@ -30,6 +30,13 @@ impl State {
             Call::SetThreeUsers | Call::SetThreeGroups => Change::Three(three(0)),
             Call::SetFilesUser | Call::SetFilesGroup => Change::Files(word(question, 0)),
             Call::SetOthers => return self.set_others(question).map(Some),
+            Call::KeepRights => {
+                let before = self.current(question)?;
+                let mut after = before.clone();
+                after.keeps_rights = word(question, 1) != 0;
+                self.mark_as(question, &before, after)?;
+                return Ok(Some(Answer::Continue));
+            }
             _ => return self.tell(question, call),
         };
         let before = self.current(question)?;
@@ -40,6 +47,9 @@ impl State {
         );
         let previous = if of_users {
             after.change_users(&change)?;
+            if before.privileged() && after.keeps_rights && after.users.effective != 0 {
+                after.kept = program(question).map(|(program, _)| program);
+            }
             before.users.files
         } else {
             after.change_groups(&change)?;
@@ -110,38 +120,24 @@ impl State {
             // The first process, which has whatever limit the user has; or one that changed the limit.
             return Ok(Credentials::root());
         };
-        if known.privileged() || !self.set_id_programs {
+        if known.users.effective == 0 {
             return Ok(known.clone());
         }
         let before = known.clone();
-        match self.set_id_program(question, &before) {
-            Some(after) => {
-                self.mark_as(question, &before, after.clone())?;
-                Ok(after)
+        let mut after = before.clone();
+        if let Some((program, mode)) = program(question) {
+            if before
+                .kept
+                .is_some_and(|kept| kept != program || !may_set_ids(question))
+            {
+                after.kept = None;
             }
-            None => Ok(before),
+            if self.set_id_programs {
+                execute(&mut after, question, program, mode);
+            }
         }
-    }
-
-    /// Executing is not stopped; that a process runs a program with set-id bits is seen when it first asks.
-    fn set_id_program(&self, question: &Question, now: &Credentials) -> Option<Credentials> {
-        let path = CString::new(format!("{}/exe", question.pid)).ok()?;
-        let stat = statat(CWD, path.as_c_str(), AtFlags::empty()).ok()?;
-        let program = (stat.st_dev, stat.st_ino);
-        let mode = Mode::from_raw_mode(stat.st_mode);
-        if now.program == Some(program) || !mode.intersects(Mode::SUID | Mode::SGID) {
-            return None;
-        }
-        let owner = files::attribute(&path, true).unwrap_or(OwnerRecord::file(0, 0));
-        let mut after = now.clone();
-        // Without the right to execute for its group the bit means locking.
-        let group = mode.contains(Mode::SGID | Mode::XGRP);
-        after.execute(
-            program,
-            mode.contains(Mode::SUID).then_some(owner.uid),
-            group.then_some(owner.gid),
-        );
-        Some(after)
+        self.mark_as(question, &before, after.clone())?;
+        Ok(after)
     }
 
     /// Marks the asking process with new credentials.
@@ -164,6 +160,44 @@ impl State {
         self.credentials.insert(next, after);
         Ok(())
     }
+}
+
+/// The program that the asking process runs: device and inode, and mode.
+fn program(question: &Question) -> Option<((u64, u64), Mode)> {
+    let stat = statat(CWD, executable(question), AtFlags::empty()).ok()?;
+    let mode = Mode::from_raw_mode(stat.st_mode);
+    Some(((stat.st_dev, stat.st_ino), mode))
+}
+
+fn executable(question: &Question) -> String {
+    format!("{}/exe", question.pid)
+}
+
+/// Executing is not stopped; that a process runs a program with set-id bits is seen when it first asks.
+fn execute(now: &mut Credentials, question: &Question, program: (u64, u64), mode: Mode) {
+    if now.program == Some(program) || !mode.intersects(Mode::SUID | Mode::SGID) {
+        return;
+    }
+    let path = CString::new(executable(question)).unwrap_or_default();
+    let owner = files::attribute(&path, true).unwrap_or(OwnerRecord::file(0, 0));
+    // Without the right to execute for its group the bit means locking.
+    let group = mode.contains(Mode::SGID | Mode::XGRP);
+    let user = mode.contains(Mode::SUID);
+    now.execute(
+        program,
+        user.then_some(owner.uid),
+        group.then_some(owner.gid),
+    );
+}
+
+/// Whether the asking process has not given up CAP_SETGID and CAP_SETUID, the real ones.
+fn may_set_ids(question: &Question) -> bool {
+    const EITHER: u64 = 1 << 6 | 1 << 7;
+    let status = std::fs::read_to_string(format!("{}/status", question.pid)).unwrap_or_default();
+    let rights = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    rights
+        .and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok())
+        .is_some_and(|rights| rights & EITHER != 0)
 }
 
 fn get_others(question: &Question, now: &Credentials) -> Result<Answer> {

@@ -26,6 +26,8 @@ pub(crate) enum Rule {
     Ask,
     /// Answered by the supervisor if the argument (counted from 0) has any of the bits, else allowed.
     AskIfAny { argument: u32, bits: u32 },
+    /// Answered by the supervisor if the first argument is this, else allowed.
+    AskIfFirst(u32),
 }
 
 /// `CLONE_NEWNS`, `NEWCGROUP`, `NEWUTS`, `NEWIPC`, `NEWUSER`, `NEWPID`, `NEWNET`.
@@ -142,6 +144,14 @@ fn code(rule: Rule) -> Vec<Instruction> {
             program
         }
         Rule::Ask => vec![ask()],
+        Rule::AskIfFirst(value) => {
+            vec![
+                load(FIRST_ARGUMENT),
+                jump(EQUAL, value, 0, 1),
+                ask(),
+                allow(),
+            ]
+        }
         Rule::AskIfAny { argument, bits } => {
             vec![
                 load(FIRST_ARGUMENT + 8 * argument),
@@ -273,7 +283,9 @@ mod tests {
                         assert_eq!(answer(libc::AF_UNIX as u32), Ok(()));
                         assert_eq!(answer(libc::AF_VSOCK as u32), Err(libc::EPERM));
                     }
-                    Some(Rule::Ask | Rule::AskIfAny { .. }) => panic!("{number}: nobody answers"),
+                    Some(Rule::Ask | Rule::AskIfAny { .. } | Rule::AskIfFirst(_)) => {
+                        panic!("{number}: nobody answers")
+                    }
                     Some(Rule::HarmlessPersonality) => {
                         for value in PERSONALITIES {
                             assert_eq!(answer(value), Ok(()));
