@@ -18,6 +18,7 @@ use kiln_engine::BuildError;
 use kiln_export::ExportError;
 use kiln_image::{Digest, Reference};
 use kiln_store::Store;
+use kiln_worker::WorkerError;
 
 use crate::args::{Cli, Command};
 use crate::context::Place;
@@ -47,9 +48,11 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => {
             let build = error.downcast_ref::<BuildError>();
             let export = error.downcast_ref::<ExportError>();
+            let worker = error.downcast_ref::<WorkerError>();
             let hint = build
                 .and_then(|error| error.hint.clone())
-                .or_else(|| export?.hint());
+                .or_else(|| export?.hint())
+                .or_else(|| worker?.hint().map(str::to_owned));
             complain(&format!("ERROR: {error:#}"));
             if let Some(hint) = hint {
                 complain(&format!("hint: {hint}"));

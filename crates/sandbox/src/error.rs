@@ -45,6 +45,16 @@ pub enum SandboxError {
         /// Why.
         source: io::Error,
     },
+    /// The system does not let this user have a user namespace, or not one in which mounts can be made.
+    #[error(
+        "cannot start the worker process: this system allows no user namespace that works: {what}"
+    )]
+    NoNamespace {
+        /// What was refused.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
     /// `newuidmap` or `newgidmap` refused.
     #[error("{} failed: {message}", tool.display())]
     IdMap {
@@ -55,7 +65,28 @@ pub enum SandboxError {
     },
 }
 
+/// The ways out where user namespaces are forbidden.
+const NAMESPACES: &str = "\
+steps run in a user namespace, and the system forbids it or takes its rights away. What helps, as root, depends on the
+system; the first that fits:
+  Ubuntu 23.10 and later (AppArmor): allow it to all programs,
+    sysctl -w kernel.apparmor_restrict_unprivileged_userns=0
+    or to Kiln alone, with this in /etc/apparmor.d/kiln, then apparmor_parser -r /etc/apparmor.d/kiln:
+      abi <abi/4.0>,
+      profile kiln /PATH/OF/kiln flags=(unconfined) { userns, }
+  Debian 10, hardened kernels:   sysctl -w kernel.unprivileged_userns_clone=1
+  a limit of none (RHEL 7):      sysctl -w user.max_user_namespaces=15000
+  inside of a container:         start that one with --security-opt seccomp=unconfined
+                                 --security-opt apparmor=unconfined --security-opt systempaths=unconfined
+  nothing of these:              run kiln as root
+A line in /etc/sysctl.d/ makes a setting last. `kiln info` says whether it works";
+
 impl SandboxError {
+    /// A way out, where there is one.
+    pub fn hint(&self) -> Option<&'static str> {
+        matches!(self, Self::NoNamespace { .. }).then_some(NAMESPACES)
+    }
+
     pub(crate) fn setup(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
         Self::Setup {
             what: what.into(),

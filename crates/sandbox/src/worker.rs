@@ -61,6 +61,9 @@ const STAGES: [&str; 6] = [
     "setting its death signal",
 ];
 
+/// The number of the last stage that a user namespace is needed for.
+const LAST_OF_NAMESPACES: u8 = 3;
+
 type Result<T> = std::result::Result<T, SandboxError>;
 
 fn failed(what: impl Into<String>, error: impl Into<std::io::Error>) -> SandboxError {
@@ -149,32 +152,35 @@ fn start_on_lasting_thread(mut command: Command) -> std::io::Result<Child> {
 
 /// The front's side of the conversation.
 fn introduce(isolation: &Isolation, pid: u32, mut worker: UnixStream) -> Result<()> {
-    expect(&mut worker, b'h')?;
+    let root = *isolation == Isolation::Root;
+    expect(&mut worker, b'h', root)?;
     match isolation {
         Isolation::Root => say(&mut worker, b'R')?,
         Isolation::MappedIds { uids, gids, tools } => {
             say(&mut worker, b'U')?;
-            expect(&mut worker, b'u')?;
+            expect(&mut worker, b'u', root)?;
             run_tool(&tools.newuidmap, pid, uids)?;
             run_tool(&tools.newgidmap, pid, gids)?;
             say(&mut worker, b'm')?;
         }
         Isolation::SingleId { uid, gid } => {
             say(&mut worker, b'U')?;
-            expect(&mut worker, b'u')?;
+            expect(&mut worker, b'u', root)?;
             // Without privileges a group map is allowed only once setgroups is given up.
             for (file, text) in [
                 ("setgroups", "deny".to_owned()),
                 ("uid_map", format!("0 {uid} 1")),
                 ("gid_map", format!("0 {gid} 1")),
             ] {
-                std::fs::write(format!("/proc/{pid}/{file}"), text)
-                    .map_err(|error| failed(file, error))?;
+                std::fs::write(format!("/proc/{pid}/{file}"), text).map_err(|source| {
+                    let what = format!("writing its {file}");
+                    SandboxError::NoNamespace { what, source }
+                })?;
             }
             say(&mut worker, b'm')?;
         }
     }
-    expect(&mut worker, b'h')?;
+    expect(&mut worker, b'h', root)?;
     say(&mut worker, b'g')
 }
 
@@ -183,7 +189,8 @@ fn say(peer: &mut UnixStream, word: u8) -> Result<()> {
         .map_err(|error| failed("it is gone", error))
 }
 
-fn expect(peer: &mut UnixStream, word: u8) -> Result<()> {
+/// `root` says that there is no user namespace to be had or refused.
+fn expect(peer: &mut UnixStream, word: u8, root: bool) -> Result<()> {
     let mut got = [0];
     peer.read_exact(&mut got)
         .map_err(|error| failed("it ended", error))?;
@@ -203,15 +210,19 @@ fn expect(peer: &mut UnixStream, word: u8) -> Result<()> {
         .get(usize::from(stage))
         .copied()
         .unwrap_or("unknown stage");
-    let hint = match error {
-        Errno::PERM | Errno::ACCESS | Errno::NOSPC | Errno::USERS if stage == 0 => {
-            "; this system does not allow it: see kernel.apparmor_restrict_unprivileged_userns, \
-             kernel.unprivileged_userns_clone, user.max_user_namespaces, or the confinement of the container that \
-             this runs in"
+    // Up to the mounts all that can be refused is what a user namespace should give.
+    let refused = matches!(
+        error,
+        Errno::PERM | Errno::ACCESS | Errno::NOSPC | Errno::USERS | Errno::NOSYS
+    );
+    Err(if refused && stage <= LAST_OF_NAMESPACES && !root {
+        SandboxError::NoNamespace {
+            what: what.to_owned(),
+            source: error.into(),
         }
-        _ => "",
-    };
-    Err(failed(format!("{what}{hint}"), error))
+    } else {
+        failed(what, error)
+    })
 }
 
 fn run_tool(tool: &Path, pid: u32, ranges: &[IdRange]) -> Result<()> {

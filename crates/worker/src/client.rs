@@ -64,6 +64,7 @@ impl WorkerError {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Failed(failure) => failure.hint.as_deref(),
+            Self::Start(error) => error.hint(),
             _ => None,
         }
     }

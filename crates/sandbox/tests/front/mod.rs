@@ -34,8 +34,8 @@ pub(crate) fn all(filter: &[String]) {
         .output()
         .is_ok_and(|output| output.status.success());
     let mut ok = true;
-    for mode in ["direct", "root", "mapped", "single"] {
-        let mut command = if matches!(mode, "mapped" | "single") {
+    for mode in ["direct", "root", "mapped", "single", "denied"] {
+        let mut command = if matches!(mode, "mapped" | "single" | "denied") {
             if !user {
                 eprintln!("skipped: {mode} needs the user kilntest");
                 continue;
@@ -63,6 +63,10 @@ pub(crate) fn all(filter: &[String]) {
 pub(crate) fn run(mode: &str, filter: &[String]) {
     let isolation = match mode {
         "direct" => exit(run_cases(Privilege::Root, mode, filter)),
+        "denied" => {
+            denied();
+            exit(0)
+        }
         "root" => Isolation::Root,
         _ => {
             let (uid, gid) = (
@@ -103,6 +107,74 @@ pub(crate) fn run(mode: &str, filter: &[String]) {
     ours.read_to_string(&mut word).unwrap();
     assert_eq!(word, "hello", "the control descriptor leads here");
     exit(child.wait().unwrap().code().unwrap_or(1));
+}
+
+/// A system that forbids user namespaces, and one that lets them be made and then denies the mounts: a filter refuses
+/// what AppArmor would.
+fn denied() {
+    let isolation = Isolation::SingleId {
+        uid: rustix::process::getuid().as_raw(),
+        gid: rustix::process::getgid().as_raw(),
+    };
+    let refused = [
+        (libc::SYS_unshare, libc::EPERM, "taking new namespaces"),
+        (libc::SYS_mount, libc::EACCES, "making mounts private"),
+    ];
+    for (call, error, what) in refused {
+        let isolation = isolation.clone();
+        // Filters are of threads, and of what these start.
+        let start = move || {
+            deny(call, error);
+            let (_ours, theirs) = UnixStream::pair().unwrap();
+            let args = ["worker".into(), "single".into()];
+            spawn_worker(
+                &isolation,
+                &std::env::current_exe().unwrap(),
+                &args,
+                theirs.into(),
+            )
+            .unwrap_err()
+        };
+        let error = std::thread::spawn(start).join().unwrap();
+        assert!(error.to_string().contains(what), "{error}");
+        let hint = error.hint().unwrap_or_default();
+        assert!(
+            hint.contains("apparmor_restrict_unprivileged_userns"),
+            "{hint}"
+        );
+        eprintln!("test denied::{what} ... ok");
+    }
+}
+
+#[allow(unsafe_code, reason = "seccomp")]
+fn deny(call: libc::c_long, error: i32) {
+    let code = |code: u32, jf: u8, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf,
+        k,
+    };
+    let filter = [
+        code(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, call as u32),
+        code(libc::BPF_RET, 0, libc::SECCOMP_RET_ERRNO | error as u32),
+        code(libc::BPF_RET, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_ptr().cast_mut(),
+    };
+    rustix::thread::set_no_new_privs(true).unwrap();
+    // SAFETY: the kernel copies the program, which it does not write to.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &raw const program,
+        )
+    };
+    assert_eq!(result, 0);
 }
 
 /// The worker.
