@@ -243,18 +243,18 @@ impl State {
         }
     }
 
-    /// Whether something is written down about the subject, without opening anything where that can be told so: this is
-    /// what nearly all questions come to, and a path names it in one call. The answer is about who asks only if it still
-    /// waits, else nobody gets it.
-    fn may_have_record(&self, question: &Question, subject: &Subject) -> bool {
+    /// The record of the subject as far as one call can tell it, without anything being opened: nearly all questions end
+    /// here. What is found by the number of who asks is its own only if it still waits; else nobody gets the answer.
+    /// `Err` if it takes a closer look.
+    fn glance(&self, question: &Question, subject: &Subject) -> Result<Option<OwnerRecord>> {
         let pid = question.pid;
         let (name, follow) = match subject {
             Subject::Descriptor(number) => (format!("{pid}/fd/{number}").into_bytes(), true),
             Subject::Path { from, path, follow } => {
                 let path = path.to_bytes();
                 let name = match (path.first(), *from) {
-                    (None, _) => return false,
-                    (Some(b'/'), _) if self.other_roots => return true,
+                    (None, _) => return Ok(None),
+                    (Some(b'/'), _) if self.other_roots => return Err(Errno::XDEV),
                     (Some(b'/'), _) => match own_process(path) {
                         Some(rest) => [format!("{pid}/").as_bytes(), &rest].concat(),
                         None => path.to_vec(),
@@ -265,7 +265,12 @@ impl State {
                 (name, *follow)
             }
         };
-        !self.owners.is_empty() || words(name).is_ok_and(|name| attribute(&name, follow).is_some())
+        Ok(attribute(&words(name)?, follow))
+    }
+
+    /// Whether there can be a record of the subject.
+    fn may_have_record(&self, question: &Question, subject: &Subject) -> bool {
+        !self.owners.is_empty() || !matches!(self.glance(question, subject), Ok(None))
     }
 
     /// The record of an open file.
@@ -322,10 +327,14 @@ impl State {
         if (uid, gid) == (KEEP, KEEP) {
             return Ok(Answer::Continue);
         }
+        let who = self.current(question)?;
+        let to_root = [uid, gid].iter().all(|id| [KEEP, 0].contains(id));
+        if to_root && who.privileged() && !self.may_have_record(question, &subject) {
+            return Ok(Answer::Continue);
+        }
         let fd = self.open(question, &subject)?;
         let before = self.record(fd.as_fd())?;
         let mut record = before.unwrap_or(OwnerRecord::file(0, 0));
-        let who = self.current(question)?;
         if !who.privileged() {
             let own = who.users.files == record.uid;
             let allowed = own
@@ -475,10 +484,22 @@ impl State {
         let Ok(path) = read_path(question, argument(question, at)) else {
             return Ok(Answer::Continue);
         };
+        let temporary = opens && flags.contains(OFlags::TMPFILE);
+        let root = OwnerRecord::file(who.users.files, who.groups.files).is_default();
+        if root && !device && !temporary {
+            // Only a folder that gives away its group makes a difference.
+            let folder = Subject::Path {
+                from,
+                path: words(split(path.to_bytes()).0)?,
+                follow: true,
+            };
+            if let Ok(None) = self.glance(question, &folder) {
+                return Ok(Answer::Continue);
+            }
+        }
         let Ok(start) = self.start(question, from, &path) else {
             return Ok(Answer::Continue);
         };
-        let temporary = opens && flags.contains(OFlags::TMPFILE);
         let Some(place) = Place::find(&start, temporary) else {
             return Ok(Answer::Continue);
         };
@@ -547,20 +568,24 @@ impl Place {
                 name: CString::default(),
             });
         }
-        let path = start.rest.to_bytes();
-        let end = path.iter().rposition(|&byte| byte != b'/')? + 1;
-        let path = &path[..end];
-        let (folder, name) = match path.iter().rposition(|&byte| byte == b'/') {
-            None => (&b"."[..], path),
-            Some(slash) => (&path[..=slash], &path[slash + 1..]),
-        };
-        if matches!(name, b"." | b"..") {
+        let (folder, name) = split(start.rest.to_bytes());
+        if matches!(name, b"" | b"." | b"..") {
             return None;
         }
         Some(Self {
             folder: open(&CString::new(folder).ok()?)?,
             name: CString::new(name).ok()?,
         })
+    }
+}
+
+/// The folder of a path, and the last component.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    let end = path.iter().rposition(|&byte| byte != b'/');
+    let path = &path[..end.map_or(0, |end| end + 1)];
+    match path.iter().rposition(|&byte| byte == b'/') {
+        None => (b".", path),
+        Some(slash) => (&path[..=slash], &path[slash + 1..]),
     }
 }
 

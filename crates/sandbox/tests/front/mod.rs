@@ -1,4 +1,4 @@
-//! Who runs the cases: four kinds of privilege, each in a process of its own.
+//! Who runs the cases: four kinds of privilege, each in a process of its own; and a system that grants none.
 #![allow(clippy::print_stderr, reason = "a test's report")]
 
 use std::ffi::OsString;
@@ -126,7 +126,7 @@ fn denied() {
         let start = move || {
             deny(call, error);
             let (_ours, theirs) = UnixStream::pair().unwrap();
-            let args = ["worker".into(), "single".into()];
+            let args = ["worker".into(), "denied".into()];
             spawn_worker(
                 &isolation,
                 &std::env::current_exe().unwrap(),
@@ -180,7 +180,10 @@ fn deny(call: libc::c_long, error: i32) {
 /// The worker.
 #[allow(unsafe_code, reason = "the control descriptor is known by number")]
 pub(crate) fn worker(args: &[String]) {
-    enter_worker().unwrap();
+    if let Err(error) = enter_worker() {
+        assert_eq!(args[0], "denied", "{error}");
+        exit(1);
+    }
     // SAFETY: the number is ours by contract with `spawn_worker`.
     let control = unsafe { OwnedFd::from_raw_fd(CONTROL_FD) };
     rustix::io::write(&control, b"hello").unwrap();
