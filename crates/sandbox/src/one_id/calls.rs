@@ -85,7 +85,13 @@ pub(super) struct Table {
     pub(super) narrow: bool,
 }
 
-use Call::*;
+use Call::{
+    Chown, ChownAt, Chroot, Creat, Fchown, FlistXattr, Fstat, GetEffectiveGroup, GetEffectiveUser,
+    GetGroup, GetGroups, GetOthers, GetUser, GetUsers, KeepRights, ListXattr, Mkdir, MkdirAt,
+    Mknod, MknodAt, Open, OpenAt, OpenAt2, SetFilesGroup, SetFilesUser, SetGroup, SetOthers,
+    SetThreeGroups, SetThreeUsers, SetTwoGroups, SetTwoUsers, SetUser, Stat, StatAt, Statx,
+    Symlink, SymlinkAt,
+};
 
 /// Those that every architecture has.
 macro_rules! common {

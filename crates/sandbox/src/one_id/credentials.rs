@@ -70,7 +70,8 @@ impl Ids {
 
     /// `setresuid`, `setresgid`.
     fn set_three(self, [real, effective, saved]: [u32; 3], privileged: bool) -> Result<Self> {
-        if !privileged && !(self.has(real) && self.has(effective) && self.has(saved)) {
+        let known = [real, effective, saved].iter().all(|id| self.has(*id));
+        if !privileged && !known {
             return Err(Errno::PERM);
         }
         let effective = or(effective, self.effective);

@@ -1,4 +1,4 @@
-//! The kernel's side of the questions: seccomp_unotify(2), and the memory and limits of the process that asks.
+//! The kernel's side of the questions: `seccomp_unotify(2)`, and the memory and limits of the process that asks.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

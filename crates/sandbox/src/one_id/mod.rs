@@ -2,7 +2,7 @@
 //! those that read them back (`stat`, `getuid`, ...), so that a step sees, and a layer gets, what it would with all of
 //! them. docs/rootless.md has the reasons, the costs, and what is not enforced.
 //!
-//! - A filter (seccomp_unotify(2)) stops these calls in the container, of programs of any kind, and hands them to a
+//! - A filter (`seccomp_unotify(2)`) stops these calls in the container, of programs of any kind, and hands them to a
 //!   thread of the worker, which answers, or lets the kernel go on when nothing special is written down.
 //! - **Files** belong to the one user. Their owners are written beside them ([`OWNER_XATTR`](kiln_image::OWNER_XATTR)).
 //! - **Credentials** must follow a process through forks and execs, and end with it. The kernel does that for us: they

@@ -190,7 +190,7 @@ fn execute(now: &mut Credentials, question: &Question, program: (u64, u64), mode
     );
 }
 
-/// Whether the asking process has not given up CAP_SETGID and CAP_SETUID, the real ones.
+/// Whether the asking process has not given up `CAP_SETGID` and `CAP_SETUID`, the real ones.
 fn may_set_ids(question: &Question) -> bool {
     const EITHER: u64 = 1 << 6 | 1 << 7;
     let status = std::fs::read_to_string(format!("{}/status", question.pid)).unwrap_or_default();

@@ -110,7 +110,7 @@ pub(crate) fn run(mode: &str, filter: &[String]) {
 }
 
 /// A system that forbids user namespaces, and one that lets them be made and then denies the mounts: a filter refuses
-/// what AppArmor would.
+/// what `AppArmor` would.
 fn denied() {
     let isolation = Isolation::SingleId {
         uid: rustix::process::getuid().as_raw(),
