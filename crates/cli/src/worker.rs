@@ -84,7 +84,10 @@ fn serve(args: &[OsString]) -> anyhow::Result<()> {
     let [root, ids, provider] = args else {
         anyhow::bail!("not to be called by hand")
     };
-    kiln_sandbox::enter_worker()?;
+    if kiln_sandbox::enter_worker().is_err() {
+        // Who started this process was told why, and tells the user.
+        return Ok(());
+    }
     let ids = if ids == "recorded" {
         Ids::Recorded
     } else {
