@@ -157,10 +157,20 @@ pub fn run_with(kiln: &Kiln, names: &[&str]) -> Result<()> {
 }
 
 /// The command: with a binary of its own, then shows what is there.
-pub fn run_named(names: &[String]) -> Result<()> {
+///
+/// With `registry`, `HOST:PORT` or a name with a path, they are pushed there under their own names.
+pub fn run_named(names: &[String], registry: Option<&str>) -> Result<()> {
     install(&[ID_MAPS])?;
     let kiln = Kiln::build(Profile::Release)?;
-    run_with(&kiln, &names.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    run_with(&kiln, &names)?;
+    if let Some(registry) = registry {
+        for base in with_all_below(&names) {
+            let name = format!("{registry}/{}", base.image);
+            run(&mut kiln.command(["tag", base.image, &name]))?;
+            run(&mut kiln.command(["push", &name]))?;
+        }
+    }
     run(&mut kiln.command(["images"]))
 }
 

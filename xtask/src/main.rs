@@ -22,6 +22,9 @@ enum Command {
         /// Only these; all if none is named.
         #[arg(value_parser = bases::Base::NAMES)]
         names: Vec<String>,
+        /// Push them to this registry, too: `HOST:PORT`, or with a path.
+        #[arg(long, value_name = "REGISTRY")]
+        push: Option<String>,
     },
     /// Builds Kiln and the base images, then builds, shows and runs the Go example.
     Demo,
@@ -79,7 +82,9 @@ struct CompareArguments {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
-        Command::Bases { names } => bases::run_named(&names).map(|()| ExitCode::SUCCESS),
+        Command::Bases { names, push } => {
+            bases::run_named(&names, push.as_deref()).map(|()| ExitCode::SUCCESS)
+        }
         Command::Demo => demo::run().map(|()| ExitCode::SUCCESS),
         Command::Dist => dist::run_all().map(|()| ExitCode::SUCCESS),
         Command::Test { args } => test::run(&args),

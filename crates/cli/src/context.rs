@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use kiln_engine::Engine;
-use kiln_registry::{Client, ClientConfig, Credentials, HostConfig, Proxies};
+use kiln_registry::{Client, ClientConfig, Credentials, Proxies};
 use kiln_remote::{GitProgram, Remote};
 use kiln_rootfs::Provider;
 use kiln_sandbox::{IdTools, Isolation, User, Wanted};
@@ -116,7 +116,7 @@ impl Place {
             &self.isolation,
             self.provider,
         ));
-        let client = registry_client(Arc::new(crate::credentials::stored));
+        let client = registry_client(Arc::new(crate::credentials::stored))?;
         let remote = Remote::new(self.root.join("sources"), client.clone(), git_program());
         Ok(Engine {
             store,
@@ -209,20 +209,22 @@ fn options(ids: IdKind) -> Result<OpenOptions> {
 }
 
 /// What speaks to registries. The file with the credentials is read when a registry asks for some.
-pub(crate) fn registry_client(credentials: Arc<dyn Credentials>) -> Client {
-    let mut config = ClientConfig {
+pub(crate) fn registry_client(credentials: Arc<dyn Credentials>) -> Result<Client> {
+    let config_home = variable("XDG_CONFIG_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(variable("HOME")?).join(".config")));
+    let given = variable("KILN_CONFIG").map(PathBuf::from);
+    let mut hosts = crate::settings::registries(given.as_deref(), config_home.as_deref())?;
+    if let Some(mirror) = variable("KILN_REGISTRY_MIRROR") {
+        let hub = hosts.entry("docker.io".to_owned()).or_default();
+        hub.mirrors.insert(0, mirror);
+    }
+    Ok(Client::new(ClientConfig {
+        hosts,
         credentials,
         proxies: proxies(),
         ..ClientConfig::default()
-    };
-    if let Some(mirror) = variable("KILN_REGISTRY_MIRROR") {
-        let hub = HostConfig {
-            mirrors: vec![mirror],
-            ..HostConfig::default()
-        };
-        config.hosts.insert("docker.io".to_owned(), hub);
-    }
-    Client::new(config)
+    }))
 }
 
 /// Docker's configuration: `config.json` in `DOCKER_CONFIG`, else in `~/.docker`. Nothing where there is no home.

@@ -6,6 +6,7 @@ mod commands;
 mod context;
 mod credentials;
 mod format;
+mod settings;
 mod signals;
 mod worker;
 

@@ -59,7 +59,7 @@ pub(super) fn login(args: &LoginArgs) -> Result<ExitCode> {
     let credential = Credential::Password { username, password };
     let offered = credential.clone();
     let cancel = give_up_on_signal()?;
-    let client = registry_client(Arc::new(move |_: &str| Ok(Some(offered.clone()))));
+    let client = registry_client(Arc::new(move |_: &str| Ok(Some(offered.clone()))))?;
     client
         .ping(&registry, cancel.raw().as_ref())
         .map_err(|error| match error {

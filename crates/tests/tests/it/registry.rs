@@ -385,3 +385,45 @@ fn an_index_leads_to_the_image_of_the_platform() {
         .failed()
         .says(&["no image for linux/s390x"]);
 }
+
+/// The configuration names a mirror: by `KILN_CONFIG`, and in the user's own place.
+#[test]
+fn mirrors_come_from_the_configuration() {
+    let (Some(publisher), Some(kiln)) = (
+        Kiln::fresh(Setting::Root, &["busybox"]),
+        Kiln::fresh(Setting::Root, &[]),
+    ) else {
+        return;
+    };
+    let Some(registry) = Registry::start() else {
+        return;
+    };
+    let base = registry.image("library/busybox:latest");
+    publisher.run(&["tag", "busybox", &base]).ok();
+    publisher.run(&["push", &base]).ok();
+    let file = kiln.file("kiln.toml");
+    let pull = |name: &str, value: &std::path::Path| {
+        let mut command = kiln.command(&["pull", "busybox"]);
+        Outcome::new(
+            format!("{name}={} kiln pull busybox", value.display()),
+            &command.env(name, value).output().expect("kiln starts"),
+        )
+    };
+    let missing = pull("KILN_CONFIG", &file).failed();
+    missing.says(&["kiln.toml"]);
+    std::fs::write(&file, "[registries.x]\nmirror = 1\n").expect("own file");
+    let wrong = pull("KILN_CONFIG", &file).failed();
+    wrong.says(&["kiln.toml", "line 2", "mirror"]);
+    let text = format!(
+        "[registries.\"docker.io\"]\nmirrors = [\"{}\"]\n",
+        registry.address()
+    );
+    std::fs::write(&file, &text).expect("own file");
+    pull("KILN_CONFIG", &file).ok();
+    kiln.run(&["rmi", "busybox"]).ok();
+    let home = kiln.file("config-home");
+    std::fs::create_dir_all(home.join("kiln")).expect("own folder");
+    std::fs::write(home.join("kiln/kiln.toml"), text).expect("own file");
+    pull("XDG_CONFIG_HOME", &home).ok();
+    kiln.run(&["images"]).ok().says(&["busybox"]);
+}
