@@ -1,11 +1,16 @@
-import click
+import argparse
 
 from calculate_pi import estimate
 
 
-@click.command()
-@click.argument("points", type=click.IntRange(min=1))
-@click.option("--seed", type=int, help="Draw the same points each time.")
-def main(points: int, seed: int | None) -> None:
-    """Estimate pi with POINTS random points."""
-    click.echo(f"pi is about {estimate(points, seed):.4f}")
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="calculate-pi",
+        description="Estimate pi with POINTS random points.",
+    )
+    parser.add_argument("points", metavar="POINTS", type=int)
+    parser.add_argument("--seed", type=int, help="draw the same points each time")
+    arguments = parser.parse_args()
+    if arguments.points < 1:
+        parser.error("POINTS must be at least 1")
+    print(f"pi is about {estimate(arguments.points, arguments.seed):.4f}")
