@@ -146,6 +146,16 @@ fn with_all_below(names: &[&str]) -> Vec<&'static Base> {
     found
 }
 
+/// The base of a short name.
+///
+/// # Errors
+///
+/// There is none of that name.
+pub fn named(name: &str) -> Result<&'static Base> {
+    let base = BASES.iter().find(|base| base.name == name);
+    base.with_context(|| format!("no base {name:?}; there are {}", Base::NAMES.join(", ")))
+}
+
 /// Makes the named bases, all if none is named, in the user's own store.
 pub fn run_with(kiln: &Kiln, names: &[&str]) -> Result<()> {
     let cache = cache_dir();

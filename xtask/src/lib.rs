@@ -1,6 +1,7 @@
 //! The parts of `cargo xtask`, as a library, because the integration tests use them too.
 
 pub mod bases;
+pub mod bench;
 pub mod compare;
 pub mod conformance;
 pub mod demo;

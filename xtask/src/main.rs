@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bases, compare, conformance, demo, dist, projects, test};
+use xtask::{bases, bench, compare, conformance, demo, dist, projects, test};
 
 /// What a script would do: base images, the demo, the test run, comparisons, measurements.
 #[derive(Parser)]
@@ -42,6 +42,14 @@ enum Command {
         names: Vec<String>,
         /// How often; the table shows medians.
         #[arg(long, default_value_t = 1)]
+        rounds: usize,
+    },
+    /// Measures Kiln, and with `KILN_PEERS` docker and buildah beside it, in turn; prints medians and ratios.
+    Bench {
+        /// Only these scenarios; all if none is named.
+        names: Vec<String>,
+        /// How often; the table shows medians.
+        #[arg(long, default_value_t = 5)]
         rounds: usize,
     },
     /// Builds a Dockerfile with Kiln and with docker, and shows how the two images differ.
@@ -98,6 +106,7 @@ fn main() -> ExitCode {
         Command::Projects { names, rounds } => {
             projects::run(&names, rounds).map(|()| ExitCode::SUCCESS)
         }
+        Command::Bench { names, rounds } => bench::run(&names, rounds).map(|()| ExitCode::SUCCESS),
         Command::Compare(arguments) => compare::run(&compare::Request {
             context: arguments.context,
             file: arguments.file,

@@ -66,7 +66,7 @@ pub fn find(program: &str) -> Option<std::path::PathBuf> {
 }
 
 /// A command line for people: quoted where it must be.
-fn line(command: &Command) -> String {
+pub(crate) fn line(command: &Command) -> String {
     let mut line = command.get_program().to_string_lossy().into_owned();
     for argument in command.get_args() {
         let argument = argument.to_string_lossy();

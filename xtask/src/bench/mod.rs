@@ -1,0 +1,139 @@
+//! `cargo xtask bench`: Kiln beside docker and buildah, in turn in one run, and beside what the machine itself needs.
+
+mod measure;
+mod scenarios;
+mod sides;
+mod table;
+mod trees;
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+
+use crate::bases;
+use crate::compare::Peers;
+use crate::machine::{ID_MAPS, Kiln, Profile, Tool, install};
+use crate::process::output;
+use crate::{say, target_dir};
+
+use measure::Disk;
+use scenarios::{SCENARIOS, Scenario};
+use sides::{Folder, Side};
+use table::Row;
+
+/// What the limits are measured with.
+const TOOLS: [Tool; 4] = [
+    ID_MAPS,
+    ("unshare", "util-linux"),
+    ("curl", "curl"),
+    ("busybox", "busybox-static"),
+];
+
+/// The images that the scenarios start from.
+const NEEDED: [&str; 2] = ["busybox", "debian"];
+
+/// What all scenarios share.
+pub struct Bench {
+    peers: Option<Peers>,
+    sides: Vec<Side>,
+    /// A folder on the disk of Kiln's store, for the limits.
+    room: PathBuf,
+}
+
+/// The command: measures the named scenarios, all if none is named, and prints a table. Each side does each scenario
+/// once before its `rounds` count.
+pub fn run(names: &[String], rounds: usize) -> Result<()> {
+    let scenarios = chosen(names)?;
+    install(&TOOLS)?;
+    let bench = Bench::new()?;
+    let disk = Disk::of(&bench.room)?;
+    let mut rows = Vec::new();
+    for scenario in scenarios {
+        let row = bench
+            .measure(scenario, rounds.max(1), &disk)
+            .with_context(|| format!("scenario {}", scenario.name))?;
+        say(&row.to_string());
+        rows.push(row);
+    }
+    for side in &bench.sides {
+        say(&side.version());
+    }
+    say(&format!("\n{}", table::table(&rows)));
+    Ok(())
+}
+
+fn chosen(names: &[String]) -> Result<Vec<&'static Scenario>> {
+    if names.is_empty() {
+        return Ok(SCENARIOS.iter().collect());
+    }
+    let named = |name: &String| {
+        SCENARIOS
+            .iter()
+            .find(|it| it.name == name)
+            .with_context(|| {
+                let known = SCENARIOS.each_ref().map(|it| it.name).join(", ");
+                format!("no scenario {name:?}; there are {known}")
+            })
+    };
+    names.iter().map(named).collect()
+}
+
+impl Bench {
+    /// Everybody with the images that the scenarios start from. Kiln's store is made anew.
+    fn new() -> Result<Self> {
+        let room = target_dir().join("bench");
+        if room.exists() {
+            std::fs::remove_dir_all(&room)?;
+        }
+        std::fs::create_dir_all(&room)?;
+        let kiln = Kiln::build(Profile::Release)?.with_store(&room.join("store"));
+        bases::run_with(&kiln, &NEEDED)?;
+        let peers = Peers::from_environment();
+        let mut sides = Vec::new();
+        if let Some(peers) = &peers {
+            let folder = Folder::new(Some(peers), &room)?;
+            for name in NEEDED {
+                let image = bases::named(name)?.image;
+                let file = folder.here().join(name);
+                output(kiln.command(["save", image, "-o"]).arg(file))?;
+            }
+            for side in [Side::Docker(peers.clone()), Side::Buildah(peers.clone())] {
+                if !side.is_there() {
+                    say(&format!("skipped: {} does not answer", side.name()));
+                    continue;
+                }
+                for name in NEEDED {
+                    side.load(&folder, name)?;
+                }
+                sides.push(side);
+            }
+        }
+        sides.insert(0, Side::Kiln(kiln));
+        Ok(Self { peers, sides, room })
+    }
+
+    /// A folder that all sides see.
+    fn folder(&self) -> Result<Folder> {
+        Folder::new(self.peers.as_ref(), &self.room)
+    }
+
+    fn measure(&self, scenario: &'static Scenario, rounds: usize, disk: &Disk) -> Result<Row> {
+        let case = scenario.prepare(self)?;
+        let mut row = Row::new(scenario.about, self.sides.iter().map(Side::name));
+        row.machine = case.machine().map(|limit| (limit.what, Vec::new()));
+        for round in 0..=rounds {
+            for (at, side) in self.sides.iter().enumerate() {
+                let commands = case.commands(side, round)?;
+                let taken = measure::run(commands, disk)?;
+                // The first round fills caches, of the system too.
+                if round > 0 {
+                    row.sides[at].1.push(taken);
+                }
+            }
+            if let (Some(limit), Some((_, times))) = (case.machine(), &mut row.machine) {
+                times.push(limit.take()?);
+            }
+        }
+        Ok(row)
+    }
+}
