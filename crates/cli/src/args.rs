@@ -183,12 +183,25 @@ pub(crate) struct BuildArgs {
     /// Push the image under all its names
     #[arg(long)]
     pub(crate) push: bool,
+    /// Keep the image in the store, which is what happens anyway without --output
+    #[arg(long)]
+    pub(crate) load: bool,
+    /// What is left behind: a folder for the files, - for their tar on standard output, or
+    /// type=image|registry|docker|oci|tar|local|cacheonly with options; may be repeated
+    #[arg(short, long = "output", value_name = "OUTPUT")]
+    pub(crate) outputs: Vec<String>,
+    /// Annotation of the image's manifest; may be repeated
+    #[arg(long = "annotation", value_name = "NAME=VALUE")]
+    pub(crate) annotations: Vec<String>,
+    /// Write what the build made to a file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) metadata_file: Option<PathBuf>,
+    /// Latest time of files and of the image, in seconds since 1970
+    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
+    pub(crate) timestamp: Option<i64>,
     /// RUN steps at once
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) jobs: usize,
-    /// Accepted for docker's sake: results always are in the local store
-    #[arg(long, hide = true)]
-    pub(crate) load: bool,
 }
 
 /// `kiln run`.

@@ -7,6 +7,7 @@ mod images;
 mod info;
 mod inout;
 mod login;
+mod outputs;
 mod remote;
 mod run;
 

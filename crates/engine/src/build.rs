@@ -8,17 +8,17 @@ use std::thread::Scope;
 use std::time::{Duration, Instant, SystemTime};
 
 use kiln_dockerfile::SourceText;
-use kiln_export::{Committed, Published, commit, digest_layer};
+use kiln_export::{Committed, Published, digest_layer};
 use kiln_frontend::{Facts, Need, Outcome, Plan};
 use kiln_graph::{Graph, Network, OpKind, Security};
-use kiln_image::{LayerId, Reference};
+use kiln_image::LayerId;
 use kiln_progress::{Event, Sink};
 use kiln_solver::{OpReport, Options, Snapshot, Solver};
-use kiln_store::Lease;
 
 use crate::bringing::Bringing;
 use crate::images::Images;
 use crate::inputs::Inputs;
+use crate::outputs::{Output, PutOut};
 use crate::rows::Rows;
 use crate::{BuildError, CancelFlag, Engine};
 
@@ -33,12 +33,12 @@ pub struct BuildRequest {
     pub options: kiln_frontend::Options,
     /// Named contexts that are folders.
     pub folders: BTreeMap<String, PathBuf>,
-    /// Names for the image.
-    pub tags: Vec<Reference>,
+    /// What is left behind.
+    pub outputs: Vec<Output>,
+    /// Annotations of the image's manifest.
+    pub annotations: BTreeMap<String, String>,
     /// Ask the registry for every image that is named by a tag, also for those in the store.
     pub pull: bool,
-    /// Push the image under all its names.
-    pub push: bool,
     /// Secrets: a file, or a value.
     pub secrets: BTreeMap<String, Secret>,
     /// Sockets of ssh agents.
@@ -139,8 +139,8 @@ pub enum MainContext {
 /// A finished build.
 #[derive(Debug)]
 pub struct Built {
-    /// The image.
-    pub image: Committed,
+    /// The image, if one was asked for.
+    pub image: Option<Committed>,
     /// What the registries have, one for each name, if it was pushed.
     pub pushed: Vec<Published>,
     /// What was executed and why.
@@ -257,18 +257,15 @@ impl Engine {
                 ..BuildError::new("canceled")
             });
         }
-        let image = rows.work("exporting to image", |_| {
-            self.export(&plan, &snapshot, &lease, request)
-        })?;
         images.keep_names()?;
-        let mut pushed = Vec::new();
-        if request.push {
-            for name in &request.tags {
-                pushed.push(rows.work(&format!("pushing {name}"), |row| {
-                    self.push_to(image.manifest, name, row, cancel, request.cores)
-                })?);
-            }
-        }
+        let outcome = crate::outputs::Outcome {
+            request,
+            plan: &plan,
+            snapshot: &snapshot,
+            lease: &lease,
+            cancel,
+        };
+        let PutOut { image, pushed } = self.put_out(&outcome, &mut rows)?;
         Ok(Built {
             image,
             pushed,
@@ -294,30 +291,6 @@ impl Engine {
                 drop(begun);
             });
         }
-    }
-
-    fn export(
-        &self,
-        plan: &Plan,
-        snapshot: &Snapshot,
-        lease: &Lease,
-        request: &BuildRequest,
-    ) -> Result<Committed, BuildError> {
-        self.store.protect(lease, &snapshot.layers)?;
-        let base = plan.config.rootfs.diff_ids.len();
-        let own = snapshot.layers.len().saturating_sub(base);
-        let image = commit(
-            &self.store,
-            &self.worker,
-            &snapshot.layers,
-            own,
-            plan.config.clone(),
-            plan.source_date_epoch,
-        )?;
-        for name in &request.tags {
-            self.store.tag(name, image.manifest)?;
-        }
-        Ok(image)
     }
 }
 

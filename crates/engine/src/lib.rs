@@ -7,6 +7,7 @@ mod build;
 mod error;
 mod images;
 mod inputs;
+mod outputs;
 mod remote;
 mod rows;
 mod run;
@@ -14,6 +15,7 @@ mod run;
 pub use build::{Allowed, BuildRequest, Built, Dockerfile, DockerfileFrom, MainContext, Secret};
 pub use error::BuildError;
 pub use kiln_worker::Trust;
+pub use outputs::{Output, To};
 pub use remote::{Pulled, PushRequest};
 pub use run::{Ran, RunRequest};
 

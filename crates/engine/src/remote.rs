@@ -4,7 +4,7 @@ use std::num::NonZero;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use kiln_export::{Committed, ExportError, Found, Published, Remote, Watch};
+use kiln_export::{Committed, ExportError, Found, Packing, Published, Remote, Watch};
 use kiln_image::{Digest, Platform, Reference};
 use kiln_progress::{Event, Sink};
 
@@ -32,6 +32,8 @@ pub struct PushRequest {
     pub image: Digest,
     /// The name, with a tag.
     pub name: Reference,
+    /// The image's form there.
+    pub packing: Packing,
     /// Processors for compression.
     pub cores: usize,
 }
@@ -78,7 +80,13 @@ impl Engine {
     ) -> Result<Published, BuildError> {
         self.told(sink, cancel, |rows| {
             rows.work(&format!("pushing {}", request.name), |row| {
-                self.push_to(request.image, &request.name, row, cancel, request.cores)
+                let PushRequest {
+                    image,
+                    name,
+                    packing,
+                    cores,
+                } = request;
+                self.push_to(*image, name, packing, row, cancel, *cores)
             })
         })
     }
@@ -87,13 +95,14 @@ impl Engine {
         &self,
         image: Digest,
         name: &Reference,
+        packing: &Packing,
         watch: &dyn Watch,
         cancel: &CancelFlag,
         cores: usize,
     ) -> Result<Published, BuildError> {
         let cores = NonZero::new(cores).unwrap_or(NonZero::<usize>::MIN);
         let remote = self.remote(cancel, watch);
-        Ok(self.cancelable(cancel, || remote.push(image, name, cores))?)
+        Ok(self.cancelable(cancel, || remote.push(image, name, packing, cores))?)
     }
 
     pub(crate) fn remote<'a>(&'a self, cancel: &'a CancelFlag, watch: &'a dyn Watch) -> Remote<'a> {
@@ -156,7 +165,7 @@ impl Engine {
     }
 
     /// Does work in which the worker's jobs are given up when the user gives up.
-    fn cancelable<T>(&self, cancel: &CancelFlag, work: impl FnOnce() -> T) -> T {
+    pub(crate) fn cancelable<T>(&self, cancel: &CancelFlag, work: impl FnOnce() -> T) -> T {
         let (done, ended) = mpsc::channel::<()>();
         std::thread::scope(|scope| {
             scope.spawn(move || {

@@ -14,6 +14,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::ExportError;
 
+/// The encoder of blobs that came from a registry.
+pub(crate) const PULLED: &str = "pulled";
+
 /// Bytes read at once.
 const BUFFER: usize = 1 << 18;
 

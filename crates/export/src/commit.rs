@@ -1,5 +1,6 @@
 //! An image in the local store.
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use jiff::Timestamp;
@@ -35,6 +36,7 @@ pub fn commit(
     own: usize,
     mut config: ImageConfig,
     clamp: Option<i64>,
+    annotations: &BTreeMap<String, String>,
 ) -> Result<Committed, ExportError> {
     let mut descriptors = Vec::with_capacity(layers.len());
     let mut created = Vec::with_capacity(layers.len());
@@ -68,7 +70,10 @@ pub fn commit(
         config_digest,
         config_bytes.len() as u64,
     );
-    let manifest = Manifest::new(media_type::OCI_MANIFEST, descriptor, descriptors);
+    let manifest = Manifest {
+        annotations: (!annotations.is_empty()).then(|| annotations.clone()),
+        ..Manifest::new(media_type::OCI_MANIFEST, descriptor, descriptors)
+    };
     let manifest = store.put_json(media_type::OCI_MANIFEST, &manifest.to_bytes())?;
     let info = ImageInfo {
         config: config_digest,

@@ -1,5 +1,6 @@
 //! A file system archive becomes an image of one layer.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 
@@ -55,7 +56,7 @@ pub fn import(
         comment: format!("Imported from {path}"),
         ..History::default()
     });
-    commit(store, worker, &[layer], 1, config, None)
+    commit(store, worker, &[layer], 1, config, None, &BTreeMap::new())
 }
 
 /// One instruction on a config.

@@ -7,15 +7,17 @@ mod commit;
 mod documents;
 mod import;
 mod load;
+mod packing;
 mod pull;
 mod push;
 
-pub use archive::{Format, save};
+pub use archive::{Format, Place, Saving};
 pub use commit::{Committed, commit};
 pub use documents::Found;
 pub use import::import;
 pub use load::{Loaded, load};
-pub use pull::{Remote, Watch};
+pub use packing::Packing;
+pub use pull::{Remote, Unwatched, Watch};
 pub use push::Published;
 
 use kiln_image::{DiffId, LayerId, Platform};

@@ -1,6 +1,6 @@
 //! Images in, from the archives that `docker save`, `podman save` and `skopeo copy` write.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -111,7 +111,7 @@ fn keep_config(
         && config.created.is_some()
         && config.history.iter().all(|it| it.created.is_some())
     {
-        return commit(store, worker, layers, 0, config, None);
+        return commit(store, worker, layers, 0, config, None, &BTreeMap::new());
     }
     let digest = store.put_json(media_type::OCI_CONFIG, bytes)?;
     let mut descriptors = Vec::new();

@@ -12,7 +12,7 @@ use kiln_registry::{BlobReader, Client, Observer};
 use kiln_store::{BlobInfo, ClaimAttempt, ImageInfo, Lease, Store, StoreError};
 use kiln_worker::{Failure, FailureKind, TarInput, UnpackJob, UnpackedLayer, Worker, WorkerError};
 
-use crate::blobs::{keep, unnamed};
+use crate::blobs::{PULLED, keep, unnamed};
 use crate::documents::{Walk, manifest, walk};
 use crate::load::seal;
 use crate::{Committed, ExportError, Found};
@@ -32,6 +32,14 @@ const DOCUMENTS: usize = 8;
 pub trait Watch: Send + Sync {
     /// So many of so many bytes of a thing are done; at the end once more with `ended`.
     fn transfer(&self, name: &str, done: u64, total: u64, ended: bool);
+}
+
+/// Nobody is told.
+#[derive(Debug, Clone, Copy)]
+pub struct Unwatched;
+
+impl Watch for Unwatched {
+    fn transfer(&self, _name: &str, _done: u64, _total: u64, _ended: bool) {}
 }
 
 /// A way to registries for one store.
@@ -242,7 +250,7 @@ impl Remote<'_> {
             digest: blob.digest,
             media_type: blob.media_type.clone(),
             size: blob.size,
-            encoder: "pulled".to_owned(),
+            encoder: PULLED.to_owned(),
             present: false,
         })?;
         Ok(layer)
@@ -329,7 +337,7 @@ impl Remote<'_> {
                 digest: blob.digest,
                 media_type: blob.media_type.clone(),
                 size: blob.size,
-                encoder: "pulled".to_owned(),
+                encoder: PULLED.to_owned(),
                 present: true,
             };
             keep(self.store, &scratch, blob)?;

@@ -2,25 +2,20 @@
 //! is compressed once, and its digest remembered.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek as _};
+use std::io::{self, Read};
 use std::num::NonZero;
 use std::sync::Arc;
-use std::time::Instant;
 
-use kiln_image::compress::Encoder;
 use kiln_image::{
     Compression, Descriptor, DiffId, Digest, ImageConfig, LayerId, Manifest, Reference, media_type,
 };
 use kiln_registry::Observer;
-use kiln_store::BlobInfo;
 
-use crate::blobs::{Hashing, ReadAt, kept, unnamed, write_tar};
+use crate::blobs::{ReadAt, kept};
 use crate::documents::manifest;
-use crate::pull::{GLANCE, Stop, blob_of, several};
-use crate::{ExportError, Remote, Watch};
-
-/// How layers are compressed that were never in a registry.
-const COMPRESSION: Compression = Compression::Gzip;
+use crate::packing::{Packer, descriptor, of_family};
+use crate::pull::{Stop, blob_of, several};
+use crate::{ExportError, Packing, Remote, Watch};
 
 /// An image as a registry has it now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +32,7 @@ struct Push<'a> {
     to: &'a Reference,
     /// Whether the manifest is Docker's and not the OCI's.
     docker: bool,
-    cores: NonZero<usize>,
+    packer: Packer<'a>,
     /// The layers of local images that other repositories of the same registry have, with these repositories.
     siblings: Vec<(String, Vec<LayerId>)>,
 }
@@ -52,6 +47,7 @@ impl Remote<'_> {
         &self,
         image: Digest,
         to: &Reference,
+        packing: &Packing,
         cores: NonZero<usize>,
     ) -> Result<Published, ExportError> {
         let missing = || ExportError::NoImage(image.to_string());
@@ -71,33 +67,49 @@ impl Remote<'_> {
                 what: "its manifest, its config and its layers do not agree".to_owned(),
             });
         }
-        let kind = local.media_type.clone();
-        let kind = kind.unwrap_or_else(|| media_type::OCI_MANIFEST.to_owned());
+        let is_docker = local.media_type.as_deref() == Some(media_type::DOCKER_MANIFEST);
+        let docker = packing.docker_types.unwrap_or(is_docker);
+        let kind = if docker {
+            media_type::DOCKER_MANIFEST
+        } else {
+            media_type::OCI_MANIFEST
+        };
         let push = Push {
             remote: self,
             to,
-            docker: kind == media_type::DOCKER_MANIFEST,
-            cores,
+            docker,
+            packer: Packer {
+                store: self.store,
+                worker: self.worker,
+                watch: self.watch,
+                packing,
+                cores,
+            },
             siblings: self.siblings(to)?,
         };
         let stop = Stop::new(self);
         let layers = several(diffs.len(), &stop, |at| {
             push.layer(info.layers[at], diffs[at], &local.layers[at], &stop)
         })?;
+        let named_config = of_family(&local.config, docker);
         let source = |offset: u64| -> io::Result<Box<dyn Read + Send>> {
             let rest = config.get(offset as usize..).unwrap_or_default().to_vec();
             Ok(Box::new(io::Cursor::new(rest)))
         };
         self.client
-            .push_blob(to, &local.config, &source, None, stop.as_ref())?;
-        let bytes = if layers == local.layers {
+            .push_blob(to, &named_config, &source, None, stop.as_ref())?;
+        let bytes = if layers == local.layers && docker == is_docker {
             local_bytes
         } else {
-            Manifest { layers, ..local }.to_bytes()
+            let pushed = Manifest {
+                media_type: Some(kind.to_owned()),
+                config: named_config,
+                layers,
+                ..local
+            };
+            pushed.to_bytes()
         };
-        let digest = self
-            .client
-            .push_manifest(to, &kind, &bytes, stop.as_ref())?;
+        let digest = self.client.push_manifest(to, kind, &bytes, stop.as_ref())?;
         self.store.set_repo_digest(to, digest, image)?;
         Ok(Published {
             digest,
@@ -129,15 +141,16 @@ impl Push<'_> {
         stop: &Arc<Stop>,
     ) -> Result<Descriptor, ExportError> {
         let store = self.remote.store;
-        // First as the image's own manifest says, unless that names the tar, which no registry should get.
+        let packing = self.packer.packing;
+        // First as the image's own manifest says, unless that names the tar, which no registry gets unasked.
         let mut forms = Vec::new();
-        if named.digest != blob_of(diff) {
-            forms.push(named.clone());
+        let fits = Compression::of_media_type(&named.media_type) == Some(packing.compression);
+        if named.digest != blob_of(diff) && (fits || !packing.force) {
+            forms.push(of_family(named, self.docker));
         }
         for blob in store.blobs_of(diff)? {
-            let gzip = Compression::of_media_type(&blob.media_type) == Some(COMPRESSION);
-            if gzip && forms.iter().all(|form| form.digest != blob.digest) {
-                forms.push(self.descriptor(&blob));
+            if packing.takes(&blob) && forms.iter().all(|form| form.digest != blob.digest) {
+                forms.push(descriptor(&blob, self.docker));
             }
         }
         for form in &forms {
@@ -151,27 +164,14 @@ impl Push<'_> {
             self.upload(form, file, stop)?;
             return Ok(form.clone());
         }
-        let (blob, file) = self.compress(layer, diff)?;
+        let (blob, file) = self.packer.compress(layer, diff)?;
         let form = match forms.iter().find(|form| form.digest == blob.digest) {
             Some(form) => form.clone(),
-            None => self.descriptor(&blob),
+            None => descriptor(&blob, self.docker),
         };
         self.upload(&form, file, stop)?;
         store.set_blob(&blob)?;
         Ok(form)
-    }
-
-    /// A blob in the words of the manifest's family.
-    fn descriptor(&self, blob: &BlobInfo) -> Descriptor {
-        let family = Compression::of_media_type(&blob.media_type).and_then(|compression| {
-            if self.docker {
-                compression.docker_layer()
-            } else {
-                compression.oci_layer()
-            }
-        });
-        let kind = family.unwrap_or(&blob.media_type);
-        Descriptor::new(kind, blob.digest, blob.size)
     }
 
     /// Whether the registry has a blob, or takes it from another repository.
@@ -193,55 +193,6 @@ impl Push<'_> {
             remote.watch.transfer(&row, form.size, form.size, true);
         }
         Ok(taken.is_some())
-    }
-
-    fn compress(&self, layer: LayerId, diff: DiffId) -> Result<(BlobInfo, File), ExportError> {
-        let remote = self.remote;
-        let level = COMPRESSION.default_level();
-        let clamp = remote.store.clamp_of(layer, diff)?;
-        let total = remote.store.diff(layer, clamp)?.map_or(0, |(_, size)| size);
-        let (read, write) = io::pipe().map_err(ExportError::io("pipe"))?;
-        let compressed = std::thread::scope(|scope| {
-            let writing = scope.spawn(move || {
-                let out = File::from(std::os::fd::OwnedFd::from(write));
-                write_tar(remote.store, remote.worker, layer, diff, &out)
-            });
-            let compress = || -> io::Result<_> {
-                let out = Hashing::new(unnamed(remote.store)?);
-                let mut encoder = Encoder::new(COMPRESSION, level, self.cores.get(), out)?;
-                let mut tar = Told {
-                    read,
-                    row: format!("compressing {diff}"),
-                    done: 0,
-                    total,
-                    watch: remote.watch,
-                    last: Instant::now(),
-                };
-                io::copy(
-                    &mut BufReader::with_capacity(1 << 18, &mut tar),
-                    &mut encoder,
-                )?;
-                let finished = encoder.finish()?.finish();
-                remote.watch.transfer(&tar.row, tar.done, tar.done, true);
-                Ok(finished)
-            };
-            let compressed = compress();
-            writing.join().expect("writing a tar does not panic")?;
-            compressed.map_err(ExportError::io(format!("layer {diff}")))
-        });
-        let (mut file, digest, size) = compressed?;
-        file.rewind().map_err(ExportError::io("scratch file"))?;
-        let media_type = COMPRESSION.oci_layer().unwrap_or_default().to_owned();
-        let encoder = COMPRESSION.encoder_id(level);
-        let blob = BlobInfo {
-            diff,
-            digest,
-            media_type,
-            size,
-            encoder,
-            present: false,
-        };
-        Ok((blob, file))
     }
 
     fn upload(&self, form: &Descriptor, file: File, stop: &Arc<Stop>) -> Result<(), ExportError> {
@@ -278,27 +229,5 @@ impl Observer for Row<'_> {
 
     fn is_canceled(&self) -> bool {
         self.stop.is_canceled()
-    }
-}
-
-/// Tells how much of a tar has been read.
-struct Told<'a, R> {
-    read: R,
-    row: String,
-    done: u64,
-    total: u64,
-    watch: &'a dyn Watch,
-    last: Instant,
-}
-
-impl<R: Read> Read for Told<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.read.read(buffer)?;
-        self.done += count as u64;
-        if self.last.elapsed() >= GLANCE {
-            self.last = Instant::now();
-            self.watch.transfer(&self.row, self.done, self.total, false);
-        }
-        Ok(count)
     }
 }

@@ -1,5 +1,6 @@
 //! Several layers seen as one tree.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::{Entry, Kind, LayerIndex, LayerPath};
@@ -209,6 +210,31 @@ impl MergedView {
             let node = self.node(at);
             (node.entry.path.clone(), node)
         })
+    }
+
+    /// All that is visible but the root as one layer that has nothing below it, and for each of its entries the number of
+    /// the layer that it comes from.
+    pub fn flattened(&self) -> (LayerIndex, Vec<usize>) {
+        let mut groups: HashMap<(u32, u32), u32> = HashMap::new();
+        let visible = self
+            .visible
+            .iter()
+            .filter(|&&at| !self.at(at).path.is_root());
+        let (entries, layers): (Vec<_>, Vec<_>) = visible
+            .map(|&at| {
+                let mut entry = self.at(at).clone();
+                if let Kind::Dir { opaque, implied } = &mut entry.kind {
+                    (*opaque, *implied) = (false, false);
+                }
+                if let Some(group) = &mut entry.hardlink {
+                    // Each layer counts its own.
+                    let next = groups.len() as u32;
+                    *group = *groups.entry((at.layer, *group)).or_insert(next);
+                }
+                (entry, at.layer as usize)
+            })
+            .unzip();
+        (LayerIndex::new(entries), layers)
     }
 
     fn at(&self, at: At) -> &Entry {

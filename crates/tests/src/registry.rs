@@ -123,6 +123,15 @@ impl Registry {
             .join("data")
     }
 
+    /// The bytes of the manifest that a tag leads to, as the registry has it.
+    pub fn manifest(&self, repository: &str, tag: &str) -> Vec<u8> {
+        let link = self.folder.join(format!(
+            "data/docker/registry/v2/repositories/{repository}/_manifests/tags/{tag}/current/link"
+        ));
+        let digest = fs::read_to_string(link).expect("the tag is there");
+        fs::read(self.blob(digest.trim())).expect("the manifest is there")
+    }
+
     /// Puts a manifest or an index at a name, as a client would.
     pub fn put_manifest(&self, repository: &str, tag: &str, media_type: &str, document: &str) {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("it runs");

@@ -267,4 +267,14 @@ impl Worker {
         write_tar(layer: kiln_image::LayerId, clamp: Option<i64>) -> (kiln_image::DiffId, u64),
         Request::WriteTar { layer, clamp }, Response::Tar { diff_id, size } => (diff_id, size)
     );
+    typed!(
+        /// Writes all that layers show together as one tar into the descriptor; gives its diff id and size.
+        write_tree(layers: crate::Stacked, clamp: Option<i64>) -> (kiln_image::DiffId, u64),
+        Request::WriteTree { layers, clamp }, Response::Tar { diff_id, size } => (diff_id, size)
+    );
+    typed!(
+        /// Writes all that layers show together into the folder that the descriptor is; `delete` removes the rest.
+        check_out(layers: crate::Stacked, clamp: Option<i64>, delete: bool) -> (),
+        Request::CheckOut { layers, clamp, delete }, Response::Done => ()
+    );
 }

@@ -32,6 +32,22 @@ pub enum Request {
         /// Latest modification time, seconds since 1970.
         clamp: Option<i64>,
     },
+    /// Writes all that layers show together as one tar. Descriptor: where to.
+    WriteTree {
+        /// The layers, lowest first.
+        layers: Stacked,
+        /// Latest modification time, seconds since 1970.
+        clamp: Option<i64>,
+    },
+    /// Writes all that layers show together into a folder of the user. Descriptor: the folder.
+    CheckOut {
+        /// The layers, lowest first.
+        layers: Stacked,
+        /// Latest modification time, seconds since 1970.
+        clamp: Option<i64>,
+        /// Remove what is in the folder and not in the layers.
+        delete: bool,
+    },
     /// Removes the folders of layers.
     Delete(Vec<LayerId>),
     /// Runs a container. Descriptors: standard input, output, error.
@@ -301,7 +317,7 @@ pub enum Response {
     Files(MadeFiles),
     /// To [`Request::Unpack`].
     Unpacked(UnpackedLayer),
-    /// To [`Request::Digest`] and [`Request::WriteTar`].
+    /// To [`Request::Digest`], [`Request::WriteTar`] and [`Request::WriteTree`].
     Tar {
         /// The sha256 of the tar.
         diff_id: DiffId,

@@ -18,6 +18,7 @@ use crate::wire;
 
 mod exec;
 mod files;
+mod tree;
 mod trust;
 
 /// What all jobs share.
@@ -256,18 +257,26 @@ fn answer(
         Request::Unpack(job) => files::unpack(shared, &job, fds),
         Request::Digest { layer, clamp } => files::write_tar(shared, layer, clamp, &mut io::sink()),
         Request::WriteTar { layer, clamp } => {
-            let out = fds
-                .first()
-                .ok_or_else(|| Failure::other("no descriptor to write to"))?;
-            let out = std::fs::File::from(
-                out.try_clone()
-                    .map_err(|error| failure("descriptor", &error))?,
-            );
-            let mut out = io::BufWriter::with_capacity(1 << 18, out);
+            let mut out = io::BufWriter::with_capacity(1 << 18, output(fds)?);
             let response = files::write_tar(shared, layer, clamp, &mut out)?;
             io::Write::flush(&mut out)
                 .map_err(|error| failure("cannot write the layer", &error))?;
             Ok(response)
+        }
+        Request::WriteTree { layers, clamp } => {
+            let mut out = io::BufWriter::with_capacity(1 << 18, output(fds)?);
+            let response = tree::write_tar(shared, &layers, clamp, &mut out)?;
+            io::Write::flush(&mut out).map_err(|error| failure("cannot write the tar", &error))?;
+            Ok(response)
+        }
+        Request::CheckOut {
+            layers,
+            clamp,
+            delete,
+        } => {
+            let folder = output(fds)?.into();
+            tree::check_out(shared, &layers, clamp, delete, folder)?;
+            Ok(Response::Done)
         }
         Request::Delete(layers) => {
             for layer in layers {
@@ -277,4 +286,15 @@ fn answer(
             Ok(Response::Done)
         }
     }
+}
+
+/// The one descriptor to write to.
+fn output(fds: &[OwnedFd]) -> Result<std::fs::File, Failure> {
+    let out = fds
+        .first()
+        .ok_or_else(|| Failure::other("no descriptor to write to"))?;
+    let out = out
+        .try_clone()
+        .map_err(|error| failure("descriptor", &error))?;
+    Ok(out.into())
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use kiln_progress::Mode;
 
-use super::{build_options, display};
+use super::{build_options, display, outputs};
 use crate::args::BuildArgs;
 use crate::context::Place;
 use crate::format::{complain, say};
@@ -37,12 +37,18 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
             return Ok(ExitCode::from(if error.canceled { 130 } else { 1 }));
         }
     };
-    if let Some(path) = &args.iidfile {
-        std::fs::write(path, built.image.config.to_string())
-            .with_context(|| path.display().to_string())?;
+    if let Some(path) = &args.metadata_file {
+        let metadata = outputs::metadata(&engine, &built, &request.outputs)?;
+        std::fs::write(path, metadata).with_context(|| path.display().to_string())?;
     }
-    if args.quiet || mode == Mode::Quiet {
-        say(&built.image.config.to_string());
+    if let Some(image) = &built.image {
+        if let Some(path) = &args.iidfile {
+            std::fs::write(path, image.config.to_string())
+                .with_context(|| path.display().to_string())?;
+        }
+        if args.quiet || mode == Mode::Quiet {
+            say(&image.config.to_string());
+        }
     }
     if worked {
         engine.sweep()?;

@@ -13,7 +13,6 @@ use kiln_frontend::{Context, Options};
 use kiln_graph::Network;
 use kiln_image::Platform;
 
-use super::reference;
 use crate::args::BuildArgs;
 
 /// Larger files are no Dockerfiles.
@@ -32,7 +31,11 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
     }
     options.target.clone_from(&args.target);
     options.build_args = pairs("--build-arg", &args.build_args, true)?;
-    if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
+    if let Some(seconds) = args.timestamp {
+        options
+            .build_args
+            .insert("SOURCE_DATE_EPOCH".to_owned(), seconds.to_string());
+    } else if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
         options
             .build_args
             .entry("SOURCE_DATE_EPOCH".to_owned())
@@ -94,23 +97,15 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
         };
         options.contexts.insert(name.to_owned(), context);
     }
-    if args.push && args.tags.is_empty() {
-        return Err(BuildError::new("--push: the image has no name")
-            .with_hint("give it one with -t")
-            .into());
-    }
+    let (outputs, annotations) = super::outputs::outputs(args)?;
     Ok(BuildRequest {
         dockerfile,
         context,
         options,
         folders,
-        tags: args
-            .tags
-            .iter()
-            .map(|name| reference(name))
-            .collect::<Result<_>>()?,
+        outputs,
+        annotations,
         pull: args.pull,
-        push: args.push,
         secrets: args
             .secrets
             .iter()

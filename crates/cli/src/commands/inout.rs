@@ -3,17 +3,17 @@
 use std::fs::File;
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use kiln_engine::BuildError;
-use kiln_export::Format;
+use kiln_engine::{BuildError, To};
+use kiln_export::{Format, Packing, Unwatched};
 use kiln_image::{Digest, Platform, Reference};
 
 use super::{find_image, reference};
 use crate::args::{ImportArgs, LoadArgs, SaveArgs};
-use crate::context::Place;
+use crate::context::{Place, cores};
 use crate::format::say;
 
 fn standard_input() -> Result<File> {
@@ -121,33 +121,18 @@ pub(super) fn save(place: &Place, args: &SaveArgs) -> Result<ExitCode> {
     } else {
         Format::Docker
     };
-    match &args.output {
-        None => {
-            let out = std::io::stdout();
-            if out.is_terminal() {
-                return Err(BuildError::new("standard output is a terminal")
-                    .with_hint("give a file with -o FILE, or redirect")
-                    .into());
-            }
-            let out = File::from(out.as_fd().try_clone_to_owned()?);
-            kiln_export::save(&engine.store, &engine.worker, &images, format, &out)?;
+    let to = if let Some(path) = &args.output {
+        To::File(path.clone())
+    } else {
+        let out = std::io::stdout();
+        if out.is_terminal() {
+            return Err(BuildError::new("standard output is a terminal")
+                .with_hint("give a file with -o FILE, or redirect")
+                .into());
         }
-        Some(path) => {
-            // Under another name until it is whole, so that nothing is lost when it fails.
-            let mut partial = path.clone().into_os_string();
-            partial.push(format!(".{}.partial", std::process::id()));
-            let partial = PathBuf::from(partial);
-            let write = || -> Result<()> {
-                let out = File::create(&partial).with_context(|| partial.display().to_string())?;
-                kiln_export::save(&engine.store, &engine.worker, &images, format, &out)?;
-                std::fs::rename(&partial, path).with_context(|| path.display().to_string())
-            };
-            if let Err(error) = write() {
-                // What is half written helps nobody.
-                let _ = std::fs::remove_file(&partial);
-                return Err(error);
-            }
-        }
-    }
+        To::Stream(Arc::new(File::from(out.as_fd().try_clone_to_owned()?)))
+    };
+    let packing = Packing::plain();
+    engine.save(&images, format, &packing, &to, cores(), &Unwatched)?;
     Ok(ExitCode::SUCCESS)
 }

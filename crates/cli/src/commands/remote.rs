@@ -84,6 +84,7 @@ pub(super) fn push(place: &Place, args: &PushArgs) -> Result<ExitCode> {
     let request = PushRequest {
         image,
         name: name.clone(),
+        packing: kiln_export::Packing::default(),
         cores: cores(),
     };
     let display = kiln_progress::display(display::options(mode));

@@ -61,7 +61,8 @@ pub struct LayerFs {
     /// `layers/<id>`.
     layer: OwnedFd,
     root: Arc<OwnedFd>,
-    ids: Ids,
+    /// Nothing where files belong to whoever writes them.
+    ids: Option<Ids>,
     /// The folder last used.
     last: Mutex<Option<Folder>>,
     /// Whether reflinks are worth trying.
@@ -86,7 +87,22 @@ impl LayerFs {
         Ok(Self {
             layer,
             root: Arc::new(root),
-            ids,
+            ids: Some(ids),
+            last: Mutex::new(None),
+            can_clone: AtomicBool::new(true),
+        })
+    }
+
+    /// Writes into a user's own folder, where files belong to whoever writes them. What is there stays, unless something
+    /// of the same name comes.
+    ///
+    /// # Errors
+    /// When no descriptor can be had.
+    pub fn beneath(folder: OwnedFd) -> io::Result<Self> {
+        Ok(Self {
+            layer: folder.try_clone()?,
+            root: Arc::new(folder),
+            ids: None,
             last: Mutex::new(None),
             can_clone: AtomicBool::new(true),
         })
@@ -162,11 +178,20 @@ impl LayerFs {
     /// # Errors
     /// When a folder of the index is not there, or the index cannot be written.
     pub fn finish(self, index: &LayerIndex) -> io::Result<()> {
+        self.finish_folders(index)?;
+        write_index(self.layer.as_fd(), index).map_err(|err| at(INDEX.as_bytes(), err))
+    }
+
+    /// Gives folders their modes and times, from the bottom up.
+    ///
+    /// # Errors
+    /// When a folder of the index is not there.
+    pub fn finish_folders(&self, index: &LayerIndex) -> io::Result<()> {
         for entry in index.entries().iter().rev().filter(|entry| entry.is_dir()) {
             self.finish_dir(entry)
                 .map_err(|err| at(entry.path.as_bytes(), err))?;
         }
-        write_index(self.layer.as_fd(), index).map_err(|err| at(INDEX.as_bytes(), err))
+        Ok(())
     }
 
     fn open_file(&self, path: &LayerPath) -> io::Result<File> {

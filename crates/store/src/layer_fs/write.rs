@@ -270,12 +270,15 @@ impl LayerFs {
     fn give(&self, file: impl AsFd, entry: &Entry) -> io::Result<()> {
         let record = OwnerRecord::file(entry.uid, entry.gid);
         let written = match self.ids {
-            Ids::Real => {
+            None => return Ok(()),
+            Some(Ids::Real) => {
                 let (uid, gid) = owner(entry);
                 return Ok(rustix::fs::fchown(file, uid, gid)?);
             }
-            Ids::Recorded if record.is_default() => rustix::fs::fremovexattr(file, OWNER_XATTR),
-            Ids::Recorded => {
+            Some(Ids::Recorded) if record.is_default() => {
+                rustix::fs::fremovexattr(file, OWNER_XATTR)
+            }
+            Some(Ids::Recorded) => {
                 let (value, flags) = (record.encode(), XattrFlags::empty());
                 rustix::fs::fsetxattr(file, OWNER_XATTR, value.as_bytes(), flags)
             }
@@ -288,7 +291,7 @@ impl LayerFs {
 
     /// Sets the metadata of a link or a fifo, which cannot be opened.
     fn set_by_name(&self, parent: BorrowedFd<'_>, name: &[u8], entry: &Entry) -> io::Result<()> {
-        if self.ids == Ids::Real {
+        if self.ids == Some(Ids::Real) {
             let (uid, gid) = owner(entry);
             rustix::fs::chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
         }

@@ -10,6 +10,7 @@ mod examples;
 mod host_ca;
 mod images;
 mod interrupted;
+mod outputs;
 mod overlapping;
 mod projects;
 mod registry;

@@ -152,9 +152,26 @@ pub(super) fn unpack(
 }
 
 /// Hashes what passes through.
-struct Hashing<'a, W: Write> {
+pub(super) struct Hashing<'a, W: Write> {
     hasher: Sha256,
     out: &'a mut W,
+}
+
+impl<'a, W: Write> Hashing<'a, W> {
+    pub(super) fn new(out: &'a mut W) -> Self {
+        Self {
+            hasher: Sha256::new(),
+            out,
+        }
+    }
+}
+
+/// The answer about a tar that was written.
+pub(super) fn tar_response<W: Write>(out: Hashing<'_, W>, size: u64) -> Response {
+    Response::Tar {
+        diff_id: DiffId::new(out.hasher.finalize().into()),
+        size,
+    }
 }
 
 impl<W: Write> Write for Hashing<'_, W> {
@@ -176,14 +193,8 @@ pub(super) fn write_tar(
     out: &mut impl Write,
 ) -> Result<Response, Failure> {
     let index = shared.index(layer)?;
-    let mut out = Hashing {
-        hasher: Sha256::new(),
-        out,
-    };
+    let mut out = Hashing::new(out);
     let size = kiln_store::write_tar(&shared.layer_dir(layer), &index, clamp, &mut out)
         .map_err(|error| failure(&format!("cannot write the tar of layer {layer}"), &error))?;
-    Ok(Response::Tar {
-        diff_id: DiffId::new(out.hasher.finalize().into()),
-        size,
-    })
+    Ok(tar_response(out, size))
 }

@@ -1,0 +1,456 @@
+//! `--output`, `--load`, `--push`, `--annotation` and `--metadata-file` of `kiln build`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::IsTerminal;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
+use kiln_engine::{BuildError, Built, Engine, Output, To};
+use kiln_export::{Format, Packing};
+use kiln_image::{Compression, Reference};
+use serde_json::json;
+
+use super::reference;
+use crate::args::BuildArgs;
+
+const KINDS: &str = "type=image, registry, docker, oci, tar, local or cacheonly";
+
+/// What the build leaves behind, and the annotations of its manifest.
+pub(super) fn outputs(args: &BuildArgs) -> Result<(Vec<Output>, BTreeMap<String, String>)> {
+    let tags: Vec<Reference> = args
+        .tags
+        .iter()
+        .map(|name| reference(name))
+        .collect::<Result<_>>()?;
+    let mut annotations = BTreeMap::new();
+    for text in &args.annotations {
+        let (key, value) = annotation(text)?;
+        annotations.insert(key, value);
+    }
+    let mut outputs = Vec::new();
+    for text in &args.outputs {
+        let field = |error: BuildError| BuildError {
+            message: format!("--output {text:?}: {}", error.message),
+            ..error
+        };
+        outputs.push(output(text, &tags, &mut annotations).map_err(field)?);
+    }
+    let in_store = |output: &Output| matches!(output, Output::Image { .. });
+    if outputs.is_empty() || ((args.push || args.load) && !outputs.iter().any(in_store)) {
+        outputs.push(Output::Image {
+            names: tags,
+            push: args.push,
+            packing: Packing::default(),
+        });
+    } else if args.push {
+        for output in &mut outputs {
+            if let Output::Image { push, .. } = output {
+                *push = true;
+            }
+        }
+    }
+    for output in &outputs {
+        if let Output::Image {
+            names, push: true, ..
+        } = output
+            && names.is_empty()
+        {
+            return Err(BuildError::new("an image without a name cannot be pushed")
+                .with_hint("give it one with -t")
+                .into());
+        }
+    }
+    let has_image =
+        |output: &Output| matches!(output, Output::Image { .. } | Output::Archive { .. });
+    if args.iidfile.is_some() && !outputs.iter().any(has_image) {
+        return Err(
+            BuildError::new("--iidfile: the outputs are files, there is no image")
+                .with_hint("add -o type=image, or leave --iidfile out")
+                .into(),
+        );
+    }
+    Ok((outputs, annotations))
+}
+
+/// `KEY=VALUE`, or `manifest:KEY=VALUE`.
+fn annotation(text: &str) -> Result<(String, String), BuildError> {
+    let wrong = |what: &str| BuildError::new(format!("--annotation {text:?}: {what}"));
+    let (key, value) = text
+        .split_once('=')
+        .filter(|(key, _)| !key.is_empty())
+        .ok_or_else(|| wrong("expected KEY=VALUE"))?;
+    let (kinds, key) = match key.split_once(':') {
+        Some((kinds, key)) if kinds.split(',').all(is_annotation_kind) => (kinds, key),
+        _ => ("manifest", key),
+    };
+    if let Some(other) = kinds.split(',').find(|kind| *kind != "manifest") {
+        return Err(wrong(&format!("no {other} is written for one platform"))
+            .with_hint("annotate the manifest: manifest:KEY=VALUE"));
+    }
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn is_annotation_kind(text: &str) -> bool {
+    matches!(
+        text,
+        "manifest" | "index" | "manifest-descriptor" | "index-descriptor"
+    )
+}
+
+/// The options of one `--output`, each taken once.
+struct Fields(BTreeMap<String, String>);
+
+impl Fields {
+    fn take(&mut self, key: &str) -> Option<String> {
+        self.0.remove(key)
+    }
+
+    fn flag(&mut self, key: &str) -> Result<Option<bool>, BuildError> {
+        match self.take(key).as_deref() {
+            None => Ok(None),
+            Some("true" | "1") => Ok(Some(true)),
+            Some("false" | "0") => Ok(Some(false)),
+            Some(other) => Err(BuildError::new(format!(
+                "{key}={other}: expected true or false"
+            ))),
+        }
+    }
+
+    fn names(&mut self, tags: &[Reference]) -> Result<Vec<Reference>> {
+        match self.take("name") {
+            None => Ok(tags.to_vec()),
+            Some(names) => names.split(',').map(reference).collect(),
+        }
+    }
+
+    fn packing(&mut self) -> Result<Packing, BuildError> {
+        let mut packing = Packing::default();
+        if let Some(kind) = self.take("compression") {
+            packing.compression = match kind.as_str() {
+                "gzip" => Compression::Gzip,
+                "zstd" => Compression::Zstd,
+                "uncompressed" => Compression::None,
+                other => {
+                    return Err(BuildError::new(format!(
+                        "compression={other}: expected gzip, zstd or uncompressed"
+                    )));
+                }
+            };
+        }
+        if let Some(level) = self.take("compression-level") {
+            let most = match packing.compression {
+                Compression::Zstd => 22,
+                _ => 9,
+            };
+            let known = level
+                .parse()
+                .ok()
+                .filter(|level| (0..=most).contains(level));
+            packing.level = Some(known.ok_or_else(|| {
+                BuildError::new(format!("compression-level={level}: expected 0 to {most}"))
+            })?);
+        }
+        packing.force = self.flag("force-compression")?.unwrap_or_default();
+        packing.docker_types = self.flag("oci-mediatypes")?.map(|oci| !oci);
+        Ok(packing)
+    }
+
+    fn destination(&mut self) -> Option<String> {
+        self.take("dest")
+    }
+}
+
+fn output(
+    text: &str,
+    tags: &[Reference],
+    annotations: &mut BTreeMap<String, String>,
+) -> Result<Output, BuildError> {
+    let anyhow = |error: anyhow::Error| BuildError::new(error.to_string());
+    if text == "-" {
+        return Ok(Output::Tar(standard_output()?));
+    }
+    if !text.contains('=') {
+        return Ok(Output::Files {
+            folder: text.into(),
+            delete: false,
+        });
+    }
+    let mut fields = Fields(parse(text)?);
+    let Some(kind) = fields.take("type") else {
+        return Err(BuildError::new("type is missing").with_hint(KINDS));
+    };
+    let prefix = "annotation.";
+    let keys: Vec<_> = fields.0.keys().cloned().collect();
+    for key in keys.iter().filter(|key| key.starts_with(prefix)) {
+        let value = fields.take(key).unwrap_or_default();
+        annotations.insert(key[prefix.len()..].to_owned(), value);
+    }
+    let output = match kind.as_str() {
+        "image" | "registry" => {
+            let push = fields.flag("push")?.unwrap_or(kind == "registry");
+            // The store has every image unpacked, and names what has no name by its id.
+            let _ = (fields.flag("unpack")?, fields.flag("store")?);
+            Output::Image {
+                names: fields.names(tags).map_err(anyhow)?,
+                push,
+                packing: fields.packing()?,
+            }
+        }
+        "docker" | "oci" => {
+            let format = if kind == "oci" {
+                Format::Oci
+            } else {
+                Format::Docker
+            };
+            let names = fields.names(tags).map_err(anyhow)?;
+            let packing = fields.packing()?;
+            let as_tar = fields.flag("tar")?.unwrap_or(true);
+            let to = match (fields.destination(), as_tar) {
+                (Some(path), false) => To::Folder(path.into()),
+                (None, false) => return Err(BuildError::new("tar=false needs dest=FOLDER")),
+                (Some(path), true) if path == "-" => standard_output()?,
+                (Some(path), true) => To::File(path.into()),
+                (None, true) if kind == "docker" => {
+                    // Where docker would hand the image to its engine, Kiln keeps it.
+                    return finish(
+                        &kind,
+                        fields,
+                        Output::Image {
+                            names,
+                            push: false,
+                            packing,
+                        },
+                    );
+                }
+                (None, true) => standard_output()?,
+            };
+            Output::Archive {
+                format,
+                to,
+                names,
+                packing,
+            }
+        }
+        "tar" => Output::Tar(match fields.destination() {
+            Some(path) if path != "-" => To::File(path.into()),
+            _ => standard_output()?,
+        }),
+        "local" => Output::Files {
+            folder: fields
+                .destination()
+                .map(PathBuf::from)
+                .ok_or_else(|| BuildError::new("dest=FOLDER is missing"))?,
+            delete: match fields.take("mode").as_deref() {
+                None | Some("copy") => false,
+                Some("delete") => true,
+                Some(other) => {
+                    let what = format!("mode={other}: expected copy or delete");
+                    return Err(BuildError::new(what));
+                }
+            },
+        },
+        "cacheonly" => Output::Nothing,
+        other => {
+            return Err(BuildError::new(format!("unknown type {other}")).with_hint(KINDS));
+        }
+    };
+    finish(&kind, fields, output)
+}
+
+/// Nothing that was asked for may be ignored in silence.
+fn finish(kind: &str, fields: Fields, output: Output) -> Result<Output, BuildError> {
+    match fields.0.into_iter().next() {
+        None => Ok(output),
+        Some((key, _)) => Err(BuildError::new(format!("type={kind} has no option {key}"))),
+    }
+}
+
+/// Fields separated by commas; one in double quotes may have commas in it (RFC 4180).
+fn parse(text: &str) -> Result<BTreeMap<String, String>, BuildError> {
+    let mut fields = Vec::new();
+    let mut rest = text;
+    loop {
+        let field = if let Some(quoted) = rest.strip_prefix('"') {
+            let mut field = String::new();
+            let mut chars = quoted.char_indices().peekable();
+            loop {
+                match chars.next() {
+                    Some((_, '"')) if chars.next_if(|(_, next)| *next == '"').is_some() => {
+                        field.push('"');
+                    }
+                    Some((at, '"')) => {
+                        rest = &quoted[at + 1..];
+                        break field;
+                    }
+                    Some((_, other)) => field.push(other),
+                    None => return Err(BuildError::new("a quote is not closed")),
+                }
+            }
+        } else {
+            let end = rest.find(',').unwrap_or(rest.len());
+            let field = rest[..end].to_owned();
+            rest = &rest[end..];
+            field
+        };
+        fields.push(field);
+        match rest.strip_prefix(',') {
+            Some(more) => rest = more,
+            None if rest.is_empty() => break,
+            None => return Err(BuildError::new("expected a comma after the quote")),
+        }
+    }
+    fields
+        .into_iter()
+        .map(|field| match field.split_once('=') {
+            Some((key, value)) => Ok((key.trim().to_lowercase(), value.to_owned())),
+            None => Err(BuildError::new(format!("{field:?}: expected KEY=VALUE"))),
+        })
+        .collect()
+}
+
+fn standard_output() -> Result<To, BuildError> {
+    let out = std::io::stdout();
+    if out.is_terminal() {
+        return Err(BuildError::new("standard output is a terminal")
+            .with_hint("give a file with dest=FILE, or redirect"));
+    }
+    let out = out
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| BuildError::new(format!("standard output: {error}")))?;
+    Ok(To::Stream(Arc::new(File::from(out))))
+}
+
+/// What `--metadata-file` holds: the image in docker's words.
+pub(super) fn metadata(engine: &Engine, built: &Built, outputs: &[Output]) -> Result<Vec<u8>> {
+    let mut metadata = serde_json::Map::new();
+    if let Some(image) = &built.image {
+        let (digest, size) = match built.pushed.first() {
+            Some(pushed) => (pushed.digest, Some(pushed.size)),
+            None => (
+                image.manifest,
+                engine
+                    .store
+                    .json(image.manifest)?
+                    .map(|(_, bytes)| bytes.len() as u64),
+            ),
+        };
+        let kind = engine.store.json(image.manifest)?.map(|(kind, _)| kind);
+        let mut names: Vec<String> = Vec::new();
+        for output in outputs {
+            if let Output::Image { names: more, .. } | Output::Archive { names: more, .. } = output
+            {
+                names.extend(more.iter().map(ToString::to_string));
+            }
+        }
+        let mut known = std::collections::BTreeSet::new();
+        names.retain(|name| known.insert(name.clone()));
+        let mut put = |key: &str, value| metadata.insert(key.to_owned(), value);
+        put(
+            "containerimage.config.digest",
+            json!(image.config.to_string()),
+        );
+        put(
+            "containerimage.descriptor",
+            json!({ "mediaType": kind, "digest": digest.to_string(), "size": size }),
+        );
+        put("containerimage.digest", json!(digest.to_string()));
+        if !names.is_empty() {
+            put("image.name", json!(names.join(",")));
+        }
+    }
+    let mut text = serde_json::to_vec_pretty(&metadata)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(text: &str) -> String {
+        let tags = [reference("app").unwrap()];
+        match output(text, &tags, &mut BTreeMap::new()) {
+            Ok(output) => format!("{output:?}"),
+            Err(error) => match error.hint {
+                Some(hint) => format!("{} ({hint})", error.message),
+                None => error.message,
+            },
+        }
+    }
+
+    #[test]
+    fn kinds_of_outputs() {
+        let cases = [
+            ("out", r#"Files { folder: "out", delete: false }"#),
+            (
+                "type=local,dest=a/b,mode=delete",
+                r#"Files { folder: "a/b", delete: true }"#,
+            ),
+            ("type=tar,dest=a.tar", r#"Tar(File("a.tar"))"#),
+            ("type=cacheonly", "Nothing"),
+            ("type=local", "dest=FOLDER is missing"),
+            (
+                "dest=a",
+                "type is missing (type=image, registry, docker, oci, tar, local or cacheonly)",
+            ),
+            (
+                "type=zip",
+                "unknown type zip (type=image, registry, docker, oci, tar, local or cacheonly)",
+            ),
+            ("type=tar,dest=a,mode=copy", "type=tar has no option mode"),
+            (
+                "type=oci,dest=a,compression=lz4",
+                "compression=lz4: expected gzip, zstd or uncompressed",
+            ),
+            (
+                "type=oci,dest=a,compression-level=10",
+                "compression-level=10: expected 0 to 9",
+            ),
+            ("type=oci,tar=false", "tar=false needs dest=FOLDER"),
+            (
+                "type=image,push=maybe",
+                "push=maybe: expected true or false",
+            ),
+            ("type=tar,dest", "\"dest\": expected KEY=VALUE"),
+            ("type=tar,\"dest=a", "a quote is not closed"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(shown(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_and_forms() {
+        let tags = [reference("app").unwrap()];
+        let text = r#"type=registry,"name=a,b:2",compression=zstd,compression-level=19,force-compression=true,annotation.a=b"#;
+        let mut annotations = BTreeMap::new();
+        let Output::Image {
+            names,
+            push: true,
+            packing,
+        } = output(text, &tags, &mut annotations).unwrap()
+        else {
+            panic!("not an image");
+        };
+        let names: Vec<_> = names.iter().map(Reference::familiar).collect();
+        assert_eq!(names, ["a:latest", "b:2"]);
+        assert_eq!(packing.compression, Compression::Zstd);
+        assert_eq!((packing.level, packing.force), (Some(19), true));
+        assert_eq!(annotations["a"], "b");
+    }
+
+    #[test]
+    fn annotations_of_manifests() {
+        let one = |text: &str| annotation(text).map_err(|error| error.message);
+        let pair = |key: &str, value: &str| Ok((key.to_owned(), value.to_owned()));
+        assert_eq!(one("a=b=c"), pair("a", "b=c"));
+        assert_eq!(one("manifest:a=b"), pair("a", "b"));
+        assert_eq!(one("org.x:y=b"), pair("org.x:y", "b"));
+        assert!(one("index:a=b").is_err());
+        assert!(one("a").is_err());
+    }
+}
