@@ -7,6 +7,7 @@ pub mod conformance;
 pub mod demo;
 pub mod dist;
 pub mod machine;
+pub mod mutate;
 pub mod process;
 pub mod projects;
 mod rootfs;

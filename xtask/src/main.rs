@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bases, bench, compare, conformance, demo, dist, projects, test};
+use xtask::{bases, bench, compare, conformance, demo, dist, mutate, projects, test};
 
 /// What a script would do: base images, the demo, the test run, comparisons, measurements.
 #[derive(Parser)]
@@ -62,6 +62,8 @@ enum Command {
         #[arg(long, value_name = "docker")]
         record: Option<Oracle>,
     },
+    /// Breaks places of the language and the copy code, one at a time; each must turn cases of `conformance` red.
+    Mutate,
 }
 
 /// Who says what is right.
@@ -103,6 +105,7 @@ fn main() -> ExitCode {
                 None => conformance::run(filter),
             }
         }
+        Command::Mutate => mutate::run(),
         Command::Projects { names, rounds } => {
             projects::run(&names, rounds).map(|()| ExitCode::SUCCESS)
         }

@@ -211,16 +211,7 @@ fn each<'c>(cases: &'c [Case], work: impl Fn(usize, &'c Case) + Sync) {
 /// The command: counts by group and the names of what fails. Code 1 if something does.
 pub fn run(filter: &str) -> Result<ExitCode> {
     let cases = Case::all(&folder(), filter)?;
-    let kiln = prepared()?;
-    let folder = work_folder()?;
-    let command = |args: &[OsString]| {
-        let mut kiln = kiln.command(args);
-        // Certificates of this machine are no part of what a case is to show.
-        kiln.env_remove("KILN_HOST_CA");
-        kiln
-    };
-    let builder = Builder::new(&command, folder.path(), folder.path())?;
-    let failed = check_all(&builder, &cases);
+    let failed = check_with(&prepared(Kiln::build(Profile::Dev)?)?, &cases)?;
     let mut groups: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for case in cases.iter().filter(|case| case.known_bug.is_none()) {
         groups.entry(&case.group).or_default().0 += 1;
@@ -257,6 +248,27 @@ pub fn run(filter: &str) -> Result<ExitCode> {
     })
 }
 
+/// The titles of the cases of some groups that fail with this binary.
+pub(crate) fn failing(kiln: &Kiln, groups: &[&str]) -> Result<Vec<String>> {
+    let mut cases = Case::all(&folder(), "")?;
+    cases.retain(|case| groups.contains(&case.group.as_str()));
+    let failed = check_with(&prepared(kiln.clone())?, &cases)?;
+    Ok(failed.iter().map(|(case, _)| case.title()).collect())
+}
+
+/// Checks cases with Kiln as it was prepared.
+fn check_with<'c>(kiln: &Kiln, cases: &'c [Case]) -> Result<Vec<(&'c Case, anyhow::Error)>> {
+    let folder = work_folder()?;
+    let command = |args: &[OsString]| {
+        let mut kiln = kiln.command(args);
+        // Certificates of this machine are no part of what a case is to show.
+        kiln.env_remove("KILN_HOST_CA");
+        kiln
+    };
+    let builder = Builder::new(&command, folder.path(), folder.path())?;
+    Ok(check_all(&builder, cases))
+}
+
 /// Writes the golden files that are missing or of another text of their case.
 pub fn record(filter: &str) -> Result<ExitCode> {
     let mut cases = Case::all(&folder(), filter)?;
@@ -264,7 +276,7 @@ pub fn record(filter: &str) -> Result<ExitCode> {
     let Some(peers) = Peers::from_environment() else {
         return Ok(ExitCode::FAILURE);
     };
-    let kiln = prepared()?;
+    let kiln = prepared(Kiln::build(Profile::Dev)?)?;
     let (folder, inside) = peers.shared()?;
     run_command(
         kiln.command(["save", "-o"])
@@ -305,14 +317,14 @@ pub fn record(filter: &str) -> Result<ExitCode> {
 }
 
 /// Kiln with a store of its own that has the base.
-fn prepared() -> Result<Kiln> {
+fn prepared(kiln: Kiln) -> Result<Kiln> {
     let scratch = test::scratch();
     fs::create_dir_all(&scratch)?;
     fs::set_permissions(&scratch, fs::Permissions::from_mode(0o755))?;
     let store = scratch.join("conformance");
     // Another version may have written the last one. Where a plain user cannot remove it, it is used again.
     let _ = fs::remove_dir_all(&store);
-    let kiln = Kiln::build(Profile::Dev)?.with_store(&store);
+    let kiln = kiln.with_store(&store);
     bases::run_with(&kiln, &["busybox"])?;
     Ok(kiln)
 }
