@@ -11,6 +11,7 @@ pub mod mutate;
 pub mod process;
 pub mod projects;
 mod rootfs;
+pub mod soak;
 mod sources;
 pub mod test;
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bases, bench, compare, conformance, demo, dist, mutate, projects, test};
+use xtask::{bases, bench, compare, conformance, demo, dist, mutate, projects, read, soak, test, wrote};
 
 /// What a script would do: base images, the demo, the test run, comparisons, measurements.
 #[derive(Parser)]
@@ -64,6 +64,14 @@ enum Command {
     },
     /// Breaks places of the language and the copy code, one at a time; each must turn cases of `conformance` red.
     Mutate,
+    /// Runs the fuzz targets of `crates/fuzz`; needs a C++ compiler.
+    Soak {
+        /// Only these; all if none is named.
+        targets: Vec<String>,
+        /// How long each of them runs.
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+    },
 }
 
 /// Who says what is right.
@@ -106,6 +114,7 @@ fn main() -> ExitCode {
             }
         }
         Command::Mutate => mutate::run(),
+        Command::Soak { targets, minutes } => soak::run(&targets, minutes),
         Command::Projects { names, rounds } => {
             projects::run(&names, rounds).map(|()| ExitCode::SUCCESS)
         }

@@ -90,6 +90,7 @@ impl Expander {
             used: BTreeSet::new(),
             missing: BTreeSet::new(),
             depth: 0,
+            left: MAX_EXPANDED,
         };
         match scanner.until(None, self.keep_escapes) {
             Ok((result, words)) => Ok(Expanded {
@@ -156,10 +157,16 @@ pub enum ExpandErrorKind {
     /// More substitutions within each other than anyone writes.
     #[error("syntax error: substitutions are nested too deeply")]
     TooDeep,
+    /// Substitutions within substitutions that grow without measure.
+    #[error("substitutions give more than {MAX_EXPANDED} bytes")]
+    TooLong,
 }
 
 /// How deep substitutions may be nested: far more than anyone writes, far less than the stack holds.
 const MAX_DEPTH: usize = 64;
+
+/// How many bytes the substitutions of one text may give, all together: eight times what Linux lets an argument be.
+pub const MAX_EXPANDED: usize = 1 << 20;
 
 struct Scanner<'a> {
     how: Expander,
@@ -168,6 +175,8 @@ struct Scanner<'a> {
     used: BTreeSet<String>,
     missing: BTreeSet<String>,
     depth: usize,
+    /// How many bytes substitutions may still give.
+    left: usize,
 }
 
 #[derive(Default)]
@@ -340,6 +349,15 @@ impl Scanner<'_> {
     }
 
     fn dollar(&mut self) -> Result<String, ExpandErrorKind> {
+        let value = self.substitution()?;
+        self.left = self
+            .left
+            .checked_sub(value.len())
+            .ok_or(ExpandErrorKind::TooLong)?;
+        Ok(value)
+    }
+
+    fn substitution(&mut self) -> Result<String, ExpandErrorKind> {
         self.chars.next();
         if self.chars.next_if_eq(&'{').is_none() {
             let name = self.name();
@@ -457,7 +475,9 @@ impl Scanner<'_> {
         };
         let compiled =
             Pattern::new(&pattern).map_err(|error| ExpandErrorKind::Pattern(pattern, error))?;
-        Ok(compiled.replace(&value, &replacement, all))
+        compiled
+            .replace(&value, &replacement, all, self.left)
+            .ok_or(ExpandErrorKind::TooLong)
     }
 
     /// Letters, digits and underscores; a number alone; or one of the shell's special parameters.

@@ -102,8 +102,14 @@ impl Pattern {
         &text[..text.len() - self.length(text, greedy, true).unwrap_or(0)]
     }
 
-    /// `text` with the first (or every) longest match replaced.
-    pub(crate) fn replace(&self, text: &str, replacement: &str, all: bool) -> String {
+    /// `text` with the first (or every) longest match replaced; `None` if that gives more than `most` bytes.
+    pub(crate) fn replace(
+        &self,
+        text: &str,
+        replacement: &str,
+        all: bool,
+        most: usize,
+    ) -> Option<String> {
         let mut result = String::with_capacity(text.len());
         let mut at = 0;
         let mut after_match = false;
@@ -113,6 +119,9 @@ impl Pattern {
                 // An empty match directly behind another match does not count.
                 Some(length) if length > 0 || !after_match => {
                     result.push_str(replacement);
+                    if result.len() > most {
+                        return None;
+                    }
                     at += length;
                     if !all {
                         break;
@@ -130,6 +139,6 @@ impl Pattern {
             at += char.len_utf8();
         }
         result.push_str(&text[at.min(text.len())..]);
-        result
+        Some(result)
     }
 }

@@ -19,7 +19,7 @@ pub use ast::{
     Command, Dockerfile, Healthcheck, Instruction, Kind, Pair, Run, RunNetwork, Stage, Transfer,
 };
 pub use diagnostic::{Diagnostic, Lines, SourceText, excerpt};
-pub use expand::{ExpandError, ExpandErrorKind, Expanded, Expander, Variables};
+pub use expand::{ExpandError, ExpandErrorKind, Expanded, Expander, MAX_EXPANDED, Variables};
 pub use glob::PatternError;
 pub use heredoc::Heredoc;
 pub use lint::{CheckSettings, Rule, Warning};

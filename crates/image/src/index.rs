@@ -235,8 +235,14 @@ impl LayerIndex {
         if blake3::hash(body).as_bytes() != sum {
             return Err(IndexError::Damaged("checksum does not match"));
         }
-        let entries =
+        let entries: Vec<Entry> =
             postcard::from_bytes(body).map_err(|_| IndexError::Damaged("cannot be decoded"))?;
+        if !entries.is_sorted_by(|a, b| a.path < b.path) {
+            return Err(IndexError::Damaged("entries are out of order"));
+        }
+        if entries.iter().any(|entry| entry.mode > 0o7777) {
+            return Err(IndexError::Damaged("an impossible mode"));
+        }
         Ok(Self { entries })
     }
 }
@@ -354,6 +360,16 @@ mod tests {
             flipped[at] ^= 1;
             assert!(LayerIndex::from_bytes(&flipped).is_err(), "{at}");
         }
+        let wrong = |entries: Vec<Entry>| {
+            LayerIndex::from_bytes(&LayerIndex { entries }.to_bytes()).is_err()
+        };
+        assert!(wrong(vec![file("b", None), file("a", None)]));
+        assert!(wrong(vec![file("a", None), file("a", None)]));
+        let mode = 0o10_000;
+        assert!(wrong(vec![Entry {
+            mode,
+            ..file("a", None)
+        }]));
         let mut newer = bytes;
         newer[8] = 9;
         assert!(matches!(

@@ -11,7 +11,27 @@ use serde::{Deserialize, Serialize};
 /// Ordered by component, so that everything below a folder follows the folder directly
 /// (`a`, `a/b`, `a-b`; plain byte order would put `a-b` between `a` and `a/b`).
 #[derive(Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(try_from = "Box<[u8]>")]
 pub struct LayerPath(Box<[u8]>);
+
+/// Bytes that are no clean path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a path that is not clean")]
+pub struct NotClean;
+
+/// Takes what is clean already.
+impl TryFrom<Box<[u8]>> for LayerPath {
+    type Error = NotClean;
+
+    fn try_from(bytes: Box<[u8]>) -> Result<Self, NotClean> {
+        let clean = |name: &[u8]| !matches!(name, b"" | b"." | b"..");
+        if bytes.is_empty() || bytes.split(|&byte| byte == b'/').all(clean) {
+            Ok(Self(bytes))
+        } else {
+            Err(NotClean)
+        }
+    }
+}
 
 impl LayerPath {
     /// The root.
