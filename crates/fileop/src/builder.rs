@@ -33,6 +33,8 @@ pub(crate) struct Builder<'a> {
     new: HashMap<LayerPath, usize>,
     jobs: Vec<Job<'a>>,
     groups: u32,
+    /// The numbers of the entries that were made names of one file.
+    names: HashMap<u32, Vec<usize>>,
     /// The folder last asked about, and whether what the base has in it can be seen.
     seen: Option<(LayerPath, bool)>,
     /// Files that were not what the index of their tree says.
@@ -51,6 +53,7 @@ impl<'a> Builder<'a> {
             new: HashMap::new(),
             jobs: Vec::new(),
             groups: 0,
+            names: HashMap::new(),
             seen: None,
             changed: Vec::new(),
         })
@@ -255,8 +258,32 @@ impl<'a> Builder<'a> {
         if let Some(first) = &mut self.entries[first] {
             first.hardlink = Some(group);
         }
+        let names = self.names.entry(group).or_insert_with(|| vec![first]);
+        names.push(at);
         self.jobs.push(Job::Link { at, first });
         Ok(())
+    }
+
+    /// Gives owner, mode, time and attributes of `like` to the file that was entered as number `first`, and so to all
+    /// of its names.
+    pub(crate) fn set_metadata(&mut self, first: usize, like: &Entry) -> Result<(), FileOpError> {
+        self.flush()?;
+        let group = self.entries[first].as_ref().and_then(|file| file.hardlink);
+        let names = group.and_then(|group| self.names.get(&group));
+        for &at in names.map_or(&[first][..], |names| names) {
+            // The place may be another file's by now.
+            if let Some(entry) = &mut self.entries[at]
+                && entry.hardlink == group
+            {
+                (entry.uid, entry.gid) = (like.uid, like.gid);
+                (entry.mode, entry.mtime) = (like.mode, like.mtime);
+                entry.xattrs.clone_from(&like.xattrs);
+            }
+        }
+        match &self.entries[first] {
+            Some(entry) => self.fs.set_metadata(entry).map_err(FileOpError::Write),
+            None => Ok(()),
+        }
     }
 
     /// The number and the metadata of the new file at a path, if this layer has put one there.

@@ -133,28 +133,12 @@ impl Unpacker<'_, '_> {
                 )));
             }
         };
-        let number = |id: i64| u32::try_from(id).ok();
-        let own = number(header.uid).zip(number(header.gid));
-        let Some((uid, gid)) = self.changes.owner.or(own) else {
-            let name = String::from_utf8_lossy(&header.path);
-            return Err(self.bad(format!(
-                "{name:?} belongs to {}:{}, which is no owner",
-                header.uid, header.gid
-            )));
-        };
+        let (uid, gid) = self.owner(header)?;
         let mode = if matches!(kind, Kind::Symlink(_)) {
             0o777
         } else {
             (header.mode & 0o7777) as u16
         };
-        let machine =
-            |name: &[u8]| name.starts_with(b"trusted.") || name.starts_with(b"user.overlay.");
-        let xattrs = header
-            .xattrs
-            .iter()
-            .filter(|(name, _)| !machine(name))
-            .cloned()
-            .collect();
         let entry = Entry {
             path,
             kind,
@@ -162,7 +146,7 @@ impl Unpacker<'_, '_> {
             uid,
             gid,
             mtime: header.mtime,
-            xattrs,
+            xattrs: xattrs(header).cloned().collect(),
             hardlink: None,
         };
         if entry.is_file() {
@@ -172,6 +156,19 @@ impl Unpacker<'_, '_> {
         }
     }
 
+    fn owner(&self, header: &Header) -> Result<(u32, u32), FileOpError> {
+        let number = |id: i64| u32::try_from(id).ok();
+        let own = number(header.uid).zip(number(header.gid));
+        self.changes.owner.or(own).ok_or_else(|| {
+            let name = String::from_utf8_lossy(&header.path);
+            self.bad(format!(
+                "{name:?} belongs to {}:{}, which is no owner",
+                header.uid, header.gid
+            ))
+        })
+    }
+
+    /// One more name. What its entry says of owner, mode, time and attributes counts for the file.
     fn hard_link(&mut self, path: LayerPath, header: &Header) -> Result<(), FileOpError> {
         let missing = |this: &Self| {
             let link = String::from_utf8_lossy(&header.link);
@@ -198,7 +195,24 @@ impl Unpacker<'_, '_> {
             // A file of a lower layer comes up into this one, as it does on an overlay.
             None => self.bring_up(&there)?,
         };
-        self.builder.link(Entry { path, ..there }, first)
+        let mut changed = there.clone();
+        (changed.uid, changed.gid) = self.owner(header)?;
+        if !matches!(there.kind, Kind::Symlink(_)) {
+            changed.mode = (header.mode & 0o7777) as u16;
+            changed.mtime = header.mtime;
+        }
+        for (name, value) in xattrs(header) {
+            changed.xattrs.retain(|(known, _)| known != name);
+            changed.xattrs.push((name.clone(), value.clone()));
+        }
+        changed.xattrs.sort();
+        let is_same = changed == there;
+        self.builder.link(Entry { path, ..there }, first)?;
+        if is_same {
+            Ok(())
+        } else {
+            self.builder.set_metadata(first, &changed)
+        }
     }
 
     fn bring_up(&mut self, there: &Entry) -> Result<usize, FileOpError> {
@@ -221,6 +235,12 @@ impl Unpacker<'_, '_> {
             stamp: None,
         })
     }
+}
+
+/// The attributes of an entry but for those that the machine keeps for itself.
+fn xattrs(header: &Header) -> impl Iterator<Item = &(Vec<u8>, Vec<u8>)> {
+    let machine = |name: &[u8]| name.starts_with(b"trusted.") || name.starts_with(b"user.overlay.");
+    header.xattrs.iter().filter(move |(name, _)| !machine(name))
 }
 
 /// Whether a name, cleaned, begins with `..`.

@@ -152,6 +152,16 @@ impl LayerFs {
             .map_err(|err| at(entry.path.as_bytes(), err))
     }
 
+    /// Sets the metadata of something that is there and no folder to those of `entry`. Extended attributes are only
+    /// added.
+    ///
+    /// # Errors
+    /// When it is not there, or is something else.
+    pub fn set_metadata(&self, entry: &Entry) -> io::Result<()> {
+        self.change(entry)
+            .map_err(|err| at(entry.path.as_bytes(), err))
+    }
+
     /// Removes what is at `path`, with everything below. Nothing there is no error.
     ///
     /// # Errors

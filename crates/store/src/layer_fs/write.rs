@@ -187,13 +187,30 @@ impl LayerFs {
                 (file, size)
             }
         };
-        self.give(&file, entry)?;
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(entry.mode.into()))?;
-        set_xattrs(entry, |name, value| {
-            rustix::fs::fsetxattr(&file, name, value, XattrFlags::empty())
-        })?;
-        rustix::fs::futimens(&file, &times(entry))?;
+        self.set_on_file(&file, entry)?;
         Ok(size)
+    }
+
+    fn set_on_file(&self, file: &File, entry: &Entry) -> io::Result<()> {
+        self.give(file, entry)?;
+        rustix::fs::fchmod(file, Mode::from_raw_mode(entry.mode.into()))?;
+        set_xattrs(entry, |name, value| {
+            rustix::fs::fsetxattr(file, name, value, XattrFlags::empty())
+        })?;
+        Ok(rustix::fs::futimens(file, &times(entry))?)
+    }
+
+    pub(super) fn change(&self, entry: &Entry) -> io::Result<()> {
+        match entry.kind {
+            Kind::File { .. } => self.set_on_file(&self.open_file(&entry.path)?, entry),
+            Kind::Symlink(_) | Kind::Fifo => {
+                let (parent, name) = self.parent(&entry.path)?;
+                self.set_by_name(parent.as_fd(), name, entry)
+            }
+            // In the index only.
+            Kind::Char(..) | Kind::Block(..) | Kind::Socket | Kind::Whiteout => Ok(()),
+            Kind::Dir { .. } => Err(io::ErrorKind::IsADirectory.into()),
+        }
     }
 
     fn new_file(&self, parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<File> {
