@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bases, bench, compare, conformance, demo, dist, mutate, projects, read, soak, test, wrote};
+use xtask::{bases, bench, compare, conformance, demo, dist, mutate, projects, soak, test};
 
 /// What a script would do: base images, the demo, the test run, comparisons, measurements.
 #[derive(Parser)]

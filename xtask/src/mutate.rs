@@ -36,7 +36,7 @@ const MUTATIONS: [Mutation; 10] = [
         groups: &["args", "env"],
     },
     Mutation {
-        name: r#"\$ means nothing within double quotes"#,
+        name: r"\$ means nothing within double quotes",
         file: "crates/dockerfile/src/expand.rs",
         old: r#"matches!(next, '"' | '$')"#,
         new: r#"matches!(next, '"')"#,

@@ -6,12 +6,13 @@ use kiln_graph::SourceOp;
 use kiln_image::{Digest, KeyHasher};
 use kiln_progress::{Sink, VertexId};
 use kiln_registry::Observer;
-use kiln_remote::{GitAddress, Remote, RemoteError};
+use kiln_remote::{GitAccess, GitAddress, Remote, RemoteError};
 use kiln_solver::{Context, Providers, Snapshot, SourceError, Watch};
 use kiln_source::{PatternMatcher, StatCache, Wanted};
 use kiln_store::Lease;
 
-use crate::build::{BuildRequest, Secret};
+use crate::build::BuildRequest;
+use crate::git_access::{git_access, secret};
 use crate::images::Images;
 use crate::inputs::Inputs;
 use crate::rows::Row;
@@ -118,9 +119,12 @@ impl Providers for Bringing<'_> {
                 .http(url, filename, mode.unwrap_or(HTTP_MODE), &watching)
                 .map(|file| file.digest.to_string())
                 .map_err(failed),
-            SourceOp::Git { url, checksum, .. } => remote
-                .commit(&GitAddress::parse(url), checksum.as_deref(), &watching)
-                .map_err(failed),
+            SourceOp::Git { url, checksum, .. } => {
+                let (address, access) = self.git(url)?;
+                remote
+                    .commit(&address, &access, checksum.as_deref(), &watching)
+                    .map_err(failed)
+            }
             _ => Err(not_remote()),
         }
     }
@@ -167,9 +171,9 @@ impl Providers for Bringing<'_> {
                 url, keep_git_dir, ..
             } => {
                 watch.transferred(0, 0);
-                let address = GitAddress::parse(url);
+                let (address, access) = self.git(url)?;
                 remote
-                    .checkout(&address, identity, *keep_git_dir, &watching)
+                    .checkout(&address, &access, identity, *keep_git_dir, &watching)
                     .map_err(failed)?
             }
             _ => return Err(not_remote()),
@@ -182,17 +186,7 @@ impl Providers for Bringing<'_> {
     }
 
     fn secret(&self, id: &str) -> Result<Option<Vec<u8>>, String> {
-        match self.request.secrets.get(id) {
-            None => Ok(None),
-            Some(Secret::Value(value)) => Ok(Some(value.clone())),
-            Some(Secret::File(path)) => match std::fs::read(path) {
-                Ok(value) => Ok(Some(value)),
-                Err(error) => Err(format!(
-                    "secret {id}: cannot read {}: {error}",
-                    path.display()
-                )),
-            },
-        }
+        secret(self.request, id)
     }
 
     fn ssh(&self, id: &str) -> Option<PathBuf> {
@@ -206,6 +200,19 @@ impl Providers for Bringing<'_> {
     fn before_first(&self) {
         // What builds that died have left behind may be the room that this one needs.
         let _ = self.engine.sweep();
+    }
+}
+
+impl Bringing<'_> {
+    /// Where a repository is, and what it is shown.
+    fn git(&self, url: &str) -> Result<(GitAddress, GitAccess), SourceError> {
+        let address = GitAddress::parse(url);
+        let access = git_access(self.request, &address).map_err(|message| SourceError {
+            message,
+            hint: None,
+            canceled: false,
+        })?;
+        Ok((address, access))
     }
 }
 

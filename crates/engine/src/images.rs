@@ -1,9 +1,10 @@
-//! The images that a build names: found in the store first, then in their registries.
+//! The images that a build names: found in the store first, then in their registries; and those in layout folders.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use kiln_export::{ExportError, Found, Remote, Watch};
-use kiln_frontend::ImageFact;
+use kiln_export::{ExportError, Found, Layout, Remote, Watch};
+use kiln_frontend::{Context, ImageFact};
 use kiln_image::{Digest, Platform, Reference};
 use kiln_store::Lease;
 
@@ -12,20 +13,29 @@ use crate::{BuildError, BuildRequest, CancelFlag, Engine};
 /// The images that one build names.
 pub(crate) struct Images<'a> {
     engine: &'a Engine,
+    request: &'a BuildRequest,
     /// Ask registries also for what is in the store.
     pull: bool,
     cancel: &'a CancelFlag,
     /// Those of which the layers are not in the store, and those that a registry was asked for.
     found: Mutex<Vec<Found>>,
+    /// Those that are in layout folders.
+    in_layouts: Mutex<Vec<(Found, PathBuf)>>,
 }
 
 impl<'a> Images<'a> {
-    pub(crate) fn new(engine: &'a Engine, request: &BuildRequest, cancel: &'a CancelFlag) -> Self {
+    pub(crate) fn new(
+        engine: &'a Engine,
+        request: &'a BuildRequest,
+        cancel: &'a CancelFlag,
+    ) -> Self {
         Self {
             engine,
+            request,
             pull: request.pull,
             cancel,
             found: Mutex::default(),
+            in_layouts: Mutex::default(),
         }
     }
 
@@ -36,6 +46,9 @@ impl<'a> Images<'a> {
         platform: &Platform,
         watch: &dyn Watch,
     ) -> Result<ImageFact, BuildError> {
+        if let Some(named) = reference.strip_prefix("oci-layout://") {
+            return self.in_layout(named, platform);
+        }
         let name: Reference = reference
             .parse()
             .map_err(|error| BuildError::new(format!("image name {reference:?}: {error}")))?;
@@ -71,6 +84,57 @@ impl<'a> Images<'a> {
         Ok(fact)
     }
 
+    /// The same of an image in the layout folder that is a named context: the context's name, and what of it.
+    fn in_layout(&self, named: &str, platform: &Platform) -> Result<ImageFact, BuildError> {
+        let mut contexts = self.request.options.contexts.iter();
+        let context = contexts.find_map(|(name, context)| match context {
+            Context::OciLayout(wanted) => {
+                let rest = named.strip_prefix(name.as_str())?;
+                let same = rest.strip_prefix(':').unwrap_or(rest) == wanted;
+                same.then_some((name, wanted, self.request.folders.get(name)?))
+            }
+            _ => None,
+        });
+        let Some((name, wanted, folder)) = context else {
+            return Err(BuildError::new(format!("no context {named}")));
+        };
+        let failed = |error: ExportError| {
+            let mut failed = BuildError::new(format!("context {name}: {error}"));
+            failed.hint = error.hint().or_else(|| {
+                let hint = "write oci-layout://FOLDER:TAG or oci-layout://FOLDER@DIGEST; \
+                            FOLDER holds index.json and blobs/";
+                Some(hint.to_owned())
+            });
+            failed
+        };
+        // Messages about documents call it by the context's name.
+        let shown = name.parse().or_else(|_| "oci-layout".parse());
+        let shown: Reference =
+            shown.map_err(|error| BuildError::new(format!("{name}: {error}")))?;
+        let layout = self.layout(folder);
+        let found = layout.find(wanted, &shown, platform).map_err(failed)?;
+        let fact = ImageFact {
+            digest: found.manifest,
+            config: found.config.clone(),
+        };
+        self.known_layouts().push((found, folder.clone()));
+        Ok(fact)
+    }
+
+    fn layout<'l>(&'l self, folder: &'l Path) -> Layout<'l> {
+        Layout {
+            store: &self.engine.store,
+            worker: &self.engine.worker,
+            folder,
+        }
+    }
+
+    fn known_layouts(&self) -> std::sync::MutexGuard<'_, Vec<(Found, PathBuf)>> {
+        self.in_layouts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Says of an image that its registry was only asked because the store does not have it.
     fn not_here(&self, name: &Reference, error: ExportError) -> BuildError {
         if self.pull
@@ -93,6 +157,14 @@ impl<'a> Images<'a> {
         lease: &Lease,
         watch: &dyn Watch,
     ) -> Result<(), BuildError> {
+        let in_layout = self
+            .known_layouts()
+            .iter()
+            .find(|(found, _)| found.manifest == manifest)
+            .cloned();
+        if let Some((found, folder)) = in_layout {
+            return Ok(self.layout(&folder).fetch(&found, lease)?);
+        }
         let found = self
             .lock()
             .iter()

@@ -16,6 +16,7 @@ use kiln_remote::{GitAddress, RemoteError};
 use kiln_solver::SolveError;
 
 use crate::build::{BuildRequest, Dockerfile, DockerfileFrom, MainContext};
+use crate::git_access::git_access;
 use crate::rows::{Row, Rows};
 use crate::{BuildError, CancelFlag, Engine};
 
@@ -252,10 +253,13 @@ impl Engine {
             .get("BUILDKIT_CONTEXT_KEEP_GIT_DIR");
         let keep = keep.is_some_and(|value| matches!(value.as_str(), "1" | "true"));
         let address = GitAddress::parse(&url);
+        let access = git_access(request, &address).map_err(BuildError::new)?;
         let commit = self
             .remote
-            .commit(&address, checksum.as_deref(), watching)?;
-        let tree = self.remote.checkout(&address, &commit, keep, watching)?;
+            .commit(&address, &access, checksum.as_deref(), watching)?;
+        let tree = self
+            .remote
+            .checkout(&address, &access, &commit, keep, watching)?;
         Ok(Found::Folder(tree))
     }
 }

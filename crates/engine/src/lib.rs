@@ -5,6 +5,7 @@
 mod bringing;
 mod build;
 mod error;
+mod git_access;
 mod images;
 mod inputs;
 mod outputs;

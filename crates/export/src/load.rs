@@ -319,7 +319,7 @@ impl Archive<'_> {
     }
 }
 
-fn blob_name(digest: Digest) -> String {
+pub(crate) fn blob_name(digest: Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 

@@ -34,6 +34,46 @@ impl GitAddress {
         }
     }
 
+    /// The host, with its port, of a repository that is reached by http or https.
+    pub fn web_host(&self) -> Option<&str> {
+        let (scheme, rest) = self.remote.split_once("://")?;
+        let authority = rest.split('/').next()?;
+        let host = authority
+            .rsplit_once('@')
+            .map_or(authority, |(_, host)| host);
+        matches!(scheme, "http" | "https").then_some(host)
+    }
+
+    /// The addresses that may see what this one is shown: the repository, and all others of the largest host, where
+    /// submodules often are in a repository beside it.
+    fn scope(&self) -> &str {
+        let hosts = ["https://github.com/", "https://www.github.com/"];
+        let host = hosts.iter().find(|host| self.remote.starts_with(**host));
+        host.map_or(self.remote.as_str(), |host| *host)
+    }
+
+    /// `git` with what this repository is shown. It goes by the environment, since everyone can see arguments.
+    fn program(&self, git: &GitProgram, access: &GitAccess) -> GitProgram {
+        let mut git = git.clone();
+        if let (Some(value), Some(_)) = (&access.authorization, self.web_host()) {
+            let header = format!("Authorization: {value}");
+            for (name, value) in [
+                ("GIT_CONFIG_COUNT", "1".to_owned()),
+                (
+                    "GIT_CONFIG_KEY_0",
+                    format!("http.{}.extraheader", self.scope()),
+                ),
+                ("GIT_CONFIG_VALUE_0", header),
+            ] {
+                git.env.push((name.to_owned(), value.into()));
+            }
+        }
+        if let Some(socket) = &access.ssh_agent {
+            git.env.push(("SSH_AUTH_SOCK".to_owned(), socket.into()));
+        }
+        git
+    }
+
     /// The reference to ask for.
     fn wanted(&self) -> &str {
         if self.reference.is_empty() {
@@ -56,6 +96,15 @@ impl GitAddress {
             _ => self.remote.clone(),
         }
     }
+}
+
+/// What a repository is shown, besides what the user's own configuration has for it.
+#[derive(Clone, Default)]
+pub struct GitAccess {
+    /// The value of the header `Authorization`, for repositories on the web.
+    pub authorization: Option<String>,
+    /// The socket of the ssh agent, instead of the user's own.
+    pub ssh_agent: Option<PathBuf>,
 }
 
 /// What an address leads to.
@@ -84,6 +133,7 @@ fn is_commit(text: &str) -> bool {
 pub(crate) fn resolve(
     git: &GitProgram,
     address: &GitAddress,
+    access: &GitAccess,
     checksum: Option<&str>,
     observer: &dyn Observer,
 ) -> Result<String, RemoteError> {
@@ -97,6 +147,7 @@ pub(crate) fn resolve(
         let wanted = address.wanted();
         let peeled = format!("{wanted}^{{}}");
         let args = ["ls-remote", "--", &address.remote, wanted, &peeled];
+        let git = address.program(git, access);
         let listed = git.run(&address.shown(), Path::new("/"), &args, observer)?;
         choose(wanted, &listed).ok_or_else(|| RemoteError::NoReference {
             url: address.shown(),
@@ -140,6 +191,7 @@ fn choose(wanted: &str, listed: &str) -> Option<Commit> {
 pub(crate) fn checkout(
     remote: &Remote,
     address: &GitAddress,
+    access: &GitAccess,
     commit: &str,
     keep_git_dir: bool,
     observer: &dyn Observer,
@@ -159,7 +211,7 @@ pub(crate) fn checkout(
     let work = Scratch(remote.scratch());
     fs::create_dir_all(&work.0).map_err(RemoteError::keep(&work.0))?;
     let clone = Clone {
-        git: &remote.git,
+        git: &address.program(&remote.git, access),
         url: address.shown(),
         folder: &work.0,
         observer,
@@ -364,6 +416,36 @@ mod tests {
         assert_eq!(hidden("https://u:p@h/r.git"), "https://u:xxxxx@h/r.git");
         assert_eq!(hidden("https://u@h/r.git"), "https://u@h/r.git");
         assert_eq!(hidden("git@h:r.git"), "git@h:r.git");
+    }
+
+    #[test]
+    fn what_is_shown_goes_to_the_repository_alone() {
+        let access = GitAccess {
+            authorization: Some("basic x".to_owned()),
+            ssh_agent: Some("/agent".into()),
+        };
+        let env = |text: &str| {
+            let git = GitAddress::parse(text).program(&GitProgram::default(), &access);
+            let text = |(name, value): (String, std::ffi::OsString)| {
+                format!("{name}={}", value.to_string_lossy())
+            };
+            git.env.into_iter().map(text).collect::<Vec<_>>()
+        };
+        assert_eq!(env("git@h:r.git"), ["SSH_AUTH_SOCK=/agent"]);
+        assert_eq!(
+            env("https://u@h:1/r.git#main"),
+            [
+                "GIT_CONFIG_COUNT=1",
+                "GIT_CONFIG_KEY_0=http.https://u@h:1/r.git.extraheader",
+                "GIT_CONFIG_VALUE_0=Authorization: basic x",
+                "SSH_AUTH_SOCK=/agent"
+            ]
+        );
+        let known = "GIT_CONFIG_KEY_0=http.https://github.com/.extraheader";
+        assert!(env("https://github.com/a/b.git").contains(&known.to_owned()));
+        let host = |text: &str| GitAddress::parse(text).web_host().map(str::to_owned);
+        assert_eq!(host("https://u:p@h:1/r.git"), Some("h:1".to_owned()));
+        assert_eq!(host("ssh://h/r.git"), None);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use kiln_image::{Digest, KeyHasher};
 use kiln_registry::{Client, Observer};
 
 pub use error::RemoteError;
-pub use git::GitAddress;
+pub use git::{GitAccess, GitAddress};
 pub use http::HttpFile;
 pub use program::GitProgram;
 
@@ -71,10 +71,11 @@ impl Remote {
     pub fn commit(
         &self,
         address: &GitAddress,
+        access: &GitAccess,
         checksum: Option<&str>,
         observer: &dyn Observer,
     ) -> Result<String, RemoteError> {
-        git::resolve(&self.git, address, checksum, observer)
+        git::resolve(&self.git, address, access, checksum, observer)
     }
 
     /// The folder with the files of a commit: of the address's folder in it, with submodules, with `.git` if asked.
@@ -84,11 +85,12 @@ impl Remote {
     pub fn checkout(
         &self,
         address: &GitAddress,
+        access: &GitAccess,
         commit: &str,
         keep_git_dir: bool,
         observer: &dyn Observer,
     ) -> Result<PathBuf, RemoteError> {
-        git::checkout(self, address, commit, keep_git_dir, observer)
+        git::checkout(self, address, access, commit, keep_git_dir, observer)
     }
 
     /// Keeps what can be read from `from`, as the file `name` in a folder of its own.

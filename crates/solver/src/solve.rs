@@ -377,7 +377,9 @@ impl<'s> Run<'s, '_> {
         let op = graph.op(id);
         match &op.kind {
             OpKind::Source(SourceOp::Local { .. }) => return Ok(false),
-            OpKind::Source(SourceOp::Image { reference }) => {
+            OpKind::Source(
+                SourceOp::Image { reference } | SourceOp::OciLayout { reference, .. },
+            ) => {
                 let snapshot = self
                     .solver
                     .providers

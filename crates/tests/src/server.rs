@@ -12,6 +12,7 @@ pub struct Server {
     address: String,
     files: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
     asked: Arc<Mutex<Vec<String>>>,
+    wanted: Arc<Mutex<Option<String>>>,
 }
 
 impl Server {
@@ -23,18 +24,27 @@ impl Server {
         let log = Arc::clone(&asked);
         let files = Arc::new(Mutex::new(files));
         let served = Arc::clone(&files);
+        let wanted = Arc::new(Mutex::new(None));
+        let checked = Arc::clone(&wanted);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 // A client that hangs up is its own affair.
                 let files = served.lock().expect("no panic while held").clone();
-                let _ = answer(&stream, &files, &log);
+                let wanted = checked.lock().expect("no panic while held").clone();
+                let _ = answer(&stream, &files, wanted.as_deref(), &log);
             }
         });
         Self {
             address,
             files,
             asked,
+            wanted,
         }
+    }
+
+    /// From now on nothing is served without this value of the header `Authorization`.
+    pub fn want(&self, authorization: &str) {
+        *self.wanted.lock().expect("no panic while held") = Some(authorization.to_owned());
     }
 
     /// Serves a file, or another content of it.
@@ -57,16 +67,23 @@ impl Server {
 fn answer(
     stream: &TcpStream,
     files: &BTreeMap<String, Vec<u8>>,
+    wanted: Option<&str>,
     log: &Mutex<Vec<String>>,
 ) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream.take(64 * 1024)).lines();
     let request = lines.next().transpose()?.unwrap_or_default();
     let mut known = None;
+    let mut shown = None;
     while let Some(line) = lines.next().transpose()?.filter(|line| !line.is_empty()) {
         if let Some((name, value)) = line.split_once(':')
             && name.eq_ignore_ascii_case("if-none-match")
         {
             known = Some(value.trim().to_owned());
+        }
+        if let Some((name, value)) = line.split_once(':')
+            && name.eq_ignore_ascii_case("authorization")
+        {
+            shown = Some(value.trim().to_owned());
         }
     }
     let path = request
@@ -80,6 +97,9 @@ fn answer(
         format!("\"{:x}\"", hasher.finish())
     };
     let (status, body) = match files.get(&path) {
+        _ if wanted.is_some() && wanted != shown.as_deref() => {
+            ("401 Unauthorized", b"who are you\n".as_slice())
+        }
         Some(body) if known == Some(tag(body)) => ("304 Not Modified", b"".as_slice()),
         Some(body) => ("200 OK", body.as_slice()),
         None => ("404 Not Found", b"not here\n".as_slice()),

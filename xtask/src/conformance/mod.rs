@@ -211,7 +211,7 @@ fn each<'c>(cases: &'c [Case], work: impl Fn(usize, &'c Case) + Sync) {
 /// The command: counts by group and the names of what fails. Code 1 if something does.
 pub fn run(filter: &str) -> Result<ExitCode> {
     let cases = Case::all(&folder(), filter)?;
-    let failed = check_with(&prepared(Kiln::build(Profile::Dev)?)?, &cases)?;
+    let failed = check_with(&prepared(&Kiln::build(Profile::Dev)?)?, &cases)?;
     let mut groups: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for case in cases.iter().filter(|case| case.known_bug.is_none()) {
         groups.entry(&case.group).or_default().0 += 1;
@@ -252,7 +252,7 @@ pub fn run(filter: &str) -> Result<ExitCode> {
 pub(crate) fn failing(kiln: &Kiln, groups: &[&str]) -> Result<Vec<String>> {
     let mut cases = Case::all(&folder(), "")?;
     cases.retain(|case| groups.contains(&case.group.as_str()));
-    let failed = check_with(&prepared(kiln.clone())?, &cases)?;
+    let failed = check_with(&prepared(kiln)?, &cases)?;
     Ok(failed.iter().map(|(case, _)| case.title()).collect())
 }
 
@@ -276,7 +276,7 @@ pub fn record(filter: &str) -> Result<ExitCode> {
     let Some(peers) = Peers::from_environment() else {
         return Ok(ExitCode::FAILURE);
     };
-    let kiln = prepared(Kiln::build(Profile::Dev)?)?;
+    let kiln = prepared(&Kiln::build(Profile::Dev)?)?;
     let (folder, inside) = peers.shared()?;
     run_command(
         kiln.command(["save", "-o"])
@@ -317,7 +317,7 @@ pub fn record(filter: &str) -> Result<ExitCode> {
 }
 
 /// Kiln with a store of its own that has the base.
-fn prepared(kiln: Kiln) -> Result<Kiln> {
+fn prepared(kiln: &Kiln) -> Result<Kiln> {
     let scratch = test::scratch();
     fs::create_dir_all(&scratch)?;
     fs::set_permissions(&scratch, fs::Permissions::from_mode(0o755))?;

@@ -74,11 +74,24 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
             .filter(|(name, _)| !name.is_empty())
             .ok_or_else(|| {
                 BuildError::new(format!("--build-context {text:?}: expected NAME=WHERE")).with_hint(
-                    "WHERE is a folder, docker-image://NAME, or the address of a git repository or file",
+                    "WHERE is a folder, docker-image://NAME, oci-layout://FOLDER, or the address of a git repository or file",
                 )
             })?;
+        if let Some(kind @ ("target" | "input")) = place.split_once(':').map(|(kind, _)| kind) {
+            let text = format!(
+                "--build-context {text:?}: {kind}: names a part of a bake file, and kiln build reads none"
+            );
+            return Err(BuildError::new(text)
+                .with_hint("give what that part stands for: a folder, an image, an address")
+                .into());
+        }
         let context = match place.split_once("://") {
             Some(("docker-image", image)) => Context::Image(image.to_owned()),
+            Some(("oci-layout", layout)) => {
+                let (folder, wanted) = oci_layout(layout);
+                folders.insert(name.to_owned(), std::path::absolute(folder)?);
+                Context::OciLayout(wanted)
+            }
             _ if let Some(address) = git_address(place) => Context::Git(address),
             Some(("http" | "https", _)) => Context::Http(place.to_owned()),
             Some((scheme, _)) => {
@@ -86,7 +99,7 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
                     format!("--build-context {text:?}: contexts of kind {scheme} cannot be read");
                 return Err(BuildError::new(text)
                     .with_hint(
-                        "give a folder, docker-image://NAME, or the address of a git repository or file",
+                        "give a folder, docker-image://NAME, oci-layout://FOLDER, or the address of a git repository or file",
                     )
                     .into());
             }
@@ -140,6 +153,18 @@ fn read_limited(from: impl Read, name: &str) -> Result<Vec<u8>> {
         .into());
     }
     Ok(bytes)
+}
+
+/// The folder of `FOLDER[:TAG][@DIGEST]`, and `TAG`, `@DIGEST` or both.
+fn oci_layout(text: &str) -> (&str, String) {
+    let (rest, digest) = match text.split_once('@') {
+        Some((rest, digest)) => (rest, format!("@{digest}")),
+        None => (text, String::new()),
+    };
+    match rest.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')) {
+        Some((folder, tag)) => (folder, format!("{tag}{digest}")),
+        None => (rest, digest),
+    }
 }
 
 /// The address of a git repository, if a context is one; `github.com/...` is one too, as in docker.
@@ -475,6 +500,19 @@ mod tests {
         );
         for wrong in ["nofile", "nofile=2:1", "nofile=x"] {
             assert!(ulimit(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn layouts() {
+        for (text, folder, wanted) in [
+            ("dir", "dir", ""),
+            ("/a/b:v1", "/a/b", "v1"),
+            ("./a:b/c", "./a:b/c", ""),
+            ("d@sha256:ab", "d", "@sha256:ab"),
+            ("d:v1@sha256:ab", "d", "v1@sha256:ab"),
+        ] {
+            assert_eq!(oci_layout(text), (folder, wanted.to_owned()), "{text}");
         }
     }
 
