@@ -87,7 +87,6 @@ impl Stage<'_, '_> {
                 mode: copy.chmod.as_deref().map(chmod).transpose()?,
                 create_dest_path: true,
                 exclude_patterns: copy.exclude.clone(),
-                timestamp: self.builder.epoch,
                 ..CopyAction::default()
             },
         };

@@ -75,6 +75,13 @@ fn with_query(remote: &str, query: &str, fragment: &str) -> Result<GitSource, St
             "submodules" if boolean()? => {}
             "submodules" => return Err(format!("submodules=false is not supported in {remote}")),
             "fetch-by-commit" => drop(boolean()?),
+            // Files of a checkout always have the time of the commit.
+            "mtime" if value == "commit" => {}
+            "mtime" => {
+                return Err(format!(
+                    "mtime={value} is not supported in {remote}, only mtime=commit"
+                ));
+            }
             other => return Err(format!("unexpected query {other:?} in {remote}")),
         }
     }

@@ -6,6 +6,9 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
+/// When all files were modified: 1000000000 seconds since 1970.
+const MODIFIED: &str = "Sun, 09 Sep 2001 01:46:40 GMT";
+
 /// Serves until the test process ends.
 #[derive(Debug)]
 pub struct Server {
@@ -113,7 +116,7 @@ fn answer(
     let mut stream = stream;
     write!(
         stream,
-        "HTTP/1.1 {status}\r\nETag: {}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        "HTTP/1.1 {status}\r\nETag: {}\r\nLast-Modified: {MODIFIED}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         tag(body),
         body.len()
     )?;

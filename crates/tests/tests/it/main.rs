@@ -19,4 +19,5 @@ mod registry;
 mod registry_errors;
 mod settings_agree;
 mod sources;
+mod times;
 mod where_it_runs;
