@@ -7,7 +7,7 @@ use crate::expand::{Expander, Variables};
 pub struct Heredoc {
     /// The terminator, unquoted.
     pub name: String,
-    /// The name was not quoted: variables in the body are expanded.
+    /// No part of the name was in quotes: variables in the body are expanded.
     pub expand: bool,
     /// `<<-`: leading tabs of body lines and terminator do not count.
     pub strip_tabs: bool,
@@ -40,8 +40,14 @@ impl Heredoc {
         };
         let expanded = plain.expand(raw, &none).ok()?;
         let [name] = <[String; 1]>::try_from(expanded.words).ok()?;
+        // Quotes turn the expansion off, escapes do not.
+        let quoting = Expander {
+            keep_quotes: true,
+            ..plain
+        };
+        let quoted = quoting.expand(raw, &none).ok()?;
         Some(Self {
-            expand: raw == name,
+            expand: quoted.text == name,
             name,
             strip_tabs,
             descriptor: number.parse().ok(),

@@ -188,7 +188,9 @@ fn heredocs() {
             ..one("E", "a\n")
         }]
     );
-    for quoted in ["'E'", "\"E\"", "\"\"E", "\\E"] {
+    // As docker has it: quotes count, an escape does not.
+    assert_eq!(bodies("RUN <<\\E\n$a\nE"), [one("E", "$a\n")]);
+    for quoted in ["'E'", "\"E\"", "\"\"E"] {
         let wanted = Heredoc {
             expand: false,
             ..one("E", "$a\n")

@@ -20,6 +20,8 @@ pub(crate) fn patterns(data: &[u8]) {
         if let Ok(matched) = matched
             && rule.len() <= MOST
             && path.len() <= MOST
+            // Go's star can end inside a character.
+            && path.is_ascii()
         {
             let expected = tried(&chars(rule), &chars(path), None);
             assert_eq!(matched, expected, "{rule:?} {path:?}");

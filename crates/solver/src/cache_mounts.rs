@@ -51,10 +51,19 @@ impl Solver<'_> {
     ) -> Result<CacheMounts, SolveError> {
         let mut wanted = Vec::new();
         for (at, mount) in exec.mounts.iter().enumerate() {
-            if let MountKind::Cache { id, sharing, .. } = &mount.kind {
+            if let MountKind::Cache {
+                id,
+                sharing,
+                mode,
+                uid,
+                gid,
+            } = &mount.kind
+            {
                 let tree = mount.input.map(|input| Solver::tree(task, input));
                 let contents = tree.as_ref().map(|tree| &*tree.contents);
-                let name = folder(id, contents.map(|it| (it, &*mount.selector)));
+                let given = mode.is_some() || uid.is_some() || gid.is_some();
+                let made = given.then_some((mode.unwrap_or(0o755), [*uid, *gid]));
+                let name = folder(id, made, contents.map(|it| (it, &*mount.selector)));
                 let seed = tree.map(|tree| Seed {
                     layers: tree.layers,
                     selector: mount.selector.clone(),
@@ -138,8 +147,12 @@ fn lock(folder: &str) -> Key {
 }
 
 /// The folder of a cache mount: readable where its name allows, and never a path of its own. Caches with different
-/// seeds are different caches, as under BuildKit.
-fn folder(id: &str, seed: Option<(&[ContentId], &str)>) -> String {
+/// seeds, or made with another mode or owner, are different caches, as under BuildKit.
+fn folder(
+    id: &str,
+    made: Option<(u16, [Option<u32>; 2])>,
+    seed: Option<(&[ContentId], &str)>,
+) -> String {
     let plain: String = id
         .chars()
         .map(|c| {
@@ -158,6 +171,12 @@ fn folder(id: &str, seed: Option<(&[ContentId], &str)>) -> String {
             hasher.part("seed", content.as_bytes());
         }
         hasher.part("selector", selector.as_bytes());
+    }
+    if let Some((mode, owner)) = made {
+        hasher.part("mode", &mode.to_le_bytes());
+        for id in owner {
+            hasher.part("owner", &id.unwrap_or(0).to_le_bytes());
+        }
     }
     let hash = hasher.finish();
     format!("{}-{}", plain.trim_matches(['-', '.']), &hash.hex()[..12])
@@ -178,7 +197,7 @@ mod tests {
             "a/b",
             "a-b",
         ]
-        .map(|id| folder(id, None))
+        .map(|id| folder(id, None, None))
         .into();
         for name in &names {
             assert!(
@@ -191,6 +210,12 @@ mod tests {
                 "{name}"
             );
         }
-        assert_ne!(folder("a", None), folder("a", Some((&[], "/x"))));
+        let made = |uid| folder("a", Some((0o755, [uid, None])), None);
+        assert_ne!(
+            folder("a", None, None),
+            folder("a", None, Some((&[], "/x")))
+        );
+        assert_ne!(folder("a", None, None), made(Some(0)));
+        assert_ne!(made(Some(1)), made(Some(2)));
     }
 }

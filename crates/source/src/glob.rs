@@ -18,6 +18,9 @@ pub(crate) enum Token {
     One,
     /// Any characters but slashes.
     Star,
+    /// Any bytes but slashes. In Go's `Match` a star can end inside a character, whose rest then counts as characters
+    /// of one byte each; in moby's patterns, which are regular expressions, it cannot.
+    ByteStar,
     /// Any characters.
     Deep,
     /// Nothing, or any characters up to and with a slash.
@@ -102,10 +105,12 @@ impl Tokens {
                 return reachable;
             }
             match token {
-                Token::Star | Token::Deep => {
+                Token::Star | Token::ByteStar | Token::Deep => {
                     for at in 0..name.len() {
                         if reachable[at] && (matches!(token, Token::Deep) || name[at] != b'/') {
-                            reachable[at + 1] = true;
+                            let char =
+                                first_char(&name[at..]).filter(|_| *token != Token::ByteStar);
+                            reachable[at + char.map_or(1, |(_, length)| length)] = true;
                         }
                     }
                 }
@@ -145,7 +150,7 @@ fn step(token: &Token, rest: &[u8]) -> Option<usize> {
                 .any(|&(low, high)| low <= char && char <= high);
             (within != *negated).then_some(length)
         }
-        Token::Star | Token::Deep | Token::DeepFolder => None,
+        Token::Star | Token::ByteStar | Token::Deep | Token::DeepFolder => None,
     }
 }
 
@@ -223,7 +228,7 @@ impl Glob {
         while let Some(char) = rest.chars().next() {
             rest = &rest[char.len_utf8()..];
             match char {
-                '*' => tokens.push(Token::Star),
+                '*' => tokens.push(Token::ByteStar),
                 '?' => tokens.push(Token::One),
                 '[' => {
                     let (token, behind) = class(rest).ok_or_else(bad)?;

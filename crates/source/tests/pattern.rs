@@ -41,6 +41,8 @@ fn names_match_as_in_go() {
         ("arr[[]0].txt", "arr[0].txt", true),
         ("]", "]", true),
         ("*.[oa]", "lib.a", true),
+        // Go's own: the star takes one byte of three.
+        ("*??", "☺", true),
     ];
     for (pattern, name, expected) in cases {
         assert_eq!(go_match(pattern, name), Ok(expected), "{pattern} {name}");
@@ -107,6 +109,7 @@ fn patterns_match_as_in_moby() {
         (&["**/*.py[co]"], &["x.pyc", "a/b/x.pyo"], &["x.py"]),
         (&["**/.git"], &[".git", "a/.git/config"], &["a.git"]),
         (&["*"], &["a", "a/b"], &[]),
+        (&["*??"], &["☺☺", "ab"], &["☺"]),
         (&["*/*"], &["a/b", "a/b/c"], &["a"]),
         (&["a[^x]c"], &["abc", "a/c"], &["axc"]),
         (&["a\\*"], &["a*"], &["ab"]),

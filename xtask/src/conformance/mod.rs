@@ -29,9 +29,12 @@ const FAILS: &str = "fails\n";
 /// The image that cases start from.
 const BASE: &str = "busybox:latest";
 
+/// Where the cases are in a workspace.
+pub(crate) const CASES: &str = "crates/tests/conformance";
+
 /// Where the cases are.
 pub fn folder() -> PathBuf {
-    workspace().join("crates/tests/conformance")
+    workspace().join(CASES)
 }
 
 /// A builder of images: Kiln in some setting, or docker.
@@ -248,9 +251,9 @@ pub fn run(filter: &str) -> Result<ExitCode> {
     })
 }
 
-/// The titles of the cases of some groups that fail with this binary.
-pub(crate) fn failing(kiln: &Kiln, groups: &[&str]) -> Result<Vec<String>> {
-    let mut cases = Case::all(&folder(), "")?;
+/// The titles of the cases of some groups below `folder` that fail with this binary.
+pub(crate) fn failing(kiln: &Kiln, folder: &Path, groups: &[&str]) -> Result<Vec<String>> {
+    let mut cases = Case::all(folder, "")?;
     cases.retain(|case| groups.contains(&case.group.as_str()));
     let failed = check_with(&prepared(kiln)?, &cases)?;
     Ok(failed.iter().map(|(case, _)| case.title()).collect())
