@@ -13,12 +13,14 @@ pub mod kiln;
 pub mod leftovers;
 pub mod namespace;
 pub mod outcome;
+pub mod outside;
 pub mod registry;
 pub mod server;
 pub mod trace;
 
 pub use kiln::{Kiln, Setting};
 pub use outcome::Outcome;
+pub use outside::{Outside, SECRET};
 pub use registry::Registry;
 
 /// Tells that a test, or part of it, did not run; past the test runner's capturing. With `KILN_TEST_ALL` set, as by

@@ -6,6 +6,8 @@ mod cached;
 mod conformance;
 mod contexts;
 mod docker;
+mod escapes;
+mod escapes_files;
 mod examples;
 mod host_ca;
 mod images;
