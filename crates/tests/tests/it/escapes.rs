@@ -1,8 +1,6 @@
 //! The published escapes of builders and runtimes through steps and mounts: each is tried, and must reach nothing of
 //! the host. Those through files and archives are in [`escapes_files`](crate::escapes_files).
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use kiln_tests::{Kiln, Outside, SECRET, Setting, in_each_setting};
 
 in_each_setting! {
@@ -157,19 +155,20 @@ fn mount_points_are_raced(setting: Setting) {
         "FROM busybox\nARG N\nRUN --mount=type=cache,id=raced,target=/c --mount=type=tmpfs,target=/c/x/new/d \
          --mount=type=bind,from=busybox,source=/etc/passwd,target=/c/x/keep/file cat /c/x/secret; true\n",
     )]);
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
+    // Judged afterwards: a failure must not leave the swapping build running.
+    let builds = std::thread::scope(|scope| {
         let swapper = scope.spawn(|| kiln.build(&["--no-cache", &swapping]));
-        for number in 0..12 {
-            let number = format!("N={number}");
-            let build = kiln.build(&["--build-arg", &number, &mounting]);
-            build.silent_about(&[SECRET, "panicked"]);
-        }
-        over.store(true, Ordering::Relaxed);
+        let builds: Vec<_> = (0..12)
+            .map(|number| kiln.build(&["--build-arg", &format!("N={number}"), &mounting]))
+            .collect();
         let end = "FROM busybox\nRUN --mount=type=cache,id=raced,target=/c touch /c/over\n";
-        kiln.build(&[&kiln.context(&[("Dockerfile", end)])]).ok();
+        kiln.build(&["--no-cache", &kiln.context(&[("Dockerfile", end)])]);
         swapper.join().expect("it ends").ok();
+        builds
     });
+    for build in builds {
+        build.silent_about(&[SECRET, "panicked"]);
+    }
     outside.untouched();
 }
 
