@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::LimitArgs;
+
 /// Container images from Dockerfiles: no daemon, no root needed.
 #[derive(Debug, Parser)]
 #[command(
@@ -169,6 +171,11 @@ pub(crate) struct BuildArgs {
     /// Limit of RUN: TYPE=SOFT[:HARD]
     #[arg(long = "ulimit", value_name = "LIMIT")]
     pub(crate) ulimits: Vec<String>,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+    /// A limit of RUN by its name: memory=SIZE, cpu-shares=N, and so on
+    #[arg(long = "resource", value_name = "NAME=VALUE", value_delimiter = ',')]
+    pub(crate) resources: Vec<String>,
     /// A secret: id=NAME[,src=FILE|,env=VARIABLE]
     #[arg(long = "secret", value_name = "SECRET")]
     pub(crate) secrets: Vec<String>,

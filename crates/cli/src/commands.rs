@@ -6,10 +6,13 @@ mod display;
 mod images;
 mod info;
 mod inout;
+mod limits;
 mod login;
 mod outputs;
 mod remote;
 mod run;
+
+pub(crate) use limits::LimitArgs;
 
 use std::process::ExitCode;
 

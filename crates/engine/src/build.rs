@@ -45,6 +45,8 @@ pub struct BuildRequest {
     pub ssh: BTreeMap<String, PathBuf>,
     /// Rights of steps.
     pub allow: Allowed,
+    /// Memory and processors of each RUN.
+    pub limits: kiln_worker::Limits,
     /// RUN steps at once.
     pub jobs: usize,
     /// Processors.
@@ -229,6 +231,7 @@ impl Engine {
                             cores: request.cores,
                             resolv_conf: request.resolv_conf.clone(),
                             trust: request.trust.clone(),
+                            limits: request.limits.clone(),
                             now: clamp
                                 .map_or((now.as_secs() as i64, now.subsec_nanos()), |seconds| {
                                     (seconds, 0)

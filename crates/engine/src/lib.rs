@@ -16,6 +16,7 @@ pub use build::{Allowed, BuildRequest, Built, Dockerfile, DockerfileFrom, MainCo
 pub use error::BuildError;
 pub use kiln_worker::Trust;
 pub use outputs::{Output, To};
+pub use kiln_worker::{Limits, Trust};
 pub use remote::{Pulled, PushRequest};
 pub use run::{Ran, RunRequest};
 

@@ -9,6 +9,10 @@ use crate::keys::KeyError;
 /// The way out when the disk is full.
 const NO_SPACE: &str = "the store's disk is full: free some space, or put the store elsewhere with --root or KILN_ROOT";
 
+/// The way out when memory runs out.
+const NO_MEMORY: &str = "give the step more with --memory if that limits it; else let fewer steps run at once with --jobs, or what it runs \
+    use fewer processes";
+
 /// Why a graph could not be solved.
 #[derive(Debug, thiserror::Error)]
 pub enum SolveError {
@@ -65,7 +69,7 @@ fn exit_text(exit: Exit, out_of_memory: bool) -> String {
         Exit::Signal(signal) => format!("exit code: {} (killed by signal {signal})", 128 + signal),
     };
     if out_of_memory {
-        format!("{text}: cannot allocate memory (the kernel's out-of-memory killer)")
+        format!("{text}: out of memory: the kernel killed a process of it")
     } else {
         text
     }
@@ -114,6 +118,10 @@ impl SolveError {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Step { hint, .. } | Self::Missing { hint, .. } => hint.as_deref(),
+            Self::Process {
+                out_of_memory: true,
+                ..
+            } => Some(NO_MEMORY),
             Self::Process {
                 disk_full: true, ..
             }

@@ -342,6 +342,7 @@ impl Solver<'_> {
             },
             network: exec.network,
             insecure: exec.security == Security::Insecure,
+            limits: self.options.limits.clone(),
             ulimits: exec.ulimits.clone(),
             shm_size: exec.shm_size,
             terminal: false,

@@ -116,6 +116,7 @@ impl Lab {
             sink: &NoSink,
             providers: &Nothing,
             options: Options {
+                limits: kiln_worker::Limits::default(),
                 jobs: 4,
                 cores: 2,
                 resolv_conf: String::new(),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kiln_graph::{FileOp, Network};
 use kiln_image::{ContentId, DiffId, LayerId, LayerIndex};
+use kiln_sandbox::Limits;
 use kiln_source::Stamps;
 use serde::{Deserialize, Serialize};
 
@@ -75,6 +76,8 @@ pub struct ProcessSpec {
     pub network: Network,
     /// All capabilities and no system call filter.
     pub insecure: bool,
+    /// Memory and processors.
+    pub limits: Limits,
     /// Limits: name, soft, hard.
     pub ulimits: Vec<(String, u64, u64)>,
     /// Bytes of `/dev/shm`; 0 for the default.

@@ -123,6 +123,7 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
         },
         jobs: args.jobs.max(1),
         cores: crate::context::cores(),
+        limits: args.limits.limits(&args.resources)?,
         resolv_conf: crate::context::resolv_conf(),
         trust: crate::certificates::trust(&args.trust, crate::context::certificates())?,
     })
@@ -374,7 +375,7 @@ fn ulimit(text: &str) -> Result<(String, u64, u64)> {
 }
 
 /// A size as docker takes it: `64m`, `1g`, `67108864`.
-fn bytes(text: &str) -> Result<u64> {
+pub(super) fn bytes(text: &str) -> Result<u64> {
     let wrong = || {
         BuildError::new(format!(
             "size {text:?}: expected a number with b, k, m or g behind it"

@@ -13,6 +13,7 @@ mod host_ca;
 mod images;
 mod interrupted;
 mod outputs;
+mod limits;
 mod overlapping;
 mod projects;
 mod registry;

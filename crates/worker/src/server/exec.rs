@@ -8,10 +8,11 @@ use kiln_image::view::MergedView;
 use kiln_image::{InodeOwners, LayerPath};
 use kiln_rootfs::{Lower, Rootfs};
 use kiln_sandbox::{
-    Cancel, Confinement, MountSource as Mounted, Process, RootSource, SandboxError, SandboxMount,
-    Stdio, Ulimit, UlimitKind, UserSpec, lookup_user, read_in_root,
+    Cancel, Cgroup, Confinement, Limits, MountSource as Mounted, Process, RootSource, SandboxError,
+    SandboxMount, Stdio, Ulimit, UlimitKind, UserSpec, lookup_user, read_in_root,
 };
 
+use kiln_sandbox::cgroup::killed_for_memory;
 use kiln_store::layer_fs::Ids;
 
 use super::files::made;
@@ -200,6 +201,9 @@ fn process(
         let trees = trees.iter().flatten().chain([&root]);
         spec.recorded = Some(trees.flat_map(|tree| tree.owners.clone()).collect());
     }
+    let (cgroup, mut notes) = cgroup(&job.process.limits)?;
+    spec.cgroup = cgroup.as_ref();
+    let killed_before = killed_for_memory();
     let running = match kiln_sandbox::spawn(&spec) {
         Ok(running) => running,
         Err(SandboxError::Exec { message, code }) => {
@@ -209,7 +213,7 @@ fn process(
                 out_of_memory: false,
                 disk_full: false,
                 made: Vec::new(),
-                notes: Vec::new(),
+                notes,
             });
         }
         Err(error) => return Err(failure("", &error)),
@@ -230,7 +234,7 @@ fn process(
         kiln_sandbox::Exit::Code(code) => Exit::Code(i32::from(code)),
         kiln_sandbox::Exit::Signal(signal) => Exit::Signal(i32::from(signal)),
     };
-    let out_of_memory = false;
+    let out_of_memory = out_of_memory(exit, cgroup.as_ref(), killed_before);
     let (stubs, owners) = (running.stubs().to_vec(), running.owners());
     drop(running);
     let disk_full = exit != Exit::Code(0) && disk_full(shared);
@@ -240,10 +244,9 @@ fn process(
             out_of_memory,
             disk_full,
             made: Vec::new(),
-            notes: Vec::new(),
+            notes,
         });
     }
-    let mut notes = Vec::new();
     let mut results = vec![root.keep(shared, &stubs, &owners, &mut notes)?];
     for (mount, tree) in job.mounts.iter().zip(trees) {
         if let (MountSource::Tree { keep: true, .. }, Some(tree)) = (&mount.source, tree) {
@@ -260,6 +263,24 @@ fn process(
         made: results,
         notes,
     })
+}
+
+fn cgroup(limits: &Limits) -> Result<(Option<Cgroup>, Vec<String>), Failure> {
+    if limits.is_none() {
+        return Ok((None, Vec::new()));
+    }
+    let (group, notes) = Cgroup::make(limits).map_err(|error| failure("", &error))?;
+    Ok((Some(group), notes))
+}
+
+/// Whether a process failed because memory ran out: that of its group, or, when it was killed, that of the machine.
+fn out_of_memory(exit: Exit, cgroup: Option<&Cgroup>, killed_before: Option<u64>) -> bool {
+    match cgroup.and_then(Cgroup::killed_for_memory) {
+        Some(killed) => killed > 0 && exit != Exit::Code(0),
+        None => {
+            matches!(exit, Exit::Signal(9) | Exit::Code(137)) && killed_for_memory() > killed_before
+        }
+    }
 }
 
 /// Whether the store's disk has no room for anything worth mentioning: then that is why a process failed.
