@@ -2,6 +2,8 @@
 
 mod build;
 mod build_options;
+mod containers;
+mod cp;
 mod display;
 mod images;
 mod info;
@@ -46,7 +48,7 @@ pub(crate) fn main() -> ExitCode {
             };
         }
     };
-    let is_run = matches!(cli.command, Command::Run(_));
+    let is_run = matches!(cli.command, Command::Run(_) | Command::Start(_));
     match dispatch(cli) {
         Ok(code) => code,
         Err(error) => {
@@ -85,6 +87,13 @@ fn docker_names(mut args: Vec<std::ffi::OsString>) -> Vec<std::ffi::OsString> {
         (Some("image"), Some("import")) => Some("import"),
         (Some("image"), Some("pull")) => Some("pull"),
         (Some("image"), Some("push")) => Some("push"),
+        (Some("container"), Some("ls" | "list" | "ps")) => Some("ps"),
+        (Some("container"), Some("rm" | "remove")) => Some("rm"),
+        (Some("container"), Some("run")) => Some("run"),
+        (Some("container"), Some("create")) => Some("create"),
+        (Some("container"), Some("start")) => Some("start"),
+        (Some("container"), Some("cp")) => Some("cp"),
+        (Some("container"), Some("diff")) => Some("diff"),
         _ => None,
     };
     if let Some(short) = short {
@@ -98,6 +107,12 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Build(args) => build::build(&place, &args),
         Command::Run(args) => run::run(&place, &args),
+        Command::Create(args) => run::create(&place, &args),
+        Command::Start(args) => run::start(&place, &args),
+        Command::Ps(args) => containers::ps(&place, &args),
+        Command::Cp(args) => cp::cp(&place, &args),
+        Command::Diff { container } => containers::diff(&place, &container),
+        Command::Rm(args) => containers::rm(&place, &args),
         Command::Images(args) => images::images(&place, &args),
         Command::Tag { source, target } => images::tag(&place, &source, &target),
         Command::Rmi { images, force: _ } => images::rmi(&place, &images),

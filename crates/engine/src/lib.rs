@@ -4,6 +4,7 @@
 
 mod bringing;
 mod build;
+mod copy;
 mod error;
 mod images;
 mod inputs;
@@ -13,12 +14,13 @@ mod rows;
 mod run;
 
 pub use build::{Allowed, BuildRequest, Built, Dockerfile, DockerfileFrom, MainContext, Secret};
+pub use copy::{Change, CopiedFrom, FoundKind};
 pub use error::BuildError;
 pub use kiln_worker::Trust;
 pub use outputs::{Output, To};
 pub use kiln_worker::{Limits, Trust};
 pub use remote::{Pulled, PushRequest};
-pub use run::{Ran, RunRequest};
+pub use run::{ContainerInfo, Ran, RunRequest};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

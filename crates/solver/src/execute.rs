@@ -345,6 +345,7 @@ impl Solver<'_> {
             limits: self.options.limits.clone(),
             ulimits: exec.ulimits.clone(),
             shm_size: exec.shm_size,
+            read_only_root: false,
             terminal: false,
         }
     }

@@ -51,8 +51,14 @@ pub enum Request {
     },
     /// Removes the folders of layers.
     Delete(Vec<LayerId>),
-    /// Runs a container. Descriptors: standard input, output, error.
-    Run(Box<ExecJob>),
+    /// Runs a container. Descriptors: standard input, output, error. What comes on the job's connection after the
+    /// request are signals for the process, one byte each.
+    Run {
+        /// What is run.
+        job: Box<ExecJob>,
+        /// What it changed becomes a layer, however it ends.
+        keep: bool,
+    },
 }
 
 /// A process, as the image and the Dockerfile say it.
@@ -82,6 +88,8 @@ pub struct ProcessSpec {
     pub ulimits: Vec<(String, u64, u64)>,
     /// Bytes of `/dev/shm`; 0 for the default.
     pub shm_size: u64,
+    /// The root itself cannot be written.
+    pub read_only_root: bool,
     /// The descriptors are one terminal that becomes the process's controlling terminal.
     pub terminal: bool,
 }
@@ -303,7 +311,8 @@ pub enum Response {
     Done,
     /// To [`Request::Facts`].
     Facts(WorkerFacts),
-    /// To [`Request::Exec`] and [`Request::Run`]. The layers are empty unless the process ended with code 0.
+    /// To [`Request::Exec`] and [`Request::Run`]. The layers are empty unless they are kept: those of a
+    /// step when its process ended with code 0.
     Exited {
         /// How.
         exit: Exit,

@@ -350,7 +350,7 @@ pub(super) fn extra_hosts(list: &[String]) -> Result<Vec<(String, String)>> {
         .collect()
 }
 
-fn ulimit(text: &str) -> Result<(String, u64, u64)> {
+pub(super) fn ulimit(text: &str) -> Result<(String, u64, u64)> {
     let wrong = || {
         BuildError::new(format!(
             "--ulimit {text:?}: expected TYPE=SOFT[:HARD], as in nofile=1024:4096"

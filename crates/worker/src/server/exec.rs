@@ -1,6 +1,7 @@
 //! Jobs that run a process.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use kiln_graph::Network;
@@ -8,12 +9,13 @@ use kiln_image::view::MergedView;
 use kiln_image::{InodeOwners, LayerPath};
 use kiln_rootfs::{Lower, Rootfs};
 use kiln_sandbox::{
-    Cancel, Cgroup, Confinement, Limits, MountSource as Mounted, Process, RootSource, SandboxError,
-    SandboxMount, Stdio, Ulimit, UlimitKind, UserSpec, lookup_user, read_in_root,
+    Cancel, Cgroup, Confinement, Limits, MountSource as Mounted, Process, RootSource, Running,
+    SandboxError, SandboxMount, Stdio, Ulimit, UlimitKind, UserSpec, lookup_user, read_in_root,
 };
 
 use kiln_sandbox::cgroup::killed_for_memory;
 use kiln_store::layer_fs::Ids;
+use rustix::event::{PollFd, PollFlags, poll};
 
 use super::files::made;
 use super::trust::Trusted;
@@ -128,17 +130,94 @@ pub(super) fn exec(
         stdout: Some(stdout.as_fd()),
         stderr: Some(stderr.as_fd()),
     };
-    process(shared, job, stdio, None, cancel, true)
+    let ends = Ends {
+        relay: None,
+        signals: None,
+        cancel,
+        keep: Keep::Success,
+    };
+    process(shared, job, stdio, &ends)
+}
+
+/// What becomes of what a process changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    Nothing,
+    /// It is kept when the process ended with code 0.
+    Success,
+    Always,
+}
+
+/// What a process is connected with besides its streams.
+struct Ends<'a> {
+    relay: Option<terminal::Relay<'a>>,
+    /// Where its signals come from.
+    signals: Option<&'a UnixStream>,
+    cancel: &'a Cancel,
+    keep: Keep,
+}
+
+impl Ends<'_> {
+    /// Waits for the end of the process.
+    fn wait(&self, running: &Running) -> std::io::Result<kiln_sandbox::Exit> {
+        let Some(signals) = self.signals else {
+            return running.wait(self.cancel);
+        };
+        let over = Cancel::new()?;
+        std::thread::scope(|scope| {
+            // A connection that breaks cancels the job.
+            scope.spawn(|| {
+                let _ = pass_on(signals, running, &over);
+            });
+            let exit = match &self.relay {
+                Some(relay) => relay.until_exit(running, self.cancel),
+                None => running.wait(self.cancel),
+            };
+            over.cancel();
+            exit
+        })
+    }
+}
+
+/// Gives the process the signals that come, until it is over.
+fn pass_on(signals: &UnixStream, running: &Running, over: &Cancel) -> rustix::io::Result<()> {
+    loop {
+        let mut fds = [
+            PollFd::new(signals, PollFlags::IN),
+            PollFd::new(over, PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            other => other?,
+        };
+        if !fds[1].revents().is_empty() {
+            return Ok(());
+        }
+        let mut number = [0];
+        if rustix::io::read(signals, &mut number)? == 0 {
+            return Ok(());
+        }
+        // One that has ended gets none.
+        let _ = running.signal(number[0].into());
+    }
 }
 
 pub(super) fn run(
     shared: &Shared,
     job: &ExecJob,
+    keep: bool,
     fds: &[OwnedFd],
+    signals: &UnixStream,
     cancel: &Cancel,
 ) -> Result<Response, Failure> {
     let [stdin, stdout, stderr] = fds else {
         return Err(Failure::other("a container takes three descriptors"));
+    };
+    let mut ends = Ends {
+        relay: None,
+        signals: Some(signals),
+        cancel,
+        keep: if keep { Keep::Always } else { Keep::Nothing },
     };
     if job.process.terminal {
         let size =
@@ -148,30 +227,22 @@ pub(super) fn run(
             stdin: stdin.as_fd(),
             stdout: stdout.as_fd(),
         };
-        return process(
-            shared,
-            job,
-            Stdio::Terminal { rows, cols },
-            Some(relay),
-            cancel,
-            false,
-        );
+        ends.relay = Some(relay);
+        return process(shared, job, Stdio::Terminal { rows, cols }, &ends);
     }
     let stdio = Stdio::Files {
         stdin: Some(stdin.as_fd()),
         stdout: Some(stdout.as_fd()),
         stderr: Some(stderr.as_fd()),
     };
-    process(shared, job, stdio, None, cancel, false)
+    process(shared, job, stdio, &ends)
 }
 
 fn process(
     shared: &Shared,
     job: &ExecJob,
     stdio: Stdio<'_>,
-    relay: Option<terminal::Relay<'_>>,
-    cancel: &Cancel,
-    keep: bool,
+    ends: &Ends<'_>,
 ) -> Result<Response, Failure> {
     let mut cleanup = Cleanup::new(shared, [job.into]);
     let root = Tree::prepare(shared, &job.root, job.into, job.trust.as_ref())?;
@@ -207,7 +278,7 @@ fn process(
     let running = match kiln_sandbox::spawn(&spec) {
         Ok(running) => running,
         Err(SandboxError::Exec { message, code }) => {
-            say(stdio, relay.as_ref(), &message);
+            say(stdio, ends.relay.as_ref(), &message);
             return Ok(Response::Exited {
                 exit: Exit::Code(i32::from(code)),
                 out_of_memory: false,
@@ -218,12 +289,10 @@ fn process(
         }
         Err(error) => return Err(failure("", &error)),
     };
-    let exit = match relay {
-        Some(relay) => relay.until_exit(&running, cancel),
-        None => running.wait(cancel),
-    };
-    let exit = exit.map_err(|error| failure("cannot wait for the process", &error))?;
-    if cancel.is_cancelled() {
+    let exit = ends
+        .wait(&running)
+        .map_err(|error| failure("cannot wait for the process", &error))?;
+    if ends.cancel.is_cancelled() {
         return Err(Failure {
             kind: FailureKind::Canceled,
             message: "canceled".to_owned(),
@@ -238,7 +307,12 @@ fn process(
     let (stubs, owners) = (running.stubs().to_vec(), running.owners());
     drop(running);
     let disk_full = exit != Exit::Code(0) && disk_full(shared);
-    if !keep || exit != Exit::Code(0) {
+    let kept = match ends.keep {
+        Keep::Nothing => false,
+        Keep::Success => exit == Exit::Code(0),
+        Keep::Always => true,
+    };
+    if !kept {
         return Ok(Response::Exited {
             exit,
             out_of_memory,
@@ -361,6 +435,7 @@ fn spec<'a>(
         Network::Default | Network::Host => kiln_sandbox::Network::Host,
     };
     spec.mounts = mounts;
+    spec.read_only_root = process.read_only_root;
     if process.insecure {
         spec.confinement = Confinement::Insecure;
     }
