@@ -4,6 +4,7 @@ mod bad_input;
 mod cache_mounts;
 mod cached;
 mod conformance;
+mod containers;
 mod contexts;
 mod docker;
 mod escapes;
