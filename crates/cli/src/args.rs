@@ -53,6 +53,8 @@ pub(crate) enum Command {
     Create(Box<ContainerArgs>),
     /// Run a container that was made before
     Start(StartArgs),
+    /// Open a shell in what a step of a build made
+    Debug(Box<DebugArgs>),
     /// List containers
     Ps(PsArgs),
     /// Copy files out of a container or into it
@@ -222,9 +224,24 @@ pub(crate) struct BuildArgs {
     /// Latest time of files and of the image, in seconds since 1970
     #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
     pub(crate) timestamp: Option<i64>,
+    /// What is done when a RUN fails: shell opens one in its place, with its files, mounts, environment and user
+    #[arg(long, value_name = "WHAT", value_parser = ["shell"])]
+    pub(crate) on_error: Option<String>,
+    /// The shell for that
+    #[arg(long, value_name = "COMMAND", default_value = "/bin/sh")]
+    pub(crate) invoke: String,
     /// RUN steps at once
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) jobs: usize,
+}
+
+/// `kiln debug`.
+#[derive(Debug, Args)]
+pub(crate) struct DebugArgs {
+    /// The step: a line of the Dockerfile, its number in the build (2/4) or a part of its text
+    pub(crate) step: String,
+    #[command(flatten)]
+    pub(crate) build: BuildArgs,
 }
 
 /// `kiln images`.

@@ -4,6 +4,7 @@ mod build;
 mod build_options;
 mod containers;
 mod cp;
+mod debug;
 mod display;
 mod images;
 mod info;
@@ -74,6 +75,9 @@ pub(crate) fn main() -> ExitCode {
 
 /// docker's longer names for the same commands: `image build`, `buildx build`, `builder build`, `image ls`.
 fn docker_names(mut args: Vec<std::ffi::OsString>) -> Vec<std::ffi::OsString> {
+    if let Some(args) = debug::buildx_names(&args) {
+        return args;
+    }
     let word = |at: usize| args.get(at).and_then(|arg| arg.to_str());
     let short = match (word(1), word(2)) {
         (Some("image" | "buildx" | "builder"), Some("build" | "b")) => Some("build"),
@@ -109,6 +113,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Run(args) => run::run(&place, &args),
         Command::Create(args) => run::create(&place, &args),
         Command::Start(args) => run::start(&place, &args),
+        Command::Debug(args) => debug::debug(&place, &args),
         Command::Ps(args) => containers::ps(&place, &args),
         Command::Cp(args) => cp::cp(&place, &args),
         Command::Diff { container } => containers::diff(&place, &container),

@@ -5,6 +5,7 @@
 mod bringing;
 mod build;
 mod copy;
+mod debug;
 mod error;
 mod images;
 mod inputs;
@@ -15,6 +16,7 @@ mod run;
 
 pub use build::{Allowed, BuildRequest, Built, Dockerfile, DockerfileFrom, MainContext, Secret};
 pub use copy::{Change, CopiedFrom, FoundKind};
+pub use debug::StepState;
 pub use error::BuildError;
 pub use kiln_worker::Trust;
 pub use outputs::{Output, To};

@@ -242,9 +242,10 @@ impl Engine {
             into: self.store.begin_layer(lease)?,
             mounts: details.mounts.clone(),
             trust,
+            keep,
         };
-        let job = Box::new(job);
-        let (exit, made, notes) = match self.worker.call(&Request::Run { job, keep }, &stdio) {
+        let request = Request::Run(Box::new(job));
+        let (exit, made, notes) = match self.worker.call(&request, &stdio) {
             Ok(Response::Exited {
                 exit,
                 made,

@@ -2,7 +2,7 @@
 
 use kiln_graph::Place;
 use kiln_store::StoreError;
-use kiln_worker::{Exit, WorkerError};
+use kiln_worker::{ExecJob, Exit, WorkerError};
 
 use crate::keys::KeyError;
 
@@ -32,6 +32,8 @@ pub enum SolveError {
         out_of_memory: bool,
         /// The store's disk was full when it ended.
         disk_full: bool,
+        /// What it ran, on layers that hold what it changed, when that was to be kept.
+        state: Option<Box<ExecJob>>,
     },
     /// An operation failed.
     #[error("{message}")]

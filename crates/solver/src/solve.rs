@@ -40,6 +40,8 @@ pub struct Options {
     pub trust: Option<Trust>,
     /// Memory and processors of each RUN: no part of any key.
     pub limits: Limits,
+    /// A RUN that fails leaves its state in the error: [`SolveError::Process`].
+    pub keep_failed: bool,
     /// The time of what a step makes and that has none of its own.
     pub now: (i64, u32),
     /// The number of the first vertex; earlier ones are the caller's.

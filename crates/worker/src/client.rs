@@ -167,6 +167,11 @@ impl Worker {
         }
     }
 
+    /// Takes jobs again after [`Worker::cancel`].
+    pub fn resume(&self) {
+        self.canceled.store(false, Ordering::Release);
+    }
+
     /// Whether [`Worker::cancel`] was called.
     pub fn is_canceled(&self) -> bool {
         self.canceled.load(Ordering::Acquire)

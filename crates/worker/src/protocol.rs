@@ -53,12 +53,7 @@ pub enum Request {
     Delete(Vec<LayerId>),
     /// Runs a container. Descriptors: standard input, output, error. What comes on the job's connection after the
     /// request are signals for the process, one byte each.
-    Run {
-        /// What is run.
-        job: Box<ExecJob>,
-        /// What it changed becomes a layer, however it ends.
-        keep: bool,
-    },
+    Run(Box<ExecJob>),
 }
 
 /// A process, as the image and the Dockerfile say it.
@@ -120,6 +115,8 @@ pub struct ExecJob {
     pub mounts: Vec<ExecMount>,
     /// Certificates of the host that the process trusts.
     pub trust: Option<Trust>,
+    /// What it changed becomes a layer however it ends; else only when it ends with code 0, or never for a container.
+    pub keep: bool,
 }
 
 /// Certificates of the host, as PEM.

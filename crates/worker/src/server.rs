@@ -253,7 +253,7 @@ fn answer(
             }))
         }
         Request::Exec(job) => exec::exec(shared, &job, fds, cancel),
-        Request::Run { job, keep } => exec::run(shared, &job, keep, fds, socket, cancel),
+        Request::Run(job) => exec::run(shared, &job, fds, socket, cancel),
         Request::File(job) => files::file(shared, *job),
         Request::Unpack(job) => files::unpack(shared, &job, fds),
         Request::Digest { layer, clamp } => files::write_tar(shared, layer, clamp, &mut io::sink()),

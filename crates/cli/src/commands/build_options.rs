@@ -123,6 +123,7 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
         },
         jobs: args.jobs.max(1),
         cores: crate::context::cores(),
+        keep_failed: args.on_error.is_some(),
         limits: args.limits.limits(&args.resources)?,
         resolv_conf: crate::context::resolv_conf(),
         trust: crate::certificates::trust(&args.trust, crate::context::certificates())?,

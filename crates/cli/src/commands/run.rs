@@ -81,6 +81,24 @@ fn foreground(
     interactive: bool,
     run: impl FnOnce([BorrowedFd<'_>; 3]) -> Result<Ran, BuildError>,
 ) -> Result<ExitCode> {
+    let ran = attached(engine, terminal, interactive, run);
+    engine.sweep_containers()?;
+    engine.sweep()?;
+    let ran = ran?;
+    crate::worker::settle_later(&place.root);
+    for note in &ran.notes {
+        complain(&format!("note: {note}"));
+    }
+    Ok(ExitCode::from(ran.code().clamp(0, 255) as u8))
+}
+
+/// Runs something with the streams and the signals of this process.
+pub(super) fn attached(
+    engine: &Engine,
+    terminal: bool,
+    interactive: bool,
+    run: impl FnOnce([BorrowedFd<'_>; 3]) -> Result<Ran, BuildError>,
+) -> Result<Ran> {
     let null = File::open("/dev/null")?;
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     if terminal && interactive && !rustix::termios::isatty(&stdin) {
@@ -97,14 +115,7 @@ fn foreground(
     let raw = (terminal && interactive).then(Raw::enter);
     let ran = with_signals(engine, || run([stdin, stdout.as_fd(), stderr.as_fd()]));
     drop(raw);
-    engine.sweep_containers()?;
-    engine.sweep()?;
-    let ran = ran??;
-    crate::worker::settle_later(&place.root);
-    for note in &ran.notes {
-        complain(&format!("note: {note}"));
-    }
-    Ok(ExitCode::from(ran.code().clamp(0, 255) as u8))
+    Ok(ran??)
 }
 
 /// Passes the signals that come on to the container; the third one that asks for the end kills it.

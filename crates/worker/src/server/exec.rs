@@ -134,7 +134,11 @@ pub(super) fn exec(
         relay: None,
         signals: None,
         cancel,
-        keep: Keep::Success,
+        keep: if job.keep {
+            Keep::Always
+        } else {
+            Keep::Success
+        },
     };
     process(shared, job, stdio, &ends)
 }
@@ -205,7 +209,6 @@ fn pass_on(signals: &UnixStream, running: &Running, over: &Cancel) -> rustix::io
 pub(super) fn run(
     shared: &Shared,
     job: &ExecJob,
-    keep: bool,
     fds: &[OwnedFd],
     signals: &UnixStream,
     cancel: &Cancel,
@@ -217,7 +220,11 @@ pub(super) fn run(
         relay: None,
         signals: Some(signals),
         cancel,
-        keep: if keep { Keep::Always } else { Keep::Nothing },
+        keep: if job.keep {
+            Keep::Always
+        } else {
+            Keep::Nothing
+        },
     };
     if job.process.terminal {
         let size =
