@@ -20,6 +20,8 @@ pub struct Terminal {
     child: Child,
     /// All that was shown.
     pub shown: String,
+    /// How much of it [`Terminal::shows`] has passed.
+    seen: usize,
 }
 
 impl Terminal {
@@ -43,6 +45,7 @@ impl Terminal {
             master: File::from(master),
             child,
             shown: String::new(),
+            seen: 0,
         };
         terminal.resize(24, 80);
         terminal
@@ -66,19 +69,22 @@ impl Terminal {
             .expect("own terminal");
     }
 
-    /// Waits until it shows a text that it has not shown before.
+    /// Waits until it shows a text, after those that were waited for before.
     #[track_caller]
     pub fn shows(&mut self, text: &str) {
-        let before = self.shown.len();
         let end = Instant::now() + Duration::from_secs(30);
-        while !self.shown[before..].contains(text) {
+        let found = loop {
+            if let Some(at) = self.shown[self.seen..].find(text) {
+                break at;
+            }
             let open = self.read(Duration::from_millis(100));
             assert!(
                 open && Instant::now() < end,
                 "never shows {text:?}:\n{}",
                 self.shown
             );
-        }
+        };
+        self.seen += found + text.len();
     }
 
     /// Reads what there is; whether there can be more.

@@ -6,6 +6,7 @@ mod cached;
 mod conformance;
 mod containers;
 mod contexts;
+mod debugging;
 mod docker;
 mod escapes;
 mod escapes_files;
