@@ -144,7 +144,7 @@ pub enum MainContext {
 /// Where a build ended.
 enum Reached {
     Image(Box<Built>),
-    Step(StepState),
+    Step(Box<StepState>),
 }
 
 /// A finished build.
@@ -190,7 +190,7 @@ impl Engine {
         cancel: &CancelFlag,
     ) -> Result<StepState, BuildError> {
         match self.build_until(Some(step), request, sink, cancel)? {
-            Reached::Step(state) => Ok(state),
+            Reached::Step(state) => Ok(*state),
             Reached::Image(_) => Err(BuildError::new(format!("no step {step:?}"))),
         }
     }
@@ -319,11 +319,8 @@ impl Engine {
         Ok(Built {
         if let Some(step) = step {
             let process = in_step(&plan, step, request);
-            return Ok(Reached::Step(StepState::after(
-                process,
-                snapshot.layers,
-                &lease,
-            )));
+            let state = StepState::after(process, snapshot.layers, &lease);
+            return Ok(Reached::Step(Box::new(state)));
         }
         let image = rows.work("exporting to image", |_| {
             self.export(&plan, &snapshot, &lease, request)

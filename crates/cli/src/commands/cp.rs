@@ -123,16 +123,17 @@ fn out(engine: &Engine, container: &ContainerInfo, path: &str, args: &CpArgs) ->
     through_pipe(
         |to| Ok(engine.copy_out(container, &found, contents, to.as_fd())?),
         |from| {
-            extract(from, &to, name).with_context(|| format!("cannot write to {}", to.display()))
+            extract(from, &to, name.as_deref())
+                .with_context(|| format!("cannot write to {}", to.display()))
         },
     )
 }
 
 /// Unpacks a tar of files that somebody else made: nothing leaves the folder, whatever links there are in it.
-fn extract(from: impl Read, to: &Path, name: Option<Vec<u8>>) -> Result<()> {
+fn extract(from: impl Read, to: &Path, name: Option<&[u8]>) -> Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat(CWD, to, flags, Mode::empty())?;
-    let renamed = |path: &[u8]| match &name {
+    let renamed = |path: &[u8]| match name {
         Some(name) => LayerPath::root().child(name),
         None => LayerPath::clean(path),
     };
@@ -169,7 +170,7 @@ fn extract(from: impl Read, to: &Path, name: Option<Vec<u8>>) -> Result<()> {
                 rustix::fs::fchmod(&file, mode)?;
             }
             EntryKind::Symlink => {
-                symlinkat(std::ffi::OsStr::from_bytes(&header.link), &above, own)?
+                symlinkat(std::ffi::OsStr::from_bytes(&header.link), &above, own)?;
             }
             EntryKind::HardLink => {
                 let first = renamed(&header.link);

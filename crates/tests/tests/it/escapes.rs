@@ -229,14 +229,14 @@ fn proc_and_sys_are_no_way_out(setting: Setting) {
         return;
     };
     let outside = Outside::new(kiln);
-    let mut script = String::from("mkdir -p /mnt; ");
-    for attempt in ATTEMPTS {
-        script += &format!("({attempt}) >/dev/null 2>&1 && echo \"WORKED: {attempt}\"; ");
-    }
+    let attempts = ATTEMPTS.map(|it| format!("({it}) >/dev/null 2>&1 && echo \"WORKED: {it}\"; "));
     let path = outside.path();
-    script += &format!(
-        "for p in /proc/[0-9]* /proc/self/task/*; do for d in root cwd fd/0 fd/1 fd/2 fd/3 fd/4; do cat $p/$d{path}/secret $p/$d/secret; done; done 2>/dev/null; \
-         ls /proc | grep -c '^[0-9]' | sed 's/^/processes: /'"
+    let script = format!(
+        "mkdir -p /mnt; {} \
+         for p in /proc/[0-9]* /proc/self/task/*; do for d in root cwd fd/0 fd/1 fd/2 fd/3 fd/4; do \
+         cat $p/$d{path}/secret $p/$d/secret; done; done 2>/dev/null; \
+         ls /proc | grep -c '^[0-9]' | sed 's/^/processes: /'",
+        attempts.concat()
     );
     let context = kiln.context(&[
         ("Dockerfile", "FROM busybox\nCOPY try /\nRUN sh /try\n"),

@@ -1,5 +1,6 @@
 //! The published escapes through files: links in contexts, stages, archives and layers that point out of the root.
 
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kiln_tests::{Kiln, Outside, SECRET, Setting, in_each_setting};
@@ -274,7 +275,6 @@ fn devices_and_set_id_programs_do_no_harm(setting: Setting) {
     if setting == Setting::Overlay {
         return;
     }
-    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
     let mode = std::fs::metadata(kiln.store()).expect("the store").mode();
     assert_eq!(mode & 0o077, 0, "others must not enter the store");
     let mut folders = vec![kiln.store().to_owned()];
