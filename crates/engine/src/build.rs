@@ -307,6 +307,11 @@ impl Engine {
                 ..BuildError::new("canceled")
             });
         }
+        if let Some(step) = step {
+            let process = in_step(&plan, step, request);
+            let state = StepState::after(process, snapshot.layers, &lease);
+            return Ok(Reached::Step(Box::new(state)));
+        }
         images.keep_names()?;
         let outcome = crate::outputs::Outcome {
             request,
@@ -316,24 +321,6 @@ impl Engine {
             cancel,
         };
         let PutOut { image, pushed } = self.put_out(&outcome, &mut rows)?;
-        Ok(Built {
-        if let Some(step) = step {
-            let process = in_step(&plan, step, request);
-            let state = StepState::after(process, snapshot.layers, &lease);
-            return Ok(Reached::Step(Box::new(state)));
-        }
-        let image = rows.work("exporting to image", |_| {
-            self.export(&plan, &snapshot, &lease, request)
-        })?;
-        images.keep_names()?;
-        let mut pushed = Vec::new();
-        if request.push {
-            for name in &request.tags {
-                pushed.push(rows.work(&format!("pushing {name}"), |row| {
-                    self.push_to(image.manifest, name, row, cancel, request.cores)
-                })?);
-            }
-        }
         Ok(Reached::Image(Box::new(Built {
             image,
             pushed,

@@ -18,9 +18,8 @@ pub use build::{Allowed, BuildRequest, Built, Dockerfile, DockerfileFrom, MainCo
 pub use copy::{Change, CopiedFrom, FoundKind};
 pub use debug::StepState;
 pub use error::BuildError;
-pub use kiln_worker::Trust;
-pub use outputs::{Output, To};
 pub use kiln_worker::{Limits, Trust};
+pub use outputs::{Output, To};
 pub use remote::{Pulled, PushRequest};
 pub use run::{ContainerInfo, Ran, RunRequest};
 
