@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::LimitArgs;
+use crate::container_args::{ContainerArgs, CpArgs, PsArgs, RmArgs, RunArgs, StartArgs};
+
 /// Container images from Dockerfiles: no daemon, no root needed.
 #[derive(Debug, Parser)]
 #[command(
@@ -45,7 +48,24 @@ pub(crate) enum Command {
     /// Build an image from a Dockerfile
     Build(Box<BuildArgs>),
     /// Run a command in a new container
-    Run(RunArgs),
+    Run(Box<RunArgs>),
+    /// Make a container that is started later
+    Create(Box<ContainerArgs>),
+    /// Run a container that was made before
+    Start(StartArgs),
+    /// Open a shell in what a step of a build made
+    Debug(Box<DebugArgs>),
+    /// List containers
+    Ps(PsArgs),
+    /// Copy files out of a container or into it
+    Cp(CpArgs),
+    /// Show what a container changed
+    Diff {
+        /// Name or id
+        container: String,
+    },
+    /// Remove containers
+    Rm(RmArgs),
     /// List images
     Images(ImagesArgs),
     /// Make an image from a file system archive
@@ -169,6 +189,11 @@ pub(crate) struct BuildArgs {
     /// Limit of RUN: TYPE=SOFT[:HARD]
     #[arg(long = "ulimit", value_name = "LIMIT")]
     pub(crate) ulimits: Vec<String>,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+    /// A limit of RUN by its name: memory=SIZE, cpu-shares=N, and so on
+    #[arg(long = "resource", value_name = "NAME=VALUE", value_delimiter = ',')]
+    pub(crate) resources: Vec<String>,
     /// A secret: id=NAME[,src=FILE|,env=VARIABLE]
     #[arg(long = "secret", value_name = "SECRET")]
     pub(crate) secrets: Vec<String>,
@@ -199,54 +224,24 @@ pub(crate) struct BuildArgs {
     /// Latest time of files and of the image, in seconds since 1970
     #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
     pub(crate) timestamp: Option<i64>,
+    /// What is done when a RUN fails: shell opens one in its place, with its files, mounts, environment and user
+    #[arg(long, value_name = "WHAT", value_parser = ["shell"])]
+    pub(crate) on_error: Option<String>,
+    /// The shell for that
+    #[arg(long, value_name = "COMMAND", default_value = "/bin/sh")]
+    pub(crate) invoke: String,
     /// RUN steps at once
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) jobs: usize,
 }
 
-/// `kiln run`.
+/// `kiln debug`.
 #[derive(Debug, Args)]
-pub(crate) struct RunArgs {
-    /// Remove the container when it ends
-    #[arg(long)]
-    pub(crate) rm: bool,
-    /// Keep standard input open
-    #[arg(short, long)]
-    pub(crate) interactive: bool,
-    /// Give the container a terminal
-    #[arg(short, long)]
-    pub(crate) tty: bool,
-    /// Variable; without a value it is taken from the environment
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    pub(crate) env: Vec<String>,
-    /// Folder or file of the machine: FROM:TO[:ro]
-    #[arg(short, long, value_name = "FROM:TO[:ro]")]
-    pub(crate) volume: Vec<String>,
-    /// Working folder
-    #[arg(short, long, value_name = "DIR")]
-    pub(crate) workdir: Option<String>,
-    /// User
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    pub(crate) user: Option<String>,
-    /// Program instead of the image's entrypoint
-    #[arg(long, value_name = "PROGRAM")]
-    pub(crate) entrypoint: Option<String>,
-    /// Network: host or none
-    #[arg(long, value_name = "KIND", default_value = "default")]
-    pub(crate) network: String,
-    /// Host name
-    #[arg(long, value_name = "NAME")]
-    pub(crate) hostname: Option<String>,
-    /// A line of /etc/hosts
-    #[arg(long = "add-host", value_name = "NAME:ADDRESS")]
-    pub(crate) add_hosts: Vec<String>,
+pub(crate) struct DebugArgs {
+    /// The step: a line of the Dockerfile, its number in the build (2/4) or a part of its text
+    pub(crate) step: String,
     #[command(flatten)]
-    pub(crate) trust: TrustArgs,
-    /// Name or id of the image
-    pub(crate) image: String,
-    /// Command and arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) args: Vec<String>,
+    pub(crate) build: BuildArgs,
 }
 
 /// `kiln images`.

@@ -2,14 +2,20 @@
 
 mod build;
 mod build_options;
+mod containers;
+mod cp;
+mod debug;
 mod display;
 mod images;
 mod info;
 mod inout;
+mod limits;
 mod login;
 mod outputs;
 mod remote;
 mod run;
+
+pub(crate) use limits::LimitArgs;
 
 use std::process::ExitCode;
 
@@ -43,7 +49,7 @@ pub(crate) fn main() -> ExitCode {
             };
         }
     };
-    let is_run = matches!(cli.command, Command::Run(_));
+    let is_run = matches!(cli.command, Command::Run(_) | Command::Start(_));
     match dispatch(cli) {
         Ok(code) => code,
         Err(error) => {
@@ -69,6 +75,9 @@ pub(crate) fn main() -> ExitCode {
 
 /// docker's longer names for the same commands: `image build`, `buildx build`, `builder build`, `image ls`.
 fn docker_names(mut args: Vec<std::ffi::OsString>) -> Vec<std::ffi::OsString> {
+    if let Some(args) = debug::buildx_names(&args) {
+        return args;
+    }
     let word = |at: usize| args.get(at).and_then(|arg| arg.to_str());
     let short = match (word(1), word(2)) {
         (Some("image" | "buildx" | "builder"), Some("build" | "b")) => Some("build"),
@@ -82,6 +91,13 @@ fn docker_names(mut args: Vec<std::ffi::OsString>) -> Vec<std::ffi::OsString> {
         (Some("image"), Some("import")) => Some("import"),
         (Some("image"), Some("pull")) => Some("pull"),
         (Some("image"), Some("push")) => Some("push"),
+        (Some("container"), Some("ls" | "list" | "ps")) => Some("ps"),
+        (Some("container"), Some("rm" | "remove")) => Some("rm"),
+        (Some("container"), Some("run")) => Some("run"),
+        (Some("container"), Some("create")) => Some("create"),
+        (Some("container"), Some("start")) => Some("start"),
+        (Some("container"), Some("cp")) => Some("cp"),
+        (Some("container"), Some("diff")) => Some("diff"),
         _ => None,
     };
     if let Some(short) = short {
@@ -95,6 +111,13 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Build(args) => build::build(&place, &args),
         Command::Run(args) => run::run(&place, &args),
+        Command::Create(args) => run::create(&place, &args),
+        Command::Start(args) => run::start(&place, &args),
+        Command::Debug(args) => debug::debug(&place, &args),
+        Command::Ps(args) => containers::ps(&place, &args),
+        Command::Cp(args) => cp::cp(&place, &args),
+        Command::Diff { container } => containers::diff(&place, &container),
+        Command::Rm(args) => containers::rm(&place, &args),
         Command::Images(args) => images::images(&place, &args),
         Command::Tag { source, target } => images::tag(&place, &source, &target),
         Command::Rmi { images, force: _ } => images::rmi(&place, &images),

@@ -3,6 +3,7 @@
 mod args;
 mod certificates;
 mod commands;
+mod container_args;
 mod context;
 mod credentials;
 mod format;

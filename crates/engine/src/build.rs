@@ -16,11 +16,12 @@ use kiln_progress::{Event, Sink};
 use kiln_solver::{OpReport, Options, Snapshot, Solver};
 
 use crate::bringing::Bringing;
+use crate::debug::{find_step, in_step};
 use crate::images::Images;
 use crate::inputs::Inputs;
 use crate::outputs::{Output, PutOut};
 use crate::rows::Rows;
-use crate::{BuildError, CancelFlag, Engine};
+use crate::{BuildError, CancelFlag, Engine, StepState};
 
 /// What is built.
 #[derive(Debug, Clone)]
@@ -45,6 +46,10 @@ pub struct BuildRequest {
     pub ssh: BTreeMap<String, PathBuf>,
     /// Rights of steps.
     pub allow: Allowed,
+    /// Memory and processors of each RUN.
+    pub limits: kiln_worker::Limits,
+    /// Keep the state of a RUN that fails: [`BuildError::state`].
+    pub keep_failed: bool,
     /// RUN steps at once.
     pub jobs: usize,
     /// Processors.
@@ -136,6 +141,12 @@ pub enum MainContext {
     Http(String),
 }
 
+/// Where a build ended.
+enum Reached {
+    Image(Box<Built>),
+    Step(Box<StepState>),
+}
+
 /// A finished build.
 #[derive(Debug)]
 pub struct Built {
@@ -160,8 +171,39 @@ impl Engine {
         sink: &dyn Sink,
         cancel: &CancelFlag,
     ) -> Result<Built, BuildError> {
+        match self.build_until(None, request, sink, cancel)? {
+            Reached::Image(built) => Ok(*built),
+            Reached::Step(_) => Err(BuildError::new("the build stopped before its end")),
+        }
+    }
+
+    /// Builds until a step is done, and gives what it left. The step is named by a line of the Dockerfile, by its number
+    /// as the displays show it (`2/4`, `build 2/4`), or by a part of its text.
+    ///
+    /// # Errors
+    /// As [`Engine::build`], and when no step or more than one is meant.
+    pub fn build_step(
+        &self,
+        step: &str,
+        request: &BuildRequest,
+        sink: &dyn Sink,
+        cancel: &CancelFlag,
+    ) -> Result<StepState, BuildError> {
+        match self.build_until(Some(step), request, sink, cancel)? {
+            Reached::Step(state) => Ok(*state),
+            Reached::Image(_) => Err(BuildError::new(format!("no step {step:?}"))),
+        }
+    }
+
+    fn build_until(
+        &self,
+        step: Option<&str>,
+        request: &BuildRequest,
+        sink: &dyn Sink,
+        cancel: &CancelFlag,
+    ) -> Result<Reached, BuildError> {
         let started = Instant::now();
-        let outcome = self.build_inner(request, sink, cancel);
+        let outcome = self.build_inner(step, request, sink, cancel);
         sink.emit(Event::Ended {
             took: started.elapsed(),
             ok: outcome.is_ok(),
@@ -171,10 +213,11 @@ impl Engine {
 
     fn build_inner(
         &self,
+        step: Option<&str>,
         request: &BuildRequest,
         sink: &dyn Sink,
         cancel: &CancelFlag,
-    ) -> Result<Built, BuildError> {
+    ) -> Result<Reached, BuildError> {
         let lease = self.store.lease()?;
         let mut rows = Rows::new(sink);
         let images = Images::new(self, request, cancel);
@@ -201,7 +244,8 @@ impl Engine {
             sink.emit(Event::Note { text });
         }
         let clamp = plan.source_date_epoch;
-        let (snapshot, reports) = match plan.result {
+        let step = step.map(|step| find_step(&plan, step)).transpose()?;
+        let (snapshot, reports) = match step.or(plan.result) {
             Some(target) => {
                 let now = SystemTime::now()
                     .duration_since(SystemTime::UNIX_EPOCH)
@@ -229,6 +273,8 @@ impl Engine {
                             cores: request.cores,
                             resolv_conf: request.resolv_conf.clone(),
                             trust: request.trust.clone(),
+                            limits: request.limits.clone(),
+                            keep_failed: request.keep_failed,
                             now: clamp
                                 .map_or((now.as_secs() as i64, now.subsec_nanos()), |seconds| {
                                     (seconds, 0)
@@ -246,7 +292,11 @@ impl Engine {
                     solved
                 });
                 rows.next += plan.graph.len() as u32;
-                let solved = solved.map_err(|error| inputs.explained(&error, &source))?;
+                let solved = solved.map_err(|error| {
+                    let mut failed = inputs.explained(&error, &source);
+                    failed.state = StepState::of(error, &lease).map(Box::new);
+                    failed
+                })?;
                 (solved.snapshot, solved.reports)
             }
             None => (Snapshot::default(), Vec::new()),
@@ -257,6 +307,11 @@ impl Engine {
                 ..BuildError::new("canceled")
             });
         }
+        if let Some(step) = step {
+            let process = in_step(&plan, step, request);
+            let state = StepState::after(process, snapshot.layers, &lease);
+            return Ok(Reached::Step(Box::new(state)));
+        }
         images.keep_names()?;
         let outcome = crate::outputs::Outcome {
             request,
@@ -266,12 +321,12 @@ impl Engine {
             cancel,
         };
         let PutOut { image, pushed } = self.put_out(&outcome, &mut rows)?;
-        Ok(Built {
+        Ok(Reached::Image(Box::new(Built {
             image,
             pushed,
             executed: reports.iter().any(|report| report.executed),
             reports,
-        })
+        })))
     }
 
     /// Finds a layer's diff id while the next steps run. Nothing is started for a layer whose diff id is known.

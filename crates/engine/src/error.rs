@@ -20,6 +20,8 @@ pub struct BuildError {
     pub canceled: bool,
     /// How the process of a failed RUN ended.
     pub exit: Option<kiln_worker::Exit>,
+    /// The failed RUN as it was left, when the request asks for it.
+    pub state: Option<Box<crate::StepState>>,
 }
 
 impl BuildError {
@@ -31,6 +33,7 @@ impl BuildError {
             hint: None,
             canceled: false,
             exit: None,
+            state: None,
         }
     }
 
@@ -62,6 +65,7 @@ impl BuildError {
                 SolveError::Process { exit, .. } => Some(*exit),
                 _ => None,
             },
+            state: None,
         }
     }
 

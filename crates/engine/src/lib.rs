@@ -4,6 +4,8 @@
 
 mod bringing;
 mod build;
+mod copy;
+mod debug;
 mod error;
 mod git_access;
 mod images;
@@ -14,11 +16,13 @@ mod rows;
 mod run;
 
 pub use build::{Allowed, BuildRequest, Built, Dockerfile, DockerfileFrom, MainContext, Secret};
+pub use copy::{Change, CopiedFrom, FoundKind};
+pub use debug::StepState;
 pub use error::BuildError;
-pub use kiln_worker::Trust;
+pub use kiln_worker::{Limits, Trust};
 pub use outputs::{Output, To};
 pub use remote::{Pulled, PushRequest};
-pub use run::{Ran, RunRequest};
+pub use run::{ContainerInfo, Ran, RunRequest};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,12 +1,19 @@
-//! A container from an image.
+//! Containers: made from an image, run in the foreground, kept as a stack of layers.
+//!
+//! A container is the layers of its image and, on top, one for each time that it ran or that files were copied into it.
+//! So all that layers can do, containers can: nothing here depends on how root file systems are made.
 
 use std::os::fd::BorrowedFd;
+use std::time::{Duration, SystemTime};
 
 use kiln_graph::Network;
-use kiln_image::{Digest, ImageConfig};
+use kiln_image::{Digest, ImageConfig, LayerId};
+use kiln_store::{Container, Lease, NewContainer};
 use kiln_worker::{
-    ExecJob, ExecMount, Exit, MountSource, ProcessSpec, Request, Response, Trust, hosts_file,
+    ExecJob, ExecMount, Exit, Limits, Made, MountSource, ProcessSpec, Request, Response, Trust,
+    hosts_file,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{BuildError, Engine};
 
@@ -15,6 +22,12 @@ use crate::{BuildError, Engine};
 pub struct RunRequest {
     /// The image's manifest.
     pub image: Option<Digest>,
+    /// What the user calls the image.
+    pub image_name: String,
+    /// The container's name; one is made up without.
+    pub name: Option<String>,
+    /// The container goes when it ends.
+    pub remove: bool,
     /// Arguments instead of the image's `Cmd`.
     pub args: Vec<String>,
     /// Instead of the image's entrypoint; an empty one takes it away.
@@ -27,6 +40,10 @@ pub struct RunRequest {
     pub user: Option<String>,
     /// Folders and files of the machine: from, to, read-only.
     pub volumes: Vec<(String, String, bool)>,
+    /// Folders in memory: where, and the most bytes (0 for no limit).
+    pub tmpfs: Vec<(String, u64)>,
+    /// Nothing but mounts can be written.
+    pub read_only: bool,
     /// Network.
     pub network: Network,
     /// Host name.
@@ -35,105 +52,423 @@ pub struct RunRequest {
     pub resolv_conf: String,
     /// Extra lines of `/etc/hosts`: name and address.
     pub extra_hosts: Vec<(String, String)>,
+    /// Memory and processors.
+    pub limits: Limits,
+    /// Limits: name, soft, hard.
+    pub ulimits: Vec<(String, u64, u64)>,
+    /// Bytes of `/dev/shm`; 0 for the default.
+    pub shm_size: u64,
     /// The descriptors are one terminal.
     pub terminal: bool,
+    /// Standard input is given to the container.
+    pub interactive: bool,
     /// Certificates of the host that the container trusts.
     pub trust: Option<Trust>,
 }
 
 /// How a container ended.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Ran {
     /// How its process ended.
     pub exit: Exit,
+    /// What the user should know of.
+    pub notes: Vec<String>,
 }
 
 impl Ran {
     /// The exit code as docker gives it: 128 and the signal for a process that was killed.
-    pub fn code(self) -> i32 {
-        match self.exit {
-            Exit::Code(code) => code,
-            Exit::Signal(signal) => 128 + signal,
-        }
+    pub fn code(&self) -> i32 {
+        code(self.exit)
     }
 }
 
+fn code(exit: Exit) -> i32 {
+    match exit {
+        Exit::Code(code) => code,
+        Exit::Signal(signal) => 128 + signal,
+    }
+}
+
+/// What the store keeps for us with a container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Details {
+    image_name: String,
+    /// How many of its layers are the image's.
+    image_layers: usize,
+    process: ProcessSpec,
+    mounts: Vec<ExecMount>,
+    interactive: bool,
+    /// The latest end: code, seconds since 1970.
+    ended: Option<(i32, u64)>,
+}
+
+impl Details {
+    fn of(container: &Container) -> Result<Self, BuildError> {
+        serde_json::from_slice(&container.details).map_err(|error| {
+            BuildError::new(format!(
+                "what is kept about container {} cannot be read: {error}",
+                container.name
+            ))
+        })
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("numbers and strings")
+    }
+}
+
+/// What is known of a container.
+#[derive(Debug, Clone)]
+pub struct ContainerInfo {
+    /// 64 hexadecimal digits.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// What the user called its image.
+    pub image: String,
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// When it was made.
+    pub created: SystemTime,
+    /// Whether it runs.
+    pub running: bool,
+    /// How it ended the last time, and when.
+    pub ended: Option<(i32, SystemTime)>,
+    /// It was made with a terminal.
+    pub terminal: bool,
+    /// It was made with standard input open.
+    pub interactive: bool,
+    /// The image's layers.
+    pub image_layers: Vec<LayerId>,
+    /// The layers that it made itself.
+    pub own_layers: Vec<LayerId>,
+}
+
 impl Engine {
-    /// Runs a container until it ends and removes it. `stdio` are standard input, output and error.
+    /// Runs a new container until it ends. `stdio` are standard input, output and error.
     ///
     /// # Errors
     /// When the image is not there or the process cannot be started.
     pub fn run(&self, request: &RunRequest, stdio: [BorrowedFd<'_>; 3]) -> Result<Ran, BuildError> {
+        let lease = self.store.lease()?;
+        let id = self.add_container(&lease, request)?;
+        self.start_container(&lease, &id, request.trust.clone(), !request.remove, stdio)
+    }
+
+    /// Makes a container that does not run yet; gives its id.
+    ///
+    /// # Errors
+    /// When the image is not there or the name is taken.
+    pub fn create(&self, request: &RunRequest) -> Result<String, BuildError> {
+        let lease = self.store.lease()?;
+        self.add_container(&lease, request)
+    }
+
+    /// Runs a container that was made before, from what it left the last time.
+    ///
+    /// # Errors
+    /// When there is none, it runs already, or its process cannot be started.
+    pub fn start(
+        &self,
+        id: &str,
+        trust: Option<Trust>,
+        stdio: [BorrowedFd<'_>; 3],
+    ) -> Result<Ran, BuildError> {
+        let lease = self.store.lease()?;
+        self.start_container(&lease, id, trust, true, stdio)
+    }
+
+    fn add_container(&self, lease: &Lease, request: &RunRequest) -> Result<String, BuildError> {
         let manifest = request
             .image
             .ok_or_else(|| BuildError::new("no image given"))?;
         let missing = || BuildError::new(format!("no such image: {manifest}"));
         let info = self.store.image(manifest)?.ok_or_else(missing)?.info;
         let (_, config) = self.store.json(info.config)?.ok_or_else(missing)?;
-        let config = ImageConfig::from_bytes(&config)
-            .map_err(|error| {
-                BuildError::new(format!("the image's config cannot be read: {error}"))
-            })?
-            .config;
-        let lease = self.store.lease()?;
-        self.store.protect(&lease, &info.layers)?;
-        let into = self.store.begin_layer(&lease)?;
-
-        let mut args = match &request.entrypoint {
-            Some(entrypoint) if entrypoint.is_empty() => Vec::new(),
-            Some(entrypoint) => vec![entrypoint.clone()],
-            None => config.entrypoint.unwrap_or_default(),
+        let config = ImageConfig::from_bytes(&config).map_err(|error| {
+            BuildError::new(format!("the image's config cannot be read: {error}"))
+        })?;
+        let details = Details {
+            image_name: request.image_name.clone(),
+            image_layers: info.layers.len(),
+            process: process(request, config)?,
+            mounts: mounts(request),
+            interactive: request.interactive,
+            ended: None,
         };
-        if !request.args.is_empty() {
-            args.extend(request.args.iter().cloned());
-        } else if request.entrypoint.is_none() {
-            args.extend(config.cmd.unwrap_or_default());
-        }
-        if args.is_empty() {
-            return Err(BuildError::new("no command specified").with_hint(
-                "the image has neither ENTRYPOINT nor CMD: give a command after its name",
-            ));
-        }
-        let mut env = config.env;
-        for variable in &request.env {
-            let name = variable.split('=').next().unwrap_or_default();
-            env.retain(|known| known.split('=').next() != Some(name));
-            env.push(variable.clone());
-        }
-        let or_image = |given: &Option<String>, image: String| given.clone().unwrap_or(image);
-        let cwd = or_image(&request.workdir, config.working_dir);
-        let process = ProcessSpec {
-            args,
-            env,
-            cwd: if cwd.is_empty() { "/".to_owned() } else { cwd },
-            user: or_image(&request.user, config.user),
-            hostname: request.hostname.clone(),
-            hosts: hosts_file(&request.hostname, &request.extra_hosts),
-            resolv_conf: request.resolv_conf.clone(),
-            network: request.network,
-            terminal: request.terminal,
-            ..ProcessSpec::default()
+        let mut new = NewContainer {
+            name: String::new(),
+            image: Some(manifest),
+            layers: info.layers,
+            ephemeral: request.remove,
+            details: details.bytes(),
         };
-        let mounts = request
-            .volumes
-            .iter()
-            .map(|(from, to, readonly)| ExecMount {
-                dest: to.clone(),
-                readonly: *readonly,
-                source: MountSource::Host(from.clone()),
-            })
-            .collect();
-        let job = ExecJob {
-            process,
-            root: info.layers,
-            into,
-            mounts,
-            trust: request.trust.clone(),
-        };
-        match self.worker.call(&Request::Run(Box::new(job)), &stdio) {
-            Ok(Response::Exited { exit, .. }) => Ok(Ran { exit }),
-            Ok(_) => Err(BuildError::new("the worker's answer does not fit the job")),
-            Err(error) => Err(BuildError::from_worker(&error)),
+        if let Some(name) = &request.name {
+            check_name(name)?;
+            new.name.clone_from(name);
+            return self.store.add_container(lease, &new)?.ok_or_else(|| {
+                BuildError::new(format!("the container name {name:?} is already in use")).with_hint(
+                    format!("remove that container with kiln rm {name}, or take another name"),
+                )
+            });
+        }
+        loop {
+            new.name = made_up_name();
+            if let Some(id) = self.store.add_container(lease, &new)? {
+                return Ok(id);
+            }
         }
     }
+
+    fn start_container(
+        &self,
+        lease: &Lease,
+        id: &str,
+        trust: Option<Trust>,
+        keep: bool,
+        stdio: [BorrowedFd<'_>; 3],
+    ) -> Result<Ran, BuildError> {
+        let gone = || BuildError::new(format!("no such container: {id}"));
+        if !self.store.restart_container(lease, id)? {
+            return Err(gone());
+        }
+        let all = self.store.containers()?;
+        let container = all.into_iter().find(|it| it.id == id).ok_or_else(gone)?;
+        let mut details = Details::of(&container)?;
+        self.store.protect(lease, &container.layers)?;
+        let job = ExecJob {
+            process: details.process.clone(),
+            root: container.layers.clone(),
+            into: self.store.begin_layer(lease)?,
+            mounts: details.mounts.clone(),
+            trust,
+            keep,
+        };
+        let request = Request::Run(Box::new(job));
+        let (exit, made, notes) = match self.worker.call(&request, &stdio) {
+            Ok(Response::Exited {
+                exit,
+                made,
+                mut notes,
+                out_of_memory,
+                ..
+            }) => {
+                if out_of_memory {
+                    notes.push(
+                        "out of memory: the kernel killed a process of the container".to_owned(),
+                    );
+                }
+                (exit, made, notes)
+            }
+            Ok(_) => return Err(BuildError::new("the worker's answer does not fit the job")),
+            Err(error) => return Err(BuildError::from_worker(&error)),
+        };
+        if keep {
+            self.add_layers(id, container.layers, &made)?;
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            details.ended = Some((code(exit), now.unwrap_or_default().as_secs()));
+            self.store.set_container_details(id, &details.bytes())?;
+        }
+        Ok(Ran { exit, notes })
+    }
+
+    /// Puts what a container or a copy made on top of a container. A layer without content is not worth its place.
+    pub(crate) fn add_layers(
+        &self,
+        id: &str,
+        mut layers: Vec<LayerId>,
+        made: &[Made],
+    ) -> Result<(), BuildError> {
+        for made in made.iter().filter(|made| made.entries > 0) {
+            let summary = kiln_store::LayerSummary {
+                content_id: made.content_id,
+                size: made.size,
+                entries: made.entries,
+            };
+            self.store.seal_layer(made.layer, &summary)?;
+            layers.push(made.layer);
+        }
+        self.store.set_container_layers(id, &layers)?;
+        Ok(())
+    }
+
+    /// All containers, the latest first.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn containers(&self) -> Result<Vec<ContainerInfo>, BuildError> {
+        self.store
+            .containers()?
+            .into_iter()
+            .map(|container| {
+                let details = Details::of(&container)?;
+                let mut image_layers = container.layers;
+                let own_layers =
+                    image_layers.split_off(details.image_layers.min(image_layers.len()));
+                let then = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+                Ok(ContainerInfo {
+                    id: container.id,
+                    name: container.name,
+                    image: details.image_name,
+                    args: details.process.args,
+                    created: container.created,
+                    running: container.running,
+                    ended: details.ended.map(|(code, at)| (code, then(at))),
+                    terminal: details.process.terminal,
+                    interactive: details.interactive,
+                    image_layers,
+                    own_layers,
+                })
+            })
+            .collect()
+    }
+
+    /// A container by its name, its id, or the beginning of its id.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn container(&self, text: &str) -> Result<ContainerInfo, BuildError> {
+        let mut all = self.containers()?;
+        if let Some(at) = all.iter().position(|it| it.name == text || it.id == text) {
+            return Ok(all.swap_remove(at));
+        }
+        all.retain(|it| !text.is_empty() && it.id.starts_with(text));
+        match all.len() {
+            1 => Ok(all.swap_remove(0)),
+            0 => {
+                Err(BuildError::new(format!("no such container: {text}"))
+                    .with_hint("see kiln ps -a"))
+            }
+            _ => Err(BuildError::new(format!(
+                "several containers have an id that begins with {text}"
+            ))
+            .with_hint("give more digits")),
+        }
+    }
+
+    /// Removes a container that does not run.
+    ///
+    /// # Errors
+    /// When it runs, or the store cannot be written.
+    pub fn remove_container(&self, container: &ContainerInfo) -> Result<(), BuildError> {
+        if container.running {
+            let text = format!(
+                "cannot remove container {:?}: container is running",
+                container.name
+            );
+            return Err(
+                BuildError::new(text).with_hint("end the kiln run or kiln start that runs it")
+            );
+        }
+        self.store.remove_container(&container.id)?;
+        Ok(())
+    }
+
+    /// Forgets containers that were removed, or were to go with their end; then [`Engine::sweep`] takes their layers.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn sweep_containers(&self) -> Result<(), BuildError> {
+        let gone = self.store.sweep_containers()?;
+        Ok(self.store.forget_containers(&gone)?)
+    }
+}
+
+fn process(request: &RunRequest, image: ImageConfig) -> Result<ProcessSpec, BuildError> {
+    let config = image.config;
+    let mut args = match &request.entrypoint {
+        Some(entrypoint) if entrypoint.is_empty() => Vec::new(),
+        Some(entrypoint) => vec![entrypoint.clone()],
+        None => config.entrypoint.unwrap_or_default(),
+    };
+    if !request.args.is_empty() {
+        args.extend(request.args.iter().cloned());
+    } else if request.entrypoint.is_none() {
+        args.extend(config.cmd.unwrap_or_default());
+    }
+    if args.is_empty() {
+        return Err(BuildError::new("no command specified")
+            .with_hint("the image has neither ENTRYPOINT nor CMD: give a command after its name"));
+    }
+    let mut env = config.env;
+    for variable in &request.env {
+        let name = variable.split('=').next().unwrap_or_default();
+        env.retain(|known| known.split('=').next() != Some(name));
+        env.push(variable.clone());
+    }
+    let or_image = |given: &Option<String>, image: String| given.clone().unwrap_or(image);
+    let cwd = or_image(&request.workdir, config.working_dir);
+    Ok(ProcessSpec {
+        args,
+        env,
+        cwd: if cwd.is_empty() { "/".to_owned() } else { cwd },
+        user: or_image(&request.user, config.user),
+        hostname: request.hostname.clone(),
+        hosts: hosts_file(&request.hostname, &request.extra_hosts),
+        resolv_conf: request.resolv_conf.clone(),
+        network: request.network,
+        limits: request.limits.clone(),
+        ulimits: request.ulimits.clone(),
+        shm_size: request.shm_size,
+        read_only_root: request.read_only,
+        terminal: request.terminal,
+        insecure: false,
+    })
+}
+
+fn mounts(request: &RunRequest) -> Vec<ExecMount> {
+    let volumes = request
+        .volumes
+        .iter()
+        .map(|(from, to, readonly)| ExecMount {
+            dest: to.clone(),
+            readonly: *readonly,
+            source: MountSource::Host(from.clone()),
+        });
+    let tmpfs = request.tmpfs.iter().map(|(to, size)| ExecMount {
+        dest: to.clone(),
+        readonly: false,
+        source: MountSource::Tmpfs { size: *size },
+    });
+    // Folders before what is mounted in them.
+    let mut mounts: Vec<_> = volumes.chain(tmpfs).collect();
+    mounts.sort_by_key(|mount| mount.dest.matches('/').count());
+    mounts
+}
+
+/// docker's rule.
+fn check_name(name: &str) -> Result<(), BuildError> {
+    let mut letters = name.bytes();
+    let first = letters
+        .next()
+        .is_some_and(|letter| letter.is_ascii_alphanumeric());
+    let rest = letters.all(|letter| letter.is_ascii_alphanumeric() || b"_.-".contains(&letter));
+    if first && rest && name.len() > 1 {
+        return Ok(());
+    }
+    Err(BuildError::new(format!(
+        "invalid container name {name:?}: expected two or more letters, digits, _, . or -, beginning with a letter or digit"
+    )))
+}
+
+/// Two words, as everyone knows them from docker.
+fn made_up_name() -> String {
+    use std::hash::{BuildHasher as _, RandomState};
+    const HOW: [&str; 16] = [
+        "amber", "brave", "calm", "dusty", "eager", "fired", "glazed", "hot", "iron", "jolly",
+        "keen", "light", "molten", "neat", "quiet", "red",
+    ];
+    const WHAT: [&str; 16] = [
+        "amphora", "basin", "bowl", "brick", "clay", "cup", "ember", "flask", "hearth", "jar",
+        "jug", "oven", "plate", "pot", "tile", "vase",
+    ];
+    // The only source of chance at hand, and good enough where a taken name makes us try again.
+    let chance = RandomState::new().hash_one(std::process::id()) as usize;
+    let word = |list: [&'static str; 16], chance: usize| list[chance % list.len()];
+    let number = chance >> 8 & 0xfff;
+    format!(
+        "{}_{}_{number:03x}",
+        word(HOW, chance),
+        word(WHAT, chance >> 4)
+    )
 }

@@ -20,7 +20,7 @@ use rustix::fs::{
 use rustix::io::{DupFlags, Errno, Result, dup2, dup3};
 use rustix::mount::{MountAttrFlags, UnmountFlags, unmount};
 use rustix::process::{Signal, chdir, fchdir, pivot_root, set_parent_process_death_signal, setsid};
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
 use crate::seccomp::Instruction;
 use crate::sys;
@@ -78,6 +78,8 @@ pub(crate) struct Plan {
     pub(crate) limits: Vec<(u32, libc::rlimit64)>,
     /// Text for `/proc/self/oom_score_adj`; empty for none.
     pub(crate) oom_score_adj: String,
+    /// Where it moves itself into its control groups.
+    pub(crate) doors: Vec<OwnedFd>,
     pub(crate) cwd: CString,
     pub(crate) uid: Uid,
     pub(crate) gid: Gid,
@@ -93,6 +95,7 @@ pub(crate) struct Plan {
 #[repr(u8)]
 pub(crate) enum Stage {
     Orphaned,
+    Cgroup,
     Session,
     Terminal,
     Stdio,
@@ -119,8 +122,9 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
-    const ALL: [Self; 23] = [
+    const ALL: [Self; 24] = [
         Self::Orphaned,
+        Self::Cgroup,
         Self::Session,
         Self::Terminal,
         Self::Stdio,
@@ -232,6 +236,13 @@ fn become_program(plan: &Plan, pointers: &Pointers) -> std::result::Result<Infal
     };
 
     die_with_worker(plan).map_err(at(Stage::Orphaned))?;
+    for door in &plan.doors {
+        rustix::io::write(door, b"0").map_err(at(Stage::Cgroup))?;
+    }
+    if !plan.doors.is_empty() {
+        // So that the group's own name is not seen either; see the keeper.
+        let _ = sys::unshare(UnshareFlags::NEWCGROUP);
+    }
     reset_signals();
     setsid().map_err(at(Stage::Session))?;
     // A session keyring of its own, so that the worker's keys are out of reach. Not every kernel has keyrings.

@@ -46,6 +46,8 @@ pub(crate) struct Job {
     no_new_privs: bool,
     ulimits: Vec<Ulimit>,
     oom_score_adj: Option<i16>,
+    /// See [`Cgroup::doors`](crate::Cgroup::doors).
+    doors: Vec<OwnedFd>,
     /// See [`Process::recorded`].
     pub(crate) recorded: Option<InodeOwners>,
     programs: Vec<CString>,
@@ -146,6 +148,8 @@ impl Job {
                 read_only: mount.read_only,
             })
         });
+        let doors = process.cgroup.map(crate::Cgroup::doors).transpose();
+        let doors = doors.map_err(|error| SandboxError::setup("control group", error))?;
         Ok(Self {
             root: owned(process.root)?,
             mounts: mounts.collect::<Result<_>>()?,
@@ -161,6 +165,7 @@ impl Job {
             no_new_privs: process.no_new_privs,
             ulimits: process.ulimits.clone(),
             oom_score_adj: process.oom_score_adj,
+            doors: doors.unwrap_or_default(),
             recorded: process.recorded.clone(),
             programs: programs(program, &env),
             args,
@@ -470,6 +475,7 @@ fn plan(job: Job, opened: Opened, supervised: bool) -> Plan {
             .oom_score_adj
             .map(|score| score.to_string())
             .unwrap_or_default(),
+        doors: job.doors,
         cwd: CString::new(job.cwd.as_os_str().as_bytes()).unwrap_or_default(),
         uid: Uid::from_raw(job.user.uid),
         gid: Gid::from_raw(job.user.gid),
@@ -547,6 +553,7 @@ impl Names {
                 return mount(path(&READ_ONLY).unwrap_or_default(), "making it read-only");
             }
             Stage::ReadOnlyRoot => return mount("/".into(), "making it read-only"),
+            Stage::Cgroup => "control group".into(),
             Stage::Orphaned => "the worker ended".into(),
             Stage::Session => "new session".into(),
             Stage::Terminal => "controlling terminal".into(),

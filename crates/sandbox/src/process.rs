@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_image::InodeOwners;
 
+use crate::cgroup::Cgroup;
 use crate::users::UserSpec;
 
 /// Default size of `/dev/shm` in bytes.
@@ -49,6 +50,8 @@ pub struct Process<'a> {
     pub ulimits: Vec<Ulimit>,
     /// Score for the kernel's choice when memory runs out, -1000 to 1000; `None` inherits.
     pub oom_score_adj: Option<i16>,
+    /// The control group that it runs in; the worker's when there is none.
+    pub cgroup: Option<&'a Cgroup>,
     /// Bytes of `/dev/shm`.
     pub shm_size: u64,
     /// Standard streams.
@@ -77,6 +80,7 @@ impl<'a> Process<'a> {
             no_new_privs: false,
             ulimits: Vec::new(),
             oom_score_adj: None,
+            cgroup: None,
             shm_size: DEFAULT_SHM_SIZE,
             stdio: Stdio::Files {
                 stdin: None,

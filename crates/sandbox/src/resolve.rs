@@ -323,4 +323,42 @@ mod tests {
         assert_eq!(read("/none/x", 100).unwrap(), None);
         assert!(read("/real", 5).is_err());
     }
+
+    /// A folder on the way is a link to the outside every other moment.
+    #[test]
+    fn races_lead_nowhere() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("file"), "secret").unwrap();
+        let temp = tempfile::tempdir().unwrap();
+        let (folder, link) = (temp.path().join("x"), temp.path().join("l"));
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("file"), "inside").unwrap();
+        symlink(outside.path(), &link).unwrap();
+        let over = AtomicBool::new(false);
+        let mut seen = Vec::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let flags = rustix::fs::RenameFlags::EXCHANGE;
+                    rustix::fs::renameat_with(CWD, &folder, CWD, &link, flags).unwrap();
+                }
+            });
+            for number in 0..500 {
+                // Where it fails the kernel or we saw the change.
+                let _ = made(temp.path(), &format!("/x/a{number}/b"), &Missing::File);
+                let _ = made(
+                    temp.path(),
+                    &format!("/l/c{number}"),
+                    &Missing::Folder(0, 0),
+                );
+                let root = RootSource::Folder(temp.path());
+                seen.extend(read_in_root(root, Path::new("x/file"), 100).ok().flatten());
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        assert!(!seen.is_empty() && seen.iter().all(|read| read == b"inside"));
+        let names = fs::read_dir(outside.path()).unwrap().count();
+        assert_eq!(names, 1, "nothing was made outside");
+    }
 }

@@ -2,12 +2,16 @@
 
 use kiln_graph::Place;
 use kiln_store::StoreError;
-use kiln_worker::{Exit, WorkerError};
+use kiln_worker::{ExecJob, Exit, WorkerError};
 
 use crate::keys::KeyError;
 
 /// The way out when the disk is full.
 const NO_SPACE: &str = "the store's disk is full: free some space, or put the store elsewhere with --root or KILN_ROOT";
+
+/// The way out when memory runs out.
+const NO_MEMORY: &str = "give the step more with --memory if that limits it; else let fewer steps run at once with --jobs, or what it runs \
+    use fewer processes";
 
 /// Why a graph could not be solved.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +32,8 @@ pub enum SolveError {
         out_of_memory: bool,
         /// The store's disk was full when it ended.
         disk_full: bool,
+        /// What it ran, on layers that hold what it changed, when that was to be kept.
+        state: Option<Box<ExecJob>>,
     },
     /// An operation failed.
     #[error("{message}")]
@@ -65,7 +71,7 @@ fn exit_text(exit: Exit, out_of_memory: bool) -> String {
         Exit::Signal(signal) => format!("exit code: {} (killed by signal {signal})", 128 + signal),
     };
     if out_of_memory {
-        format!("{text}: cannot allocate memory (the kernel's out-of-memory killer)")
+        format!("{text}: out of memory: the kernel killed a process of it")
     } else {
         text
     }
@@ -114,6 +120,10 @@ impl SolveError {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Step { hint, .. } | Self::Missing { hint, .. } => hint.as_deref(),
+            Self::Process {
+                out_of_memory: true,
+                ..
+            } => Some(NO_MEMORY),
             Self::Process {
                 disk_full: true, ..
             }

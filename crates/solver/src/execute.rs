@@ -285,7 +285,9 @@ impl Solver<'_> {
             into,
             mounts,
             trust: self.options.trust.clone(),
+            keep: self.options.keep_failed,
         };
+        let state = self.options.keep_failed.then(|| Box::new(job.clone()));
         let Ended {
             exit,
             out_of_memory,
@@ -299,6 +301,7 @@ impl Solver<'_> {
                 exit,
                 out_of_memory,
                 disk_full,
+                state: state.map(|job| on_what_it_made(job, &made)),
             });
         }
         let mut outputs: Vec<(u32, Snapshot)> = Vec::new();
@@ -342,8 +345,10 @@ impl Solver<'_> {
             },
             network: exec.network,
             insecure: exec.security == Security::Insecure,
+            limits: self.options.limits.clone(),
             ulimits: exec.ulimits.clone(),
             shm_size: exec.shm_size,
+            read_only_root: false,
             terminal: false,
         }
     }
@@ -465,6 +470,21 @@ fn forward(sink: &dyn Sink, id: VertexId, stream: Stream, mut from: PipeReader) 
             Err(_) => return,
         }
     }
+}
+
+/// The job again, on top of the layers that it made.
+fn on_what_it_made(mut job: Box<ExecJob>, made: &[Made]) -> Box<ExecJob> {
+    let mut made = made.iter().map(|made| made.layer);
+    job.root.extend(made.next());
+    for mount in &mut job.mounts {
+        if let MountSource::Tree {
+            layers, keep: true, ..
+        } = &mut mount.source
+        {
+            layers.extend(made.next());
+        }
+    }
+    job
 }
 
 /// A command as BuildKit quotes it in its errors.

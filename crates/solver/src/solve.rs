@@ -13,7 +13,7 @@ use kiln_graph::{Edge, Graph, Op, OpId, OpKind, Place, SourceOp};
 use kiln_image::{Key, KeyHasher};
 use kiln_progress::{Event, Sink, VertexId};
 use kiln_store::{Claim, Lease, Record, RecordId, Store};
-use kiln_worker::{Trust, Worker};
+use kiln_worker::{Limits, Trust, Worker};
 
 use self::inputs::{ByContent, ByDefinition};
 use crate::SolveError;
@@ -38,6 +38,10 @@ pub struct Options {
     pub resolv_conf: String,
     /// Certificates of the host that RUN trusts: no part of any key.
     pub trust: Option<Trust>,
+    /// Memory and processors of each RUN: no part of any key.
+    pub limits: Limits,
+    /// A RUN that fails leaves its state in the error: [`SolveError::Process`].
+    pub keep_failed: bool,
     /// The time of what a step makes and that has none of its own.
     pub now: (i64, u32),
     /// The number of the first vertex; earlier ones are the caller's.

@@ -116,6 +116,8 @@ impl Lab {
             sink: &NoSink,
             providers: &Nothing,
             options: Options {
+                keep_failed: false,
+                limits: kiln_worker::Limits::default(),
                 jobs: 4,
                 cores: 2,
                 resolv_conf: String::new(),

@@ -47,6 +47,16 @@ pub struct Container {
     pub details: Vec<u8>,
 }
 
+fn insert_layers(on: &rusqlite::Connection, id: &str, layers: &[LayerId]) -> rusqlite::Result<()> {
+    let mut insert = on.prepare_cached(
+        "INSERT INTO container_layers (container, position, layer) VALUES (?1, ?2, ?3)",
+    )?;
+    for (position, layer) in layers.iter().enumerate() {
+        insert.execute(params![id, position as i64, layer.as_bytes()])?;
+    }
+    Ok(())
+}
+
 impl Store {
     /// The folder of a container.
     pub fn container_dir(&self, id: &str) -> PathBuf {
@@ -83,12 +93,7 @@ impl Store {
             if inserted == 0 {
                 return Ok(None);
             }
-            let mut insert = on.prepare_cached(
-                "INSERT INTO container_layers (container, position, layer) VALUES (?1, ?2, ?3)",
-            )?;
-            for (position, layer) in new.layers.iter().enumerate() {
-                insert.execute(params![id, position as i64, layer.as_bytes()])?;
-            }
+            insert_layers(on, &id, &new.layers)?;
             Ok(Some(id))
         })
     }
@@ -115,6 +120,24 @@ impl Store {
                 "UPDATE containers SET details = ?2 WHERE id = ?1 AND state = ?3",
             )?;
             Ok(update.execute(params![id, details, THERE])? > 0)
+        })
+    }
+
+    /// Puts other layers below a container: those that it was made of, and what it changed so far. `false` if it is not
+    /// there.
+    ///
+    /// # Errors
+    /// [`StoreError::NoLayer`] when a layer is not sealed.
+    pub fn set_container_layers(&self, id: &str, layers: &[LayerId]) -> Result<bool, StoreError> {
+        self.db.write(|on| {
+            require_sealed(on, layers)?;
+            let there = "SELECT 1 FROM containers WHERE id = ?1 AND state = ?2";
+            if !on.prepare_cached(there)?.exists(params![id, THERE])? {
+                return Ok(false);
+            }
+            on.execute("DELETE FROM container_layers WHERE container = ?1", [id])?;
+            insert_layers(on, id, layers)?;
+            Ok(true)
         })
     }
 

@@ -13,13 +13,17 @@ pub mod kiln;
 pub mod leftovers;
 pub mod namespace;
 pub mod outcome;
+pub mod outside;
 pub mod registry;
 pub mod server;
+pub mod terminal;
 pub mod trace;
 
 pub use kiln::{Kiln, Setting};
 pub use outcome::Outcome;
+pub use outside::{Outside, SECRET};
 pub use registry::Registry;
+pub use terminal::{OWN_TERMINAL, Terminal};
 
 /// Tells that a test, or part of it, did not run; past the test runner's capturing. With `KILN_TEST_ALL` set, as by
 /// `cargo xtask test` for root, who can run everything, it fails instead.

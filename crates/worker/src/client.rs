@@ -159,6 +159,19 @@ impl Worker {
         }
     }
 
+    /// Passes a signal on to the process of a container.
+    pub fn signal(&self, number: u8) {
+        for job in lock(&self.jobs).values() {
+            // One that has ended needs no signal; other jobs read nothing.
+            let _ = io::Write::write_all(&mut &*job, &[number]);
+        }
+    }
+
+    /// Takes jobs again after [`Worker::cancel`].
+    pub fn resume(&self) {
+        self.canceled.store(false, Ordering::Release);
+    }
+
     /// Whether [`Worker::cancel`] was called.
     pub fn is_canceled(&self) -> bool {
         self.canceled.load(Ordering::Acquire)

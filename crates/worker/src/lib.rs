@@ -11,6 +11,7 @@ mod server;
 mod wire;
 
 pub use client::{Launch, Worker, WorkerError};
+pub use kiln_sandbox::Limits;
 pub use protocol::{
     ExecJob, ExecMount, Exit, Failure, FailureKind, FileJob, FileTree, Made, MadeFiles,
     MountSource, ProcessSpec, Request, Response, Seed, Stacked, TarInput, Trust, UnpackJob,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kiln_graph::{FileOp, Network};
 use kiln_image::{ContentId, DiffId, LayerId, LayerIndex};
+use kiln_sandbox::Limits;
 use kiln_source::Stamps;
 use serde::{Deserialize, Serialize};
 
@@ -50,7 +51,8 @@ pub enum Request {
     },
     /// Removes the folders of layers.
     Delete(Vec<LayerId>),
-    /// Runs a container. Descriptors: standard input, output, error.
+    /// Runs a container. Descriptors: standard input, output, error. What comes on the job's connection after the
+    /// request are signals for the process, one byte each.
     Run(Box<ExecJob>),
 }
 
@@ -75,10 +77,14 @@ pub struct ProcessSpec {
     pub network: Network,
     /// All capabilities and no system call filter.
     pub insecure: bool,
+    /// Memory and processors.
+    pub limits: Limits,
     /// Limits: name, soft, hard.
     pub ulimits: Vec<(String, u64, u64)>,
     /// Bytes of `/dev/shm`; 0 for the default.
     pub shm_size: u64,
+    /// The root itself cannot be written.
+    pub read_only_root: bool,
     /// The descriptors are one terminal that becomes the process's controlling terminal.
     pub terminal: bool,
 }
@@ -109,6 +115,8 @@ pub struct ExecJob {
     pub mounts: Vec<ExecMount>,
     /// Certificates of the host that the process trusts.
     pub trust: Option<Trust>,
+    /// What it changed becomes a layer however it ends; else only when it ends with code 0, or never for a container.
+    pub keep: bool,
 }
 
 /// Certificates of the host, as PEM.
@@ -300,7 +308,8 @@ pub enum Response {
     Done,
     /// To [`Request::Facts`].
     Facts(WorkerFacts),
-    /// To [`Request::Exec`] and [`Request::Run`]. The layers are empty unless the process ended with code 0.
+    /// To [`Request::Exec`] and [`Request::Run`]. The layers are empty unless they are kept: those of a
+    /// step when its process ended with code 0.
     Exited {
         /// How.
         exit: Exit,

@@ -223,7 +223,7 @@ fn serve_job(shared: &Shared, socket: &UnixStream, cancel: &Cancel) {
     };
     // Outside input has passed many checks by here, but a job that breaks must not leave the front waiting.
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        answer(shared, request, &fds, cancel)
+        answer(shared, request, &fds, socket, cancel)
     }));
     let response = match outcome {
         Ok(answer) => answer.unwrap_or_else(Response::Failed),
@@ -237,6 +237,7 @@ fn answer(
     shared: &Shared,
     request: Request,
     fds: &[OwnedFd],
+    socket: &UnixStream,
     cancel: &Cancel,
 ) -> Result<Response, Failure> {
     match request {
@@ -252,7 +253,7 @@ fn answer(
             }))
         }
         Request::Exec(job) => exec::exec(shared, &job, fds, cancel),
-        Request::Run(job) => exec::run(shared, &job, fds, cancel),
+        Request::Run(job) => exec::run(shared, &job, fds, socket, cancel),
         Request::File(job) => files::file(shared, *job),
         Request::Unpack(job) => files::unpack(shared, &job, fds),
         Request::Digest { layer, clamp } => files::write_tar(shared, layer, clamp, &mut io::sink()),

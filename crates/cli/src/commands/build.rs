@@ -21,7 +21,8 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
     let _ = display.finish();
     // Whatever comes next, nothing of the build may still run.
     let worked = engine.worker.is_running();
-    if worked && built.is_err() {
+    let asked = matches!(&built, Err(error) if error.state.is_some());
+    if worked && built.is_err() && !asked {
         engine.worker.end();
     }
     let built = match built {
@@ -33,6 +34,11 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
             complain(&format!("ERROR: failed to build: failed to solve: {error}"));
             if let Some(hint) = &error.hint {
                 complain(&format!("hint: {hint}"));
+            }
+            if let Some(state) = &error.state {
+                super::debug::shell(&engine, state, &args.invoke)?;
+                engine.worker.end();
+                engine.sweep()?;
             }
             return Ok(ExitCode::from(if error.canceled { 130 } else { 1 }));
         }

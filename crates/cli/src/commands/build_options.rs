@@ -136,6 +136,8 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
         },
         jobs: args.jobs.max(1),
         cores: crate::context::cores(),
+        keep_failed: args.on_error.is_some(),
+        limits: args.limits.limits(&args.resources)?,
         resolv_conf: crate::context::resolv_conf(),
         trust: crate::certificates::trust(&args.trust, crate::context::certificates())?,
     })
@@ -374,7 +376,7 @@ pub(super) fn extra_hosts(list: &[String]) -> Result<Vec<(String, String)>> {
         .collect()
 }
 
-fn ulimit(text: &str) -> Result<(String, u64, u64)> {
+pub(super) fn ulimit(text: &str) -> Result<(String, u64, u64)> {
     let wrong = || {
         BuildError::new(format!(
             "--ulimit {text:?}: expected TYPE=SOFT[:HARD], as in nofile=1024:4096"
@@ -399,7 +401,7 @@ fn ulimit(text: &str) -> Result<(String, u64, u64)> {
 }
 
 /// A size as docker takes it: `64m`, `1g`, `67108864`.
-fn bytes(text: &str) -> Result<u64> {
+pub(super) fn bytes(text: &str) -> Result<u64> {
     let wrong = || {
         BuildError::new(format!(
             "size {text:?}: expected a number with b, k, m or g behind it"

@@ -1,53 +1,226 @@
-//! `kiln run`: a container from an image, until it ends.
+//! `kiln run`, `kiln create` and `kiln start`: containers in the foreground.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
 
-use anyhow::Result;
-use kiln_engine::{BuildError, Engine, RunRequest};
+use anyhow::{Context as _, Result};
+use kiln_engine::{BuildError, Engine, Ran, RunRequest};
 use kiln_graph::Network;
+use kiln_image::{Digest, Platform};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::iterator::Signals;
 
-use super::find_image;
-use crate::args::RunArgs;
+use super::build_options::{bytes, extra_hosts, ulimit, variable};
+use super::{display, find_image, reference};
+use crate::container_args::{ContainerArgs, RunArgs, StartArgs};
 use crate::context::{Place, resolv_conf};
-use crate::format::complain;
+use crate::format::{complain, say};
+
+/// What docker does with detached containers is not a builder's work.
+const DETACHED: &str =
+    "leave -d out; for containers in the background take a runtime: kiln save IMAGE | podman load";
 
 pub(super) fn run(place: &Place, args: &RunArgs) -> Result<ExitCode> {
+    if args.detach {
+        return Err(
+            BuildError::new("kiln runs containers in the foreground, not detached")
+                .with_hint(DETACHED)
+                .into(),
+        );
+    }
+    let engine = place.engine()?;
+    let args = &args.container;
+    let request = request(&engine, args)?;
+    let interactive = args.interactive;
+    foreground(place, &engine, args.tty, interactive, |stdio| {
+        engine.run(&request, stdio)
+    })
+}
+
+pub(super) fn create(place: &Place, args: &ContainerArgs) -> Result<ExitCode> {
+    if args.rm {
+        return Err(BuildError::new(
+            "--rm is not possible for a container that is made to be started later",
+        )
+        .with_hint("remove it with kiln rm")
+        .into());
+    }
+    let engine = place.engine()?;
+    let request = request(&engine, args)?;
+    say(&engine.create(&request)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn start(place: &Place, args: &StartArgs) -> Result<ExitCode> {
+    if !args.attach && !args.interactive {
+        return Err(
+            BuildError::new("kiln runs containers in the foreground, not detached")
+                .with_hint("start it with -a, or with -ai to give it standard input")
+                .into(),
+        );
+    }
+    let engine = place.engine()?;
+    let container = engine.container(&args.container)?;
+    if container.running {
+        return Err(BuildError::new(format!("container {:?} runs already", container.name)).into());
+    }
+    let trust = crate::certificates::trust(&args.trust, crate::context::certificates())?;
+    let interactive = args.interactive && container.interactive;
+    foreground(place, &engine, container.terminal, interactive, |stdio| {
+        engine.start(&container.id, trust, stdio)
+    })
+}
+
+/// Runs something with the streams and the signals of this process, and gives its exit code.
+fn foreground(
+    place: &Place,
+    engine: &Engine,
+    terminal: bool,
+    interactive: bool,
+    run: impl FnOnce([BorrowedFd<'_>; 3]) -> Result<Ran, BuildError>,
+) -> Result<ExitCode> {
+    let ran = attached(engine, terminal, interactive, run);
+    engine.sweep_containers()?;
+    engine.sweep()?;
+    let ran = ran?;
+    crate::worker::settle_later(&place.root);
+    for note in &ran.notes {
+        complain(&format!("note: {note}"));
+    }
+    Ok(ExitCode::from(ran.code().clamp(0, 255) as u8))
+}
+
+/// Runs something with the streams and the signals of this process.
+pub(super) fn attached(
+    engine: &Engine,
+    terminal: bool,
+    interactive: bool,
+    run: impl FnOnce([BorrowedFd<'_>; 3]) -> Result<Ran, BuildError>,
+) -> Result<Ran> {
+    let null = File::open("/dev/null")?;
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    if terminal && interactive && !rustix::termios::isatty(&stdin) {
+        return Err(BuildError::new("the input device is not a TTY")
+            .with_hint("leave -t out where standard input is no terminal")
+            .into());
+    }
+    let stdin = if interactive {
+        stdin.as_fd()
+    } else {
+        null.as_fd()
+    };
+    // The container's terminal does what the user's would do; until the end that one only carries bytes.
+    let raw = (terminal && interactive).then(Raw::enter);
+    let ran = with_signals(engine, || run([stdin, stdout.as_fd(), stderr.as_fd()]));
+    drop(raw);
+    Ok(ran??)
+}
+
+/// Passes the signals that come on to the container; the third one that asks for the end kills it.
+fn with_signals<T>(engine: &Engine, run: impl FnOnce() -> T) -> Result<T> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGCONT])?;
+    let handle = signals.handle();
+    let done = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut asked = 0;
+            for signal in &mut signals {
+                asked += u8::from(matches!(signal, SIGINT | SIGTERM));
+                let signal = if asked > 2 { SIGKILL } else { signal };
+                engine.worker.signal(signal as u8);
+            }
+        });
+        let done = run();
+        handle.close();
+        done
+    });
+    Ok(done)
+}
+
+fn request(engine: &Engine, args: &ContainerArgs) -> Result<RunRequest> {
+    let network = network(&args.network)?;
+    for ports in &args.publish {
+        check_ports(ports, network)?;
+    }
+    let mut env = Vec::new();
+    for file in &args.env_file {
+        let text = std::fs::read_to_string(file).with_context(|| format!("--env-file {file}"))?;
+        let lines = text.lines().map(str::trim_start);
+        let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        env.extend(lines.filter_map(variable));
+    }
+    env.extend(args.env.iter().filter_map(|text| variable(text)));
     let mut request = RunRequest {
+        image: Some(image(engine, args)?),
+        image_name: args.image.clone(),
+        name: args.name.clone(),
+        remove: args.rm,
         args: args.args.clone(),
         entrypoint: args.entrypoint.clone(),
-        env: args
-            .env
-            .iter()
-            .filter_map(|variable| super::build_options::variable(variable))
-            .collect(),
+        env,
         workdir: args.workdir.clone(),
         user: args.user.clone(),
-        network: network(&args.network)?,
+        read_only: args.read_only,
+        network,
         hostname: args.hostname.clone().unwrap_or_else(|| "kiln".to_owned()),
         resolv_conf: resolv_conf(),
-        extra_hosts: super::build_options::extra_hosts(&args.add_hosts)?,
+        extra_hosts: extra_hosts(&args.add_hosts)?,
+        limits: args.limits.limits(&[])?,
+        ulimits: args
+            .ulimits
+            .iter()
+            .map(|text| ulimit(text))
+            .collect::<Result<_>>()?,
+        shm_size: args
+            .shm_size
+            .as_deref()
+            .map(bytes)
+            .transpose()?
+            .unwrap_or_default(),
         terminal: args.tty,
+        interactive: args.interactive,
         trust: crate::certificates::trust(&args.trust, crate::context::certificates())?,
         ..RunRequest::default()
     };
     for volume in &args.volume {
         request.volumes.push(parse_volume(volume)?);
     }
-    if !args.rm {
-        complain("note: the container is removed when it ends, as with --rm");
+    for text in &args.tmpfs {
+        let (to, options) = text.split_once(':').unwrap_or((text, ""));
+        let mut size = 0;
+        for option in options.split(',') {
+            if let Some(text) = option.strip_prefix("size=") {
+                size = bytes(text)?;
+            }
+        }
+        request.tmpfs.push((absolute("--tmpfs", text, to)?, size));
     }
-    let engine = place.engine()?;
-    request.image = Some(find_image(&engine.store, &args.image)?);
-    // The container's terminal does what the user's would do; until the end that one only carries bytes.
-    let raw = args.tty.then(Raw::enter);
-    let ran = until_exit(&engine, &request, args.interactive || args.tty);
-    drop(raw);
-    let ran = ran?;
-    engine.sweep()?;
-    Ok(ExitCode::from(ran.clamp(0, 255) as u8))
+    for mount in &args.mount {
+        parse_mount(mount, &mut request)?;
+    }
+    Ok(request)
+}
+
+/// The image, from a registry if it has to be.
+fn image(engine: &Engine, args: &ContainerArgs) -> Result<Digest> {
+    let found = find_image(&engine.store, &args.image);
+    if args.pull == "never" || args.pull == "missing" && found.is_ok() {
+        return found;
+    }
+    let Ok(name) = reference(&args.image) else {
+        return found;
+    };
+    if args.pull == "missing" {
+        complain(&format!("Unable to find image '{}' locally", args.image));
+    }
+    let cancel = crate::signals::give_up_on_signal()?;
+    let mode = display::mode(false, "auto")?;
+    let display = kiln_progress::display(display::options(mode));
+    let pulled = engine.pull(&name, &Platform::host(), &display, &cancel);
+    let _ = display.finish();
+    pulled.with_context(|| format!("no such image: {}", args.image))?;
+    find_image(&engine.store, &args.image)
 }
 
 fn network(text: &str) -> Result<Network> {
@@ -59,10 +232,64 @@ fn network(text: &str) -> Result<Network> {
     }
 }
 
+/// The container's network is the machine's, or none: a port cannot be another one outside.
+fn check_ports(text: &str, network: Network) -> Result<()> {
+    let wrong = |what: &str, hint: &str| -> Result<()> {
+        Err(BuildError::new(format!("--publish {text}: {what}"))
+            .with_hint(hint)
+            .into())
+    };
+    if network == Network::None {
+        return wrong(
+            "the container has no network",
+            "leave out --network none or the port",
+        );
+    }
+    let ports = text.split('/').next().unwrap_or_default();
+    let mut fields = ports.rsplitn(3, ':');
+    let inside = fields.next().unwrap_or_default();
+    match fields.next() {
+        Some(outside) if outside == inside => Ok(()),
+        _ => wrong(
+            "the container has the machine's network, so that its ports are the machine's",
+            &format!(
+                "write {inside}:{inside}, and let the program listen on the port that is wanted"
+            ),
+        ),
+    }
+}
+
+fn absolute(option: &str, text: &str, path: &str) -> Result<String> {
+    if path.starts_with('/') {
+        return Ok(path.to_owned());
+    }
+    Err(BuildError::new(format!(
+        "{option} {text:?}: expected an absolute path in the container"
+    ))
+    .into())
+}
+
+/// A path of the machine for a mount.
+fn on_machine(option: &str, text: &str, from: &str) -> Result<String> {
+    let refused = |what: String| BuildError::new(format!("{option} {text:?}: {what}"));
+    if !from.contains('/') && !matches!(from, "." | "..") {
+        return Err(refused(format!("{from:?} is no path"))
+            .with_hint(format!(
+                "kiln keeps no volumes: for a folder of this machine write ./{from}"
+            ))
+            .into());
+    }
+    let from = std::path::absolute(from)?;
+    if !from.try_exists().unwrap_or_default() {
+        return Err(refused(format!("{} is not there", from.display())).into());
+    }
+    Ok(from.to_string_lossy().into_owned())
+}
+
 fn parse_volume(text: &str) -> Result<(String, String, bool)> {
     let wrong = || {
         BuildError::new(format!(
-            "--volume {text:?}: expected FROM:TO or FROM:TO:ro, both absolute"
+            "--volume {text:?}: expected FROM:TO or FROM:TO:ro, the last absolute"
         ))
     };
     let mut fields = text.split(':');
@@ -70,50 +297,54 @@ fn parse_volume(text: &str) -> Result<(String, String, bool)> {
         fields.next().unwrap_or_default(),
         fields.next().ok_or_else(wrong)?,
     );
-    let readonly = match fields.next() {
-        None | Some("rw") => false,
-        Some("ro") => true,
-        Some(_) => return Err(wrong().into()),
-    };
-    if !to.starts_with('/') || fields.next().is_some() {
+    let mut readonly = false;
+    for option in fields.next().unwrap_or_default().split(',') {
+        match option {
+            "ro" => readonly = true,
+            // Labels and propagation that change nothing here.
+            "" | "rw" | "z" | "Z" | "rprivate" | "private" => {}
+            _ => return Err(wrong().into()),
+        }
+    }
+    if fields.next().is_some() {
         return Err(wrong().into());
     }
-    let from = std::path::absolute(from)?;
-    if !from.exists() {
-        return Err(BuildError::new(format!(
-            "--volume {text:?}: {} is not there",
-            from.display()
-        ))
-        .into());
-    }
-    Ok((from.to_string_lossy().into_owned(), to.to_owned(), readonly))
+    let to = absolute("--volume", text, to)?;
+    Ok((on_machine("--volume", text, from)?, to, readonly))
 }
 
-fn until_exit(engine: &Engine, request: &RunRequest, interactive: bool) -> Result<i32> {
-    let null = File::open("/dev/null")?;
-    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-    let stdin = if interactive {
-        stdin.as_fd()
-    } else {
-        null.as_fd()
-    };
-    let cancel = crate::signals::give_up_on_signal()?;
-    let done = std::sync::atomic::AtomicBool::new(false);
-    let ran = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(std::sync::atomic::Ordering::Acquire) {
-                if cancel.is_set() {
-                    engine.worker.cancel();
-                    return;
-                }
-                std::thread::park_timeout(std::time::Duration::from_millis(50));
-            }
-        });
-        let ran = engine.run(request, [stdin, stdout.as_fd(), stderr.as_fd()]);
-        done.store(true, std::sync::atomic::Ordering::Release);
-        ran
-    });
-    Ok(ran?.code())
+fn parse_mount(text: &str, request: &mut RunRequest) -> Result<()> {
+    let wrong = |what: &str| BuildError::new(format!("--mount {text:?}: {what}"));
+    let (mut kind, mut source, mut target, mut readonly, mut size) =
+        ("volume", None, None, false, 0);
+    for field in text.split(',') {
+        let (key, value) = field.split_once('=').unwrap_or((field, "true"));
+        match key {
+            "type" => kind = value,
+            "source" | "src" => source = Some(value),
+            "target" | "destination" | "dst" => target = Some(value),
+            "readonly" | "ro" => readonly = matches!(value, "true" | "1"),
+            "tmpfs-size" => size = bytes(value)?,
+            "tmpfs-mode" | "bind-propagation" | "consistency" => {}
+            _ => return Err(wrong(&format!("unknown key {key:?}")).into()),
+        }
+    }
+    let target = target.ok_or_else(|| wrong("expected target=PATH"))?;
+    let target = absolute("--mount", text, target)?;
+    match kind {
+        "bind" => {
+            let source = source.ok_or_else(|| wrong("expected source=PATH"))?;
+            let source = on_machine("--mount", text, source)?;
+            request.volumes.push((source, target, readonly));
+        }
+        "tmpfs" => request.tmpfs.push((target, size)),
+        other => {
+            return Err(wrong(&format!("mounts of type {other} cannot be made"))
+                .with_hint("the types are bind and tmpfs; kiln keeps no volumes")
+                .into());
+        }
+    }
+    Ok(())
 }
 
 /// The user's terminal in raw mode, until dropped.
@@ -138,6 +369,52 @@ impl Drop for Raw {
         if let Some(before) = &self.0 {
             // Nothing can be done for a terminal that is gone.
             let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, before);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_that_change_nothing_are_accepted() {
+        for (text, network, fine) in [
+            ("8080:8080", Network::Default, true),
+            ("127.0.0.1:8080:8080/tcp", Network::Host, true),
+            ("80:8080", Network::Default, false),
+            ("8080", Network::Default, false),
+            ("8080:8080", Network::None, false),
+        ] {
+            assert_eq!(check_ports(text, network).is_ok(), fine, "{text}");
+        }
+    }
+
+    #[test]
+    fn mounts_in_both_spellings() {
+        let mut request = RunRequest::default();
+        parse_mount("type=bind,src=/tmp,dst=/x,readonly", &mut request).unwrap();
+        parse_mount("type=tmpfs,target=/t,tmpfs-size=1m", &mut request).unwrap();
+        assert_eq!(
+            request.volumes,
+            [("/tmp".to_owned(), "/x".to_owned(), true)]
+        );
+        assert_eq!(request.tmpfs, [("/t".to_owned(), 1 << 20)]);
+        assert_eq!(
+            parse_volume("/tmp:/x:ro").unwrap(),
+            ("/tmp".to_owned(), "/x".to_owned(), true)
+        );
+        for wrong in ["name:/x", "/tmp", "/tmp:x", "/tmp:/x:what", "/no/such:/x"] {
+            assert!(parse_volume(wrong).is_err(), "{wrong}");
+        }
+        for wrong in [
+            "type=volume,target=/x",
+            "target=/x",
+            "type=bind,target=/x",
+            "type=tmpfs",
+            "type=tmpfs,target=/x,a=b",
+        ] {
+            assert!(parse_mount(wrong, &mut request).is_err(), "{wrong}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Jobs that run a process.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use kiln_graph::Network;
@@ -8,11 +9,13 @@ use kiln_image::view::MergedView;
 use kiln_image::{InodeOwners, LayerPath};
 use kiln_rootfs::{Lower, Rootfs};
 use kiln_sandbox::{
-    Cancel, Confinement, MountSource as Mounted, Process, RootSource, SandboxError, SandboxMount,
-    Stdio, Ulimit, UlimitKind, UserSpec, lookup_user, read_in_root,
+    Cancel, Cgroup, Confinement, Limits, MountSource as Mounted, Process, RootSource, Running,
+    SandboxError, SandboxMount, Stdio, Ulimit, UlimitKind, UserSpec, lookup_user, read_in_root,
 };
 
+use kiln_sandbox::cgroup::killed_for_memory;
 use kiln_store::layer_fs::Ids;
+use rustix::event::{PollFd, PollFlags, poll};
 
 use super::files::made;
 use super::trust::Trusted;
@@ -127,17 +130,101 @@ pub(super) fn exec(
         stdout: Some(stdout.as_fd()),
         stderr: Some(stderr.as_fd()),
     };
-    process(shared, job, stdio, None, cancel, true)
+    let ends = Ends {
+        relay: None,
+        signals: None,
+        cancel,
+        keep: if job.keep {
+            Keep::Always
+        } else {
+            Keep::Success
+        },
+    };
+    process(shared, job, stdio, &ends)
+}
+
+/// What becomes of what a process changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    Nothing,
+    /// It is kept when the process ended with code 0.
+    Success,
+    Always,
+}
+
+/// What a process is connected with besides its streams.
+struct Ends<'a> {
+    relay: Option<terminal::Relay<'a>>,
+    /// Where its signals come from.
+    signals: Option<&'a UnixStream>,
+    cancel: &'a Cancel,
+    keep: Keep,
+}
+
+impl Ends<'_> {
+    /// Waits for the end of the process.
+    fn wait(&self, running: &Running) -> std::io::Result<kiln_sandbox::Exit> {
+        let Some(signals) = self.signals else {
+            return running.wait(self.cancel);
+        };
+        let over = Cancel::new()?;
+        std::thread::scope(|scope| {
+            // A connection that breaks cancels the job.
+            scope.spawn(|| {
+                let _ = pass_on(signals, running, &over);
+            });
+            let exit = match &self.relay {
+                Some(relay) => relay.until_exit(running, self.cancel),
+                None => running.wait(self.cancel),
+            };
+            over.cancel();
+            exit
+        })
+    }
+}
+
+/// Gives the process the signals that come, until it is over.
+fn pass_on(signals: &UnixStream, running: &Running, over: &Cancel) -> rustix::io::Result<()> {
+    loop {
+        let mut fds = [
+            PollFd::new(signals, PollFlags::IN),
+            PollFd::new(over, PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            other => other?,
+        };
+        if !fds[1].revents().is_empty() {
+            return Ok(());
+        }
+        let mut number = [0];
+        if rustix::io::read(signals, &mut number)? == 0 {
+            return Ok(());
+        }
+        // One that has ended gets none.
+        let _ = running.signal(number[0].into());
+    }
 }
 
 pub(super) fn run(
     shared: &Shared,
     job: &ExecJob,
     fds: &[OwnedFd],
+    signals: &UnixStream,
     cancel: &Cancel,
 ) -> Result<Response, Failure> {
     let [stdin, stdout, stderr] = fds else {
         return Err(Failure::other("a container takes three descriptors"));
+    };
+    let mut ends = Ends {
+        relay: None,
+        signals: Some(signals),
+        cancel,
+        keep: if job.keep {
+            Keep::Always
+        } else {
+            Keep::Nothing
+        },
     };
     if job.process.terminal {
         let size =
@@ -147,30 +234,22 @@ pub(super) fn run(
             stdin: stdin.as_fd(),
             stdout: stdout.as_fd(),
         };
-        return process(
-            shared,
-            job,
-            Stdio::Terminal { rows, cols },
-            Some(relay),
-            cancel,
-            false,
-        );
+        ends.relay = Some(relay);
+        return process(shared, job, Stdio::Terminal { rows, cols }, &ends);
     }
     let stdio = Stdio::Files {
         stdin: Some(stdin.as_fd()),
         stdout: Some(stdout.as_fd()),
         stderr: Some(stderr.as_fd()),
     };
-    process(shared, job, stdio, None, cancel, false)
+    process(shared, job, stdio, &ends)
 }
 
 fn process(
     shared: &Shared,
     job: &ExecJob,
     stdio: Stdio<'_>,
-    relay: Option<terminal::Relay<'_>>,
-    cancel: &Cancel,
-    keep: bool,
+    ends: &Ends<'_>,
 ) -> Result<Response, Failure> {
     let mut cleanup = Cleanup::new(shared, [job.into]);
     let root = Tree::prepare(shared, &job.root, job.into, job.trust.as_ref())?;
@@ -200,26 +279,27 @@ fn process(
         let trees = trees.iter().flatten().chain([&root]);
         spec.recorded = Some(trees.flat_map(|tree| tree.owners.clone()).collect());
     }
+    let (cgroup, mut notes) = cgroup(&job.process.limits)?;
+    spec.cgroup = cgroup.as_ref();
+    let killed_before = killed_for_memory();
     let running = match kiln_sandbox::spawn(&spec) {
         Ok(running) => running,
         Err(SandboxError::Exec { message, code }) => {
-            say(stdio, relay.as_ref(), &message);
+            say(stdio, ends.relay.as_ref(), &message);
             return Ok(Response::Exited {
                 exit: Exit::Code(i32::from(code)),
                 out_of_memory: false,
                 disk_full: false,
                 made: Vec::new(),
-                notes: Vec::new(),
+                notes,
             });
         }
         Err(error) => return Err(failure("", &error)),
     };
-    let exit = match relay {
-        Some(relay) => relay.until_exit(&running, cancel),
-        None => running.wait(cancel),
-    };
-    let exit = exit.map_err(|error| failure("cannot wait for the process", &error))?;
-    if cancel.is_cancelled() {
+    let exit = ends
+        .wait(&running)
+        .map_err(|error| failure("cannot wait for the process", &error))?;
+    if ends.cancel.is_cancelled() {
         return Err(Failure {
             kind: FailureKind::Canceled,
             message: "canceled".to_owned(),
@@ -230,20 +310,24 @@ fn process(
         kiln_sandbox::Exit::Code(code) => Exit::Code(i32::from(code)),
         kiln_sandbox::Exit::Signal(signal) => Exit::Signal(i32::from(signal)),
     };
-    let out_of_memory = false;
+    let out_of_memory = out_of_memory(exit, cgroup.as_ref(), killed_before);
     let (stubs, owners) = (running.stubs().to_vec(), running.owners());
     drop(running);
     let disk_full = exit != Exit::Code(0) && disk_full(shared);
-    if !keep || exit != Exit::Code(0) {
+    let kept = match ends.keep {
+        Keep::Nothing => false,
+        Keep::Success => exit == Exit::Code(0),
+        Keep::Always => true,
+    };
+    if !kept {
         return Ok(Response::Exited {
             exit,
             out_of_memory,
             disk_full,
             made: Vec::new(),
-            notes: Vec::new(),
+            notes,
         });
     }
-    let mut notes = Vec::new();
     let mut results = vec![root.keep(shared, &stubs, &owners, &mut notes)?];
     for (mount, tree) in job.mounts.iter().zip(trees) {
         if let (MountSource::Tree { keep: true, .. }, Some(tree)) = (&mount.source, tree) {
@@ -260,6 +344,24 @@ fn process(
         made: results,
         notes,
     })
+}
+
+fn cgroup(limits: &Limits) -> Result<(Option<Cgroup>, Vec<String>), Failure> {
+    if limits.is_none() {
+        return Ok((None, Vec::new()));
+    }
+    let (group, notes) = Cgroup::make(limits).map_err(|error| failure("", &error))?;
+    Ok((Some(group), notes))
+}
+
+/// Whether a process failed because memory ran out: that of its group, or, when it was killed, that of the machine.
+fn out_of_memory(exit: Exit, cgroup: Option<&Cgroup>, killed_before: Option<u64>) -> bool {
+    match cgroup.and_then(Cgroup::killed_for_memory) {
+        Some(killed) => killed > 0 && exit != Exit::Code(0),
+        None => {
+            matches!(exit, Exit::Signal(9) | Exit::Code(137)) && killed_for_memory() > killed_before
+        }
+    }
 }
 
 /// Whether the store's disk has no room for anything worth mentioning: then that is why a process failed.
@@ -340,6 +442,7 @@ fn spec<'a>(
         Network::Default | Network::Host => kiln_sandbox::Network::Host,
     };
     spec.mounts = mounts;
+    spec.read_only_root = process.read_only_root;
     if process.insecure {
         spec.confinement = Confinement::Insecure;
     }

@@ -1,0 +1,154 @@
+//! The command line's grammar of containers.
+
+use clap::Args;
+
+use crate::args::TrustArgs;
+use crate::commands::LimitArgs;
+
+/// What `kiln run` and `kiln create` share.
+#[derive(Debug, Args)]
+pub(crate) struct ContainerArgs {
+    /// Name of the container
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Remove the container when it ends
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Keep standard input open
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the container a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Variable; without a value it is taken from the environment
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// File of variables, one a line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<String>,
+    /// Folder or file of the machine: FROM:TO[:ro]
+    #[arg(short, long, value_name = "FROM:TO[:ro]")]
+    pub(crate) volume: Vec<String>,
+    /// The same in other words: type=bind,source=FROM,target=TO[,readonly] or type=tmpfs,target=TO[,tmpfs-size=SIZE]
+    #[arg(long, value_name = "MOUNT")]
+    pub(crate) mount: Vec<String>,
+    /// A folder in memory: TO[:size=SIZE]
+    #[arg(long, value_name = "TO")]
+    pub(crate) tmpfs: Vec<String>,
+    /// Nothing but mounts can be written
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Working folder
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// User
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+    /// Program instead of the image's entrypoint
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) entrypoint: Option<String>,
+    /// Network: host or none
+    #[arg(long, alias = "net", value_name = "KIND", default_value = "default")]
+    pub(crate) network: String,
+    /// Ports: under the host's network they are the machine's, so that only equal ones can be asked for
+    #[arg(short, long, value_name = "PORT:PORT")]
+    pub(crate) publish: Vec<String>,
+    /// Host name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+    /// A line of /etc/hosts
+    #[arg(long = "add-host", value_name = "NAME:ADDRESS")]
+    pub(crate) add_hosts: Vec<String>,
+    /// Size of /dev/shm
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) shm_size: Option<String>,
+    /// Limit: TYPE=SOFT[:HARD]
+    #[arg(long = "ulimit", value_name = "LIMIT")]
+    pub(crate) ulimits: Vec<String>,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+    /// When a registry is asked for the image: always, missing or never
+    #[arg(long, value_name = "WHEN", default_value = "missing", value_parser = ["always", "missing", "never"])]
+    pub(crate) pull: String,
+    #[command(flatten)]
+    pub(crate) trust: TrustArgs,
+    /// Name or id of the image
+    pub(crate) image: String,
+    /// Command and arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) args: Vec<String>,
+}
+
+/// `kiln run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Refused: Kiln runs containers in the foreground
+    #[arg(short, long, hide = true)]
+    pub(crate) detach: bool,
+    #[command(flatten)]
+    pub(crate) container: ContainerArgs,
+}
+
+/// `kiln start`.
+#[derive(Debug, Args)]
+pub(crate) struct StartArgs {
+    /// Show what it prints, and wait for its end
+    #[arg(short, long)]
+    pub(crate) attach: bool,
+    /// Give it standard input, if it was made with -i
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    #[command(flatten)]
+    pub(crate) trust: TrustArgs,
+    /// Name or id
+    pub(crate) container: String,
+}
+
+/// `kiln ps`.
+#[derive(Debug, Args)]
+pub(crate) struct PsArgs {
+    /// Also those that do not run
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Print ids only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Print whole ids and commands
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// Print as JSON lines
+    #[arg(long, value_name = "json", value_parser = ["json"])]
+    pub(crate) format: Option<String>,
+}
+
+/// `kiln rm`.
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// Names or ids
+    #[arg(required = true)]
+    pub(crate) containers: Vec<String>,
+    /// No error for containers that are not there
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Accepted for docker's sake: containers have no volumes of their own
+    #[arg(short, long, hide = true)]
+    pub(crate) volumes: bool,
+}
+
+/// `kiln cp`.
+#[derive(Debug, Args)]
+pub(crate) struct CpArgs {
+    /// Keep the owners of files that are copied into a container
+    #[arg(short, long)]
+    pub(crate) archive: bool,
+    /// Follow a link that the source is
+    #[arg(short = 'L', long)]
+    pub(crate) follow_link: bool,
+    /// Accepted for docker's sake
+    #[arg(short, long, hide = true)]
+    pub(crate) quiet: bool,
+    /// CONTAINER:PATH, a path of this machine, or - for a tar on standard input
+    pub(crate) source: String,
+    /// CONTAINER:PATH, a path of this machine, or - for a tar on standard output
+    pub(crate) target: String,
+}
