@@ -2,14 +2,17 @@
 
 mod build;
 mod build_options;
+mod cache;
 mod display;
 mod images;
 mod info;
 mod inout;
 mod login;
 mod outputs;
+mod prune;
 mod remote;
 mod run;
+mod system;
 
 use std::process::ExitCode;
 
@@ -24,6 +27,7 @@ use kiln_worker::WorkerError;
 use crate::args::{Cli, Command};
 use crate::context::Place;
 use crate::format::complain;
+use crate::storage_args::{BuilderCommand, ImageCommand, SystemCommand};
 
 /// docker's own code for a command line that it does not understand.
 const USAGE: u8 = 125;
@@ -107,6 +111,17 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Import(args) => inout::import(&place, &args),
         Command::Load(args) => inout::load(&place, &args),
         Command::Save(args) => inout::save(&place, &args),
+        Command::System(command) => match command {
+            SystemCommand::Df(args) => system::df(&place, &args),
+            SystemCommand::Prune(args) => prune::system(&place, &args),
+            SystemCommand::Check(args) => system::check(&place, &args),
+        },
+        Command::Builder(command) => match command {
+            BuilderCommand::Prune(args) => prune::builder(&place, &args),
+            BuilderCommand::Du(args) => system::du(&place, &args),
+        },
+        Command::Image(ImageCommand::Prune(args)) => prune::image(&place, &args),
+        Command::Cache(command) => cache::cache(&place, command),
         Command::Info => info::info(&place),
         Command::Version => {
             crate::format::say(&format!("kiln {}", env!("CARGO_PKG_VERSION")));

@@ -11,7 +11,7 @@ use kiln_graph::{
 };
 use kiln_progress::event::Stream;
 use kiln_progress::{Event, Sink, VertexId};
-use kiln_store::{LayerSummary, NewRecord};
+use kiln_store::NewRecord;
 use kiln_worker::{
     ExecJob, ExecMount, Exit, FileJob, FileTree, Made, MountSource, ProcessSpec, Request, Response,
 };
@@ -80,12 +80,7 @@ impl Solver<'_> {
 
     /// Seals what the worker made, and gives it as a stack on `base`.
     fn seal(&self, base: &Snapshot, made: &Made) -> Result<Snapshot, SolveError> {
-        let summary = LayerSummary {
-            content_id: made.content_id,
-            size: made.size,
-            entries: made.entries,
-        };
-        self.store.seal_layer(made.layer, &summary)?;
+        self.store.seal_layer(made.layer, &made.into())?;
         let mut stack = base.clone();
         stack.layers.push(made.layer);
         stack.contents.push(made.content_id);
@@ -130,7 +125,7 @@ impl Solver<'_> {
         let made = self
             .worker
             .file(job, &[])
-            .map_err(|error| SolveError::worker(&task.op.place, &error))?;
+            .map_err(|error| self.worker_failed(&task.op.place, &error))?;
         for path in &made.changed {
             let text =
                 format!("{path} changed while it was copied; the step is not kept in the cache");
@@ -211,10 +206,12 @@ impl Solver<'_> {
                         keep: mount.output.is_some(),
                     }
                 }
-                MountKind::Cache { .. } => match caches.source(at, &mount.kind) {
-                    Some(source) => source,
-                    None => continue,
-                },
+                MountKind::Cache { .. } => {
+                    match caches.source(at, &mount.kind, self.store.begin_layer(self.lease)?) {
+                        Some(source) => source,
+                        None => continue,
+                    }
+                }
                 MountKind::Tmpfs { size } => MountSource::Tmpfs { size: *size },
                 MountKind::Secret {
                     id,
@@ -367,7 +364,7 @@ impl Solver<'_> {
             drop((stdout_to, stderr_to));
             response
         });
-        match response.map_err(|error| SolveError::worker(place, &error))? {
+        match response.map_err(|error| self.worker_failed(place, &error))? {
             Response::Exited {
                 exit,
                 out_of_memory,

@@ -58,6 +58,11 @@ pub trait Providers: Sync {
     /// Whether the user gave up.
     fn is_canceled(&self) -> bool;
 
+    /// Why the work was stopped, where it was not the user who gave up: message and way out.
+    fn stopped(&self) -> Option<(String, String)> {
+        None
+    }
+
     /// Called once, before the first operation is executed.
     fn before_first(&self) {}
 }

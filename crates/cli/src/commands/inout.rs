@@ -53,7 +53,7 @@ pub(super) fn import(place: &Place, args: &ImportArgs) -> Result<ExitCode> {
         store.tag(name, image.manifest)?;
     }
     say(&image.config.to_string());
-    crate::worker::settle_later(&place.root);
+    crate::worker::settle_later(place);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -98,7 +98,7 @@ pub(super) fn load(place: &Place, args: &LoadArgs) -> Result<ExitCode> {
             });
         }
     }
-    crate::worker::settle_later(&place.root);
+    crate::worker::settle_later(place);
     Ok(ExitCode::SUCCESS)
 }
 
