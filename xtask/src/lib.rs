@@ -10,6 +10,7 @@ pub mod machine;
 pub mod process;
 pub mod projects;
 mod rootfs;
+pub mod soak;
 mod sources;
 pub mod test;
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bases, bench, compare, conformance, demo, dist, projects, test};
+use xtask::{bases, bench, compare, conformance, demo, dist, projects, soak, test};
 
 /// What a script would do: base images, the demo, the test run, comparisons, measurements.
 #[derive(Parser)]
@@ -52,6 +52,9 @@ enum Command {
         #[arg(long, default_value_t = 5)]
         rounds: usize,
     },
+    /// Tests that take long.
+    #[command(subcommand)]
+    Soak(Soak),
     /// Builds a Dockerfile with Kiln and with docker, and shows how the two images differ.
     Compare(CompareArguments),
     /// Builds the cases of `crates/tests/conformance` and compares each result with its golden file.
@@ -61,6 +64,19 @@ enum Command {
         /// Writes golden files that are missing or of an older text of their case, from what docker builds.
         #[arg(long, value_name = "docker")]
         record: Option<Oracle>,
+    },
+}
+
+#[derive(Subcommand)]
+enum Soak {
+    /// Kills builds at random instants; after each the store must be whole, and the next build right.
+    Kills {
+        /// How many.
+        #[arg(long, default_value_t = 1000)]
+        count: usize,
+        /// Of the random instants, to have the same ones again.
+        #[arg(long)]
+        seed: Option<u64>,
     },
 }
 
@@ -107,6 +123,9 @@ fn main() -> ExitCode {
             projects::run(&names, rounds).map(|()| ExitCode::SUCCESS)
         }
         Command::Bench { names, rounds } => bench::run(&names, rounds).map(|()| ExitCode::SUCCESS),
+        Command::Soak(Soak::Kills { count, seed }) => {
+            soak::kills::run(count, seed).map(|()| ExitCode::SUCCESS)
+        }
         Command::Compare(arguments) => compare::run(&compare::Request {
             context: arguments.context,
             file: arguments.file,

@@ -387,10 +387,9 @@ impl<'a> Guard<'a> {
             };
             known = Some((filled.total(), disk.available));
             if !low && filled.total() <= most {
-                let _ = self
-                    .engine
-                    .worker
-                    .allow((most - filled.total()).min(disk.available - reserve), &[]);
+                // What is in the making is counted when it is written, or when it is sealed.
+                let room = (most - filled.total() + filled.making).min(disk.available - reserve);
+                let _ = self.engine.worker.allow(room, &[]);
                 continue;
             }
             // Once is enough: what was not there to be collected then is not there now.

@@ -25,6 +25,9 @@ const GRACE: i64 = 24 * 3600 * 1_000_000_000;
 /// Files of blobs without a row are left alone for so many seconds: longer than a writer waits for the database.
 const STRAY: i64 = 600;
 
+/// Stat files are kept for so many seconds after their last use.
+const OLD_STAT: i64 = 30 * 24 * 3600;
+
 /// Where a layer is kept by something else than a lease.
 const KEPT: &str = "EXISTS (SELECT 1 FROM image_layers WHERE layer = layers.id)
     OR EXISTS (SELECT 1 FROM record_layers WHERE layer = layers.id)
@@ -42,8 +45,11 @@ impl Store {
         // Before the transaction: a folder seen now has had its row since before.
         let folders = list(&self.root.join("layers"))?;
         let leases = list(&self.leases())?;
+        self.remove_old_stat_files()?;
         let (doomed, blobs) = self.db.write_durably(|on| {
             release_leases(self, on, &leases)?;
+            // Whoever is about to refer to a blob has a lease.
+            let grace = if self.live_leases()?.is_empty() { 0 } else { GRACE };
             on.execute("DELETE FROM records WHERE NOT EXISTS (SELECT 1 FROM record_keys WHERE record = records.id)", [])?;
             on.execute("UPDATE layers SET state = ?1 WHERE state = ?2 AND lease IS NULL", [DOOMED, PENDING])?;
             on.execute(
@@ -55,7 +61,7 @@ impl Store {
             collect_json(on)?;
             let mut query = on.prepare("SELECT id FROM layers WHERE state = ?1")?;
             let doomed = query.query_map([DOOMED], layer_id)?.collect::<Result<Vec<_>, _>>()?;
-            Ok((doomed, collect_blobs(on)?))
+            Ok((doomed, collect_blobs(on, grace)?))
         })?;
         for digest in blobs {
             remove_if_there(&self.blob_path(digest))?;
@@ -68,6 +74,22 @@ impl Store {
         }
         self.forget_in_memory(&doomed);
         Ok(doomed)
+    }
+
+    /// What is remembered of contexts that nobody has built for a month.
+    fn remove_old_stat_files(&self) -> Result<(), StoreError> {
+        let folder = self.root.join("stat");
+        for name in list(&folder)? {
+            let path = folder.join(name);
+            let Ok(meta) = fs::symlink_metadata(&path) else {
+                continue;
+            };
+            let used = meta.mtime().max(meta.atime());
+            if db::now() / 1_000_000_000 - used > OLD_STAT {
+                remove_if_there(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Files whose row was never written: their writer was killed between the two.
@@ -253,13 +275,13 @@ fn collect_json(on: &Transaction<'_>) -> Result<(), StoreError> {
 }
 
 /// Gives the blobs whose files may go.
-fn collect_blobs(on: &Transaction<'_>) -> Result<Vec<Digest>, StoreError> {
+fn collect_blobs(on: &Transaction<'_>, grace: i64) -> Result<Vec<Digest>, StoreError> {
     let mut query = on.prepare(
         "DELETE FROM blobs WHERE created < ?1 AND NOT EXISTS (SELECT 1 FROM diffs WHERE diffs.diff = blobs.diff)
          RETURNING digest",
     )?;
     let gone = query
-        .query_map([db::now() - GRACE], digest)?
+        .query_map([db::now() - grace], digest)?
         .collect::<Result<Vec<_>, _>>()?;
     let mut still = on.prepare("SELECT 1 FROM blobs WHERE digest = ?1 AND present = 1")?;
     let mut files = Vec::new();

@@ -182,6 +182,8 @@ impl Store {
                 Some("layers" | "cache-mounts" | "containers") => measured.other += own(&path)?,
                 Some("blobs") => measured.blobs += space(&path)?,
                 Some("sources") => measured.sources += space(&path)?,
+                // The worker tries things out in it, in folders that the front may not read.
+                Some("tmp") => measured.other += space(&path).or_else(|_| own(&path))?,
                 _ => measured.other += space(&path)?,
             }
         }

@@ -120,7 +120,8 @@ impl Drop for Cleanup<'_> {
 }
 
 /// The way out when the disk is full.
-const NO_SPACE: &str = "free some space, or put the store elsewhere with --root or KILN_ROOT";
+const NO_SPACE: &str = "see kiln system df; free some space with kiln builder prune or on the disk, or put the store \
+                        elsewhere with --root or KILN_ROOT";
 
 /// An error of the operating system as a failure, with its kind found in the chain of causes.
 pub(crate) fn failure(doing: &str, error: &(dyn std::error::Error + 'static)) -> Failure {

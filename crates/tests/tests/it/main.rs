@@ -3,8 +3,10 @@
 mod bad_input;
 mod cache_mounts;
 mod cached;
+mod caches;
 mod conformance;
 mod contexts;
+mod damage;
 mod docker;
 mod examples;
 mod host_ca;
@@ -17,4 +19,5 @@ mod registry;
 mod registry_errors;
 mod settings_agree;
 mod sources;
+mod storage;
 mod where_it_runs;

@@ -1,0 +1,3 @@
+//! `cargo xtask soak`: what takes too long for every run of the tests.
+
+pub mod kills;
