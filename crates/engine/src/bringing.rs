@@ -218,6 +218,10 @@ impl Providers for Bringing<'_> {
         self.guard.stopped()
     }
 
+    fn make_room(&self, bytes: u64, written: bool) -> Result<(), (String, String)> {
+        self.guard.make_room(bytes, written)
+    }
+
     fn before_first(&self) {
         (self.begin)();
     }

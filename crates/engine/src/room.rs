@@ -338,6 +338,7 @@ impl Engine {
 pub(crate) struct Guard<'a> {
     engine: &'a Engine,
     stopped: Mutex<Option<String>>,
+    turn: Mutex<()>,
     ended: Mutex<bool>,
     wake: Condvar,
 }
@@ -347,6 +348,7 @@ impl<'a> Guard<'a> {
         Self {
             engine,
             stopped: Mutex::default(),
+            turn: Mutex::default(),
             ended: Mutex::default(),
             wake: Condvar::new(),
         }
@@ -355,6 +357,35 @@ impl<'a> Guard<'a> {
     /// Makes room before the first step, and tells the worker how much it may write.
     pub(crate) fn begin(&self) -> Result<(), BuildError> {
         self.engine.allow()
+    }
+
+    /// Sees to it that so many more bytes can be kept, which may be `written` already, and tells the worker what is left.
+    pub(crate) fn make_room(&self, bytes: u64, written: bool) -> Result<(), (String, String)> {
+        let engine = self.engine;
+        let Limits { most, reserve } = engine.limits;
+        // One step at a time: what one has made room for is not what another one takes.
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let look = || -> Result<(u64, Disk), BuildError> {
+            Ok((engine.store.measure()?.total() + bytes, engine.disk()?))
+        };
+        let fits = |(taken, disk): &(u64, Disk)| {
+            let needed = if written { reserve } else { reserve + bytes };
+            *taken <= most && disk.available >= needed
+        };
+        let told = |error: BuildError| (error.message, HINT.to_owned());
+        let mut found = look().map_err(told)?;
+        if !fits(&found) {
+            // What cannot be collected shows in what is left.
+            let _ = engine.make_room(most / 100 * LEAVE, reserve);
+            found = look().map_err(told)?;
+            if !fits(&found) {
+                return Err((self.message(found.0, found.1), HINT.to_owned()));
+            }
+        }
+        let left = if written { found.0 } else { found.0 - bytes };
+        let room = (most - left).min(found.1.available - reserve);
+        let allowed = engine.worker.allow(room, &[]);
+        allowed.map_err(|error| told(BuildError::from_worker(&error)))
     }
 
     /// Why the build was stopped.
@@ -415,22 +446,25 @@ impl<'a> Guard<'a> {
     }
 
     fn stop(&self, filled: &Filled, disk: Disk) {
+        let message = self.message(filled.total(), disk);
+        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
+        self.engine.worker.cancel();
+    }
+
+    fn message(&self, taken: u64, disk: Disk) -> String {
         let Limits { most, reserve } = self.engine.limits;
-        let message = if disk.available < reserve {
-            format!(
+        if taken <= most {
+            return format!(
                 "no space left: {} of the store's disk are free, and {} are to stay free",
                 bytes(disk.available),
                 bytes(reserve)
-            )
-        } else {
-            format!(
-                "no space left in the store: it takes {}, its limit is {}, and what is left cannot be collected",
-                bytes(filled.total()),
-                bytes(most)
-            )
-        };
-        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
-        self.engine.worker.cancel();
+            );
+        }
+        format!(
+            "no space left in the store: it would take {}, its limit is {}, and what is left cannot be collected",
+            bytes(taken),
+            bytes(most)
+        )
     }
 
     /// Waits for the next look; whether the build has ended.

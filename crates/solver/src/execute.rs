@@ -112,20 +112,34 @@ impl Solver<'_> {
             });
         }
         let bases = output_bases(file);
-        let into = bases
-            .iter()
-            .map(|_| self.store.begin_layer(self.lease))
-            .collect::<Result<Vec<_>, _>>()?;
-        let job = FileJob {
+        let mut job = FileJob {
             op: file.clone(),
             inputs,
-            into,
+            into: Vec::new(),
             now: self.options.now,
         };
-        let made = self
-            .worker
-            .file(job, &[])
-            .map_err(|error| self.worker_failed(&task.op.place, &error))?;
+        let mut tried = false;
+        let made = loop {
+            job.into = bases
+                .iter()
+                .map(|_| self.store.begin_layer(self.lease))
+                .collect::<Result<_, _>>()?;
+            match self.worker.file(job.clone(), &[]) {
+                // Once more, when what nobody uses has given way.
+                Err(error) if error.is_full() && !tried => {
+                    tried = true;
+                    let size = file_size(&job);
+                    self.providers
+                        .make_room(size, false)
+                        .map_err(|(message, hint)| {
+                            SolveError::step(&task.op.place, message, Some(hint))
+                        })?;
+                }
+                other => {
+                    break other.map_err(|error| self.worker_failed(&task.op.place, &error))?;
+                }
+            }
+        };
         for path in &made.changed {
             let text =
                 format!("{path} changed while it was copied; the step is not kept in the cache");
@@ -298,6 +312,10 @@ impl Solver<'_> {
                 disk_full,
             });
         }
+        let space = made.iter().map(|made| made.space).sum();
+        self.providers
+            .make_room(space, true)
+            .map_err(|(message, hint)| SolveError::step(&task.op.place, message, Some(hint)))?;
         let mut outputs: Vec<(u32, Snapshot)> = Vec::new();
         for ((output, base), made) in kept.iter().zip(&made) {
             if let Some(output) = output {
@@ -411,6 +429,15 @@ impl Solver<'_> {
         let (mut trees, _) = self.file(task, &op)?;
         Ok(trees.pop().unwrap_or_default())
     }
+}
+
+/// The bytes of the contexts' files that a job may copy, at least one.
+fn file_size(job: &FileJob) -> u64 {
+    let sizes = job.inputs.iter().map(|input| match input {
+        FileTree::Local { index, .. } => index.size(),
+        FileTree::Layers(_) => 0,
+    });
+    sizes.sum::<u64>().max(1)
 }
 
 fn copies_from(file: &FileOp, input: usize) -> impl Iterator<Item = &CopyAction> {

@@ -71,6 +71,17 @@ impl WorkerError {
         }
     }
 
+    /// Whether there was no space left.
+    pub fn is_full(&self) -> bool {
+        matches!(
+            self,
+            Self::Failed(Failure {
+                kind: FailureKind::NoSpace,
+                ..
+            })
+        )
+    }
+
     /// A way out, where there is one.
     pub fn hint(&self) -> Option<&str> {
         match self {

@@ -225,7 +225,7 @@ pub enum MountSource {
 }
 
 /// File actions with their trees.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FileJob {
     /// The actions.
     pub op: FileOp,
@@ -238,7 +238,7 @@ pub struct FileJob {
 }
 
 /// A tree that file actions read.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum FileTree {
     /// A stack of layers.
     Layers(Stacked),

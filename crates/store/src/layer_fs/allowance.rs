@@ -15,14 +15,6 @@ pub fn allow(bytes: u64) {
     LEFT.store(bytes, Ordering::Relaxed);
 }
 
-/// Counts what something else has written: a program in a step.
-///
-/// # Errors
-/// `StorageFull` when there is not so much left: then it has to go.
-pub fn spend(bytes: u64) -> io::Result<()> {
-    take(bytes)
-}
-
 /// Takes what a file of this size needs.
 ///
 /// # Errors

@@ -22,7 +22,7 @@ use kiln_image::{Entry, FileDigest, Kind, LayerIndex, LayerPath};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use serde::{Deserialize, Serialize};
 
-pub use allowance::{allow, spend};
+pub use allowance::allow;
 pub use remove::delete_layer;
 pub(crate) use remove::delete_tree;
 

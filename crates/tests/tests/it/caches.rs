@@ -77,7 +77,7 @@ fn a_locked_one_is_waited_for(setting: Setting) {
     };
     for sharing in ["locked", "shared"] {
         let dockerfile = format!(
-            "FROM busybox\nRUN --mount=type=cache,target=/c,id=busy-{sharing},sharing={sharing} echo begun > /c/x; sleep 3; echo ended > /c/x\n"
+            "FROM busybox\nRUN --mount=type=cache,target=/c,id=busy-{sharing},sharing={sharing} : {sharing}; echo begun > /c/x; sleep 3; echo ended > /c/x\n"
         );
         let context = kiln.context(&[("Dockerfile", &dockerfile)]);
         let mut build = kiln

@@ -121,7 +121,7 @@ fn a_step_cannot_pass_the_limit(setting: Setting) {
     limited(&kiln, "30MB", &["build", "--progress", "plain", &slowly])
         .failed()
         .says(&[
-            "no space left in the store: it takes",
+            "no space left in the store: it would take",
             "its limit is 30.0MB",
             ">>> RUN while true",
             "hint: see what takes the space",
@@ -140,7 +140,10 @@ fn a_step_cannot_pass_the_limit(setting: Setting) {
     let copied = files("FROM busybox\nCOPY big /\n");
     limited(&kiln, "30MB", &["build", "--progress", "plain", &copied])
         .failed()
-        .says(&["no space left in the store", "storage.max-size"]);
+        .says(&[
+            "no space left in the store: it would take",
+            "storage.max-size",
+        ]);
     kiln.leaves_nothing();
     let small = files("FROM busybox\nRUN echo fits > /x\nCMD [\"cat\", \"/x\"]\n");
     limited(&kiln, "30MB", &["build", "-t", "small", &small]).ok();

@@ -256,10 +256,6 @@ fn process(
         }
     }
     for result in &results {
-        kiln_store::layer_fs::spend(result.space)
-            .map_err(|error| failure("cannot keep what the step changed", &error))?;
-    }
-    for result in &results {
         cleanup.keep(result.layer);
     }
     Ok(Response::Exited {
