@@ -308,7 +308,10 @@ impl Engine {
     }
 
     /// Tells the worker how much it may write, after room was made where there is little.
-    pub(crate) fn allow(&self) -> Result<(), BuildError> {
+    ///
+    /// # Errors
+    /// When the store or the worker fails.
+    pub fn allow(&self) -> Result<(), BuildError> {
         let Limits { most, reserve } = self.limits;
         let mut room = self.room()?;
         if room < most / 100 * (100 - NEAR) {

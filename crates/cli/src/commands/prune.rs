@@ -1,6 +1,6 @@
 //! `kiln builder prune`, `kiln image prune`, `kiln system prune`: as docker asks, and as docker tells.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{BufRead, Write};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -207,7 +207,9 @@ fn images(engine: &Engine, all: bool, filters: &Filters) -> Result<()> {
     }
     if !lines.is_empty() {
         say("Deleted Images:");
-        lines.iter().for_each(|line| say(line));
+        for line in &lines {
+            say(line);
+        }
         say("");
     }
     Ok(())
@@ -223,7 +225,7 @@ fn fits(engine: &Engine, image: &Image, filters: &Filters) -> Result<bool> {
     }
     let labels = match engine.store.json(image.info.config)? {
         Some((_, bytes)) => ImageConfig::from_bytes(&bytes)?.config.labels,
-        None => Default::default(),
+        None => BTreeMap::new(),
     };
     Ok(filters.labels.iter().all(|(name, wanted, not)| {
         let found = labels.get(name);
@@ -267,7 +269,9 @@ pub(super) fn system(place: &Place, args: &SystemPruneArgs) -> Result<ExitCode> 
     };
     if !names.is_empty() {
         say("Deleted build cache objects:");
-        names.iter().for_each(|name| say(&short_id(name)));
+        for name in &names {
+            say(&short_id(name));
+        }
         say("");
     }
     let freed = before.saturating_sub(engine.filled()?.total());
