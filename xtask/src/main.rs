@@ -52,6 +52,9 @@ enum Command {
         #[arg(long, default_value_t = 5)]
         rounds: usize,
     },
+    /// Tests that take long.
+    #[command(subcommand)]
+    Soak(Soak),
     /// Builds a Dockerfile with Kiln and with docker, and shows how the two images differ.
     Compare(CompareArguments),
     /// Builds the cases of `crates/tests/conformance` and compares each result with its golden file.
@@ -64,13 +67,26 @@ enum Command {
     },
     /// Breaks places of the language and the copy code, one at a time; each must turn cases of `conformance` red.
     Mutate,
+}
+
+#[derive(Subcommand)]
+enum Soak {
     /// Runs the fuzz targets of `crates/fuzz`; needs a C++ compiler.
-    Soak {
+    Fuzz {
         /// Only these; all if none is named.
         targets: Vec<String>,
         /// How long each of them runs.
         #[arg(long, default_value_t = 10)]
         minutes: u64,
+    },
+    /// Kills builds at random instants; after each the store must be whole, and the next build right.
+    Kills {
+        /// How many.
+        #[arg(long, default_value_t = 1000)]
+        count: usize,
+        /// Of the random instants, to have the same ones again.
+        #[arg(long)]
+        seed: Option<u64>,
     },
 }
 
@@ -114,11 +130,14 @@ fn main() -> ExitCode {
             }
         }
         Command::Mutate => mutate::run(),
-        Command::Soak { targets, minutes } => soak::run(&targets, minutes),
+        Command::Soak(Soak::Fuzz { targets, minutes }) => soak::fuzz::run(&targets, minutes),
         Command::Projects { names, rounds } => {
             projects::run(&names, rounds).map(|()| ExitCode::SUCCESS)
         }
         Command::Bench { names, rounds } => bench::run(&names, rounds).map(|()| ExitCode::SUCCESS),
+        Command::Soak(Soak::Kills { count, seed }) => {
+            soak::kills::run(count, seed).map(|()| ExitCode::SUCCESS)
+        }
         Command::Compare(arguments) => compare::run(&compare::Request {
             context: arguments.context,
             file: arguments.file,

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::LimitArgs;
 use crate::container_args::{ContainerArgs, CpArgs, PsArgs, RmArgs, RunArgs, StartArgs};
+use crate::storage_args::{BuilderCommand, CacheCommand, ImageCommand, SystemCommand};
 
 /// Container images from Dockerfiles: no daemon, no root needed.
 #[derive(Debug, Parser)]
@@ -109,6 +110,18 @@ pub(crate) enum Command {
         #[arg(required = true)]
         images: Vec<String>,
     },
+    /// Look after the store
+    #[command(subcommand)]
+    System(SystemCommand),
+    /// Look after the build cache
+    #[command(subcommand, visible_alias = "buildx")]
+    Builder(BuilderCommand),
+    /// docker's longer names of the commands for images
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Look after cache mounts
+    #[command(subcommand)]
+    Cache(CacheCommand),
     /// Show where Kiln runs and how
     Info,
     /// Show the version

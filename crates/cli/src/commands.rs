@@ -2,6 +2,7 @@
 
 mod build;
 mod build_options;
+mod cache;
 mod containers;
 mod cp;
 mod debug;
@@ -12,8 +13,10 @@ mod inout;
 mod limits;
 mod login;
 mod outputs;
+mod prune;
 mod remote;
 mod run;
+mod system;
 
 pub(crate) use limits::LimitArgs;
 
@@ -30,6 +33,7 @@ use kiln_worker::WorkerError;
 use crate::args::{Cli, Command};
 use crate::context::Place;
 use crate::format::complain;
+use crate::storage_args::{BuilderCommand, ImageCommand, SystemCommand};
 
 /// docker's own code for a command line that it does not understand.
 const USAGE: u8 = 125;
@@ -130,6 +134,17 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Import(args) => inout::import(&place, &args),
         Command::Load(args) => inout::load(&place, &args),
         Command::Save(args) => inout::save(&place, &args),
+        Command::System(command) => match command {
+            SystemCommand::Df(args) => system::df(&place, &args),
+            SystemCommand::Prune(args) => prune::system(&place, &args),
+            SystemCommand::Check(args) => system::check(&place, &args),
+        },
+        Command::Builder(command) => match command {
+            BuilderCommand::Prune(args) => prune::builder(&place, &args),
+            BuilderCommand::Du(args) => system::du(&place, &args),
+        },
+        Command::Image(ImageCommand::Prune(args)) => prune::image(&place, &args),
+        Command::Cache(command) => cache::cache(&place, command),
         Command::Info => info::info(&place),
         Command::Version => {
             crate::format::say(&format!("kiln {}", env!("CARGO_PKG_VERSION")));

@@ -123,6 +123,7 @@ impl Place {
             worker,
             client,
             remote,
+            limits: crate::settings::limits(&self.root)?,
         })
     }
 }
@@ -208,13 +209,19 @@ fn options(ids: IdKind) -> Result<OpenOptions> {
     })
 }
 
+/// Where configuration is read.
+pub(crate) fn config_files() -> crate::settings::Files {
+    crate::settings::Files {
+        given: variable("KILN_CONFIG").map(PathBuf::from),
+        home: variable("XDG_CONFIG_HOME")
+            .map(PathBuf::from)
+            .or_else(|| Some(PathBuf::from(variable("HOME")?).join(".config"))),
+    }
+}
+
 /// What speaks to registries. The file with the credentials is read when a registry asks for some.
 pub(crate) fn registry_client(credentials: Arc<dyn Credentials>) -> Result<Client> {
-    let config_home = variable("XDG_CONFIG_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(variable("HOME")?).join(".config")));
-    let given = variable("KILN_CONFIG").map(PathBuf::from);
-    let mut hosts = crate::settings::registries(given.as_deref(), config_home.as_deref())?;
+    let mut hosts = crate::settings::registries(&config_files())?;
     if let Some(mirror) = variable("KILN_REGISTRY_MIRROR") {
         let hub = hosts.entry("docker.io".to_owned()).or_default();
         hub.mirrors.insert(0, mirror);

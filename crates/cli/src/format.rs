@@ -61,6 +61,38 @@ pub(crate) fn ago(then: SystemTime) -> String {
     format!("{text} ago")
 }
 
+/// A line for each row, of a template with docker's fields: `{{.Name}}`. `json` gives objects; `table` before a template
+/// is passed over.
+pub(crate) fn by_template(format: &str, rows: &[Vec<(&str, String)>]) -> anyhow::Result<()> {
+    let template = format.strip_prefix("table").map_or(format, str::trim_start);
+    for row in rows {
+        if format == "json" || template.replace(' ', "") == "{{json.}}" {
+            let object: serde_json::Map<_, _> = row
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), value.clone().into()))
+                .collect();
+            say(&serde_json::Value::Object(object).to_string());
+            continue;
+        }
+        let mut line = template.replace("\\t", "\t");
+        for (name, value) in row {
+            line = line
+                .replace(&format!("{{{{.{name}}}}}"), value)
+                .replace(&format!("{{{{ .{name} }}}}"), value);
+        }
+        if let Some(start) = line.find("{{") {
+            let names: Vec<_> = row.iter().map(|(name, _)| *name).collect();
+            anyhow::bail!(
+                "--format: {:?}: expected one of {}",
+                &line[start..],
+                names.join(", ")
+            );
+        }
+        say(&line);
+    }
+    Ok(())
+}
+
 /// The first twelve digits of a digest.
 pub(crate) fn short(digest: &kiln_image::Digest) -> String {
     digest.hex()[..12].to_owned()

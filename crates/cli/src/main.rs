@@ -9,6 +9,7 @@ mod credentials;
 mod format;
 mod settings;
 mod signals;
+mod storage_args;
 mod worker;
 
 use std::process::ExitCode;

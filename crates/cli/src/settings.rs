@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use kiln_registry::HostConfig;
+use kiln_store::{Disk, SpaceLimits};
 use serde::Deserialize;
 
 /// The system's file.
@@ -17,6 +18,27 @@ struct Settings {
     /// What is special about registries, by their names.
     #[serde(default)]
     registries: BTreeMap<String, Registry>,
+    /// How much the store may take.
+    #[serde(default)]
+    storage: Storage,
+}
+
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Storage {
+    /// All that is in the store, as `50GB` or `40%` of the disk.
+    max_size: Option<String>,
+    /// What stays free of the disk.
+    reserve: Option<String>,
+}
+
+/// Which files are read.
+#[derive(Debug, Default)]
+pub(crate) struct Files {
+    /// Read instead of the usual ones, and must be there.
+    pub(crate) given: Option<PathBuf>,
+    /// The folder of the user's configuration.
+    pub(crate) home: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
@@ -35,36 +57,82 @@ struct Registry {
     certificates: Vec<PathBuf>,
 }
 
-/// What the files say of registries. `given` (`KILN_CONFIG`) is read instead of the usual ones, and must be there.
-pub(crate) fn registries(
-    given: Option<&Path>,
-    config_home: Option<&Path>,
-) -> Result<BTreeMap<String, HostConfig>> {
-    let mut hosts = BTreeMap::new();
+/// What the files say, the one that wins last.
+fn read(files: &Files) -> Result<Vec<Settings>> {
+    let home = files.home.as_ref();
     let usual = [
         Some(SYSTEM.into()),
-        config_home.map(|home| home.join("kiln/kiln.toml")),
+        home.map(|home| home.join("kiln/kiln.toml")),
     ];
-    let paths: Vec<PathBuf> = match given {
-        Some(path) => vec![path.to_owned()],
+    let paths: Vec<PathBuf> = match &files.given {
+        Some(path) => vec![path.clone()],
         None => usual.into_iter().flatten().collect(),
     };
+    let mut all = Vec::new();
     for path in paths {
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(error) if given.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+            Err(error) if files.given.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
                 continue;
             }
             Err(error) => return Err(error).context(path.display().to_string()),
         };
-        for (name, registry) in parse(&text)
-            .with_context(|| path.display().to_string())?
-            .registries
-        {
+        all.push(parse(&text).with_context(|| path.display().to_string())?);
+    }
+    Ok(all)
+}
+
+/// What the files say of registries.
+pub(crate) fn registries(files: &Files) -> Result<BTreeMap<String, HostConfig>> {
+    let mut hosts = BTreeMap::new();
+    for settings in read(files)? {
+        for (name, registry) in settings.registries {
             hosts.insert(name, host(registry)?);
         }
     }
     Ok(hosts)
+}
+
+/// How much a store may take: as the environment says, else the files, else a share of its disk.
+pub(crate) fn limits(root: &Path) -> Result<SpaceLimits> {
+    let disk = Disk::of(root)?;
+    let mut limits = SpaceLimits::of_disk(disk.total);
+    for settings in read(&crate::context::config_files())? {
+        if let Some(text) = settings.storage.max_size {
+            limits.most = amount(&text, disk.total).context("storage.max-size")?;
+        }
+        if let Some(text) = settings.storage.reserve {
+            limits.reserve = amount(&text, disk.total).context("storage.reserve")?;
+        }
+    }
+    if let Some(text) = crate::context::variable("KILN_STORAGE_MAX_SIZE") {
+        limits.most = amount(&text, disk.total).context("KILN_STORAGE_MAX_SIZE")?;
+    }
+    Ok(limits)
+}
+
+/// Reads a size: bytes, with one of docker's units (`10GB`, `512MiB`, `1g`), or a share of the disk (`40%`).
+pub(crate) fn amount(text: &str, disk: u64) -> Result<u64> {
+    let wrong = || format!("{text:?}: expected a size like 50GB, or a share of the disk like 40%");
+    let text = text.trim();
+    let end = text
+        .find(|letter: char| !letter.is_ascii_digit() && letter != '.')
+        .unwrap_or(text.len());
+    let number: f64 = text[..end].parse().ok().with_context(wrong)?;
+    let factor = match text[end..].trim().to_ascii_lowercase().as_str() {
+        "%" if number <= 100.0 => disk as f64 / 100.0,
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "t" | "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        _ => anyhow::bail!(wrong()),
+    };
+    Ok((number * factor) as u64)
 }
 
 fn parse(text: &str) -> Result<Settings> {
@@ -90,6 +158,24 @@ fn host(registry: Registry) -> Result<HostConfig> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, bytes) in [
+            ("1000", 1000),
+            ("1.5k", 1500),
+            ("10GB", 10_000_000_000),
+            ("2 MiB", 2 << 20),
+            ("25%", 250),
+        ] {
+            assert_eq!(amount(text, 1000).unwrap(), bytes, "{text}");
+        }
+        for text in ["", "GB", "10 apples", "-1", "120%"] {
+            assert!(amount(text, 1000).is_err(), "{text}");
+        }
+        let settings = parse("[storage]\nmax-size = \"50GB\"\n").unwrap();
+        assert_eq!(settings.storage.max_size.as_deref(), Some("50GB"));
+    }
 
     #[test]
     fn files_are_read_and_mistakes_named() {

@@ -10,6 +10,9 @@ use kiln_sandbox::Isolation;
 use kiln_store::layer_fs::Ids;
 use kiln_worker::Launch;
 
+use crate::args::Global;
+use crate::context::Place;
+
 /// The first argument that makes this binary a worker. Not a command: nobody types it.
 const WORKER: &str = "__worker";
 /// The first argument that makes this binary settle a store and end.
@@ -43,12 +46,20 @@ pub(crate) fn launch(root: &Path, isolation: &Isolation, provider: Option<Provid
 }
 
 /// Makes what was built durable after this process has ended, so that nobody waits for the disk.
-pub(crate) fn settle_later(root: &Path) {
+///
+/// The same process then collects what the store has too much of.
+pub(crate) fn settle_later(place: &Place) {
     use std::os::unix::process::CommandExt;
+    let isolation = match place.isolation {
+        Isolation::Root => "root",
+        Isolation::MappedIds { .. } => "userns",
+        Isolation::SingleId { .. } => "single",
+    };
     let mut command = std::process::Command::new("/proc/self/exe");
     command
         .arg(SETTLE)
-        .arg(root)
+        .arg(&place.root)
+        .arg(isolation)
         .current_dir("/")
         .process_group(0);
     command
@@ -109,10 +120,15 @@ fn serve(args: &[OsString]) -> anyhow::Result<()> {
 }
 
 fn settle(args: &[OsString]) -> anyhow::Result<()> {
-    let [root] = args else {
+    let [root, isolation] = args else {
         anyhow::bail!("not to be called by hand")
     };
-    let store = crate::context::open_existing(Path::new(root))?;
-    store.settle()?;
+    crate::context::open_existing(Path::new(root))?.settle()?;
+    let place = Place::find(&Global {
+        root: Some(PathBuf::from(root)),
+        rootfs: None,
+        isolation: isolation.to_str().map(str::to_owned),
+    })?;
+    place.engine()?.tidy()?;
     Ok(())
 }

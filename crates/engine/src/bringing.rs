@@ -9,12 +9,13 @@ use kiln_registry::Observer;
 use kiln_remote::{GitAccess, GitAddress, Remote, RemoteError};
 use kiln_solver::{Context, Providers, Snapshot, SourceError, Watch};
 use kiln_source::{PatternMatcher, StatCache, Wanted};
-use kiln_store::Lease;
+use kiln_store::{Lease, StoreError};
 
 use crate::build::BuildRequest;
 use crate::git_access::{git_access, secret};
 use crate::images::Images;
 use crate::inputs::Inputs;
+use crate::room::Guard;
 use crate::rows::Row;
 use crate::{CancelFlag, Engine};
 
@@ -30,6 +31,10 @@ pub(crate) struct Bringing<'a> {
     pub(crate) images: &'a Images<'a>,
     pub(crate) lease: &'a Lease,
     pub(crate) sink: &'a dyn Sink,
+    /// Keeps the store within its limit.
+    pub(crate) guard: &'a Guard<'a>,
+    /// Called before anything is made.
+    pub(crate) begin: &'a (dyn Fn() + Sync),
 }
 
 /// The digest of an image that the graph names.
@@ -52,6 +57,11 @@ impl Providers for Bringing<'_> {
             .image(digest)
             .map_err(|error| error.to_string())?;
         let Some(image) = image else { return Ok(None) };
+        match self.engine.store.protect(self.lease, &image.info.layers) {
+            // Removed since it was found.
+            Err(StoreError::NoLayer(_)) => return Ok(None),
+            other => other.map_err(|error| error.to_string())?,
+        }
         kiln_solver::snapshot(&self.engine.store, &image.info.layers)
             .map(Some)
             .map_err(|error| error.to_string())
@@ -64,6 +74,7 @@ impl Providers for Bringing<'_> {
             canceled: false,
         };
         let digest = pinned(reference).map_err(failed)?;
+        (self.begin)();
         let row = Row {
             sink: self.sink,
             id: vertex,
@@ -197,9 +208,16 @@ impl Providers for Bringing<'_> {
         self.cancel.is_set()
     }
 
+    fn stopped(&self) -> Option<(String, String)> {
+        self.guard.stopped()
+    }
+
+    fn make_room(&self, bytes: u64, written: bool) -> Result<(), (String, String)> {
+        self.guard.make_room(bytes, written)
+    }
+
     fn before_first(&self) {
-        // What builds that died have left behind may be the room that this one needs.
-        let _ = self.engine.sweep();
+        (self.begin)();
     }
 }
 

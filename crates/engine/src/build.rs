@@ -13,15 +13,19 @@ use kiln_frontend::{Facts, Need, Outcome, Plan};
 use kiln_graph::{Graph, Network, OpKind, Security};
 use kiln_image::LayerId;
 use kiln_progress::{Event, Sink};
-use kiln_solver::{OpReport, Options, Snapshot, Solver};
+use kiln_solver::{OpReport, Options, Snapshot, SolveError, Solver};
 
 use crate::bringing::Bringing;
 use crate::debug::{find_step, in_step};
 use crate::images::Images;
 use crate::inputs::Inputs;
 use crate::outputs::{Output, PutOut};
+use crate::room::Guard;
 use crate::rows::Rows;
 use crate::{BuildError, CancelFlag, Engine, StepState};
+
+/// A build that finds damaged layers, one after the other, begins anew so often.
+const MOST_TRIES: u32 = 20;
 
 /// What is built.
 #[derive(Debug, Clone)]
@@ -250,19 +254,25 @@ impl Engine {
                 let now = SystemTime::now()
                     .duration_since(SystemTime::UNIX_EPOCH)
                     .unwrap_or_default();
-                let bringing = Bringing {
-                    engine: self,
-                    request,
-                    inputs: &inputs,
-                    cancel,
-                    images: &images,
-                    lease: &lease,
-                    sink,
-                };
                 let digesting = Digesting::default();
+                let guard = Guard::new(self);
+                let mut tries = 1;
                 let solved = std::thread::scope(|scope| {
+                    let once = std::sync::Once::new();
+                    let begin = || once.call_once(|| self.begin(&guard, scope));
+                    let bringing = Bringing {
+                        engine: self,
+                        request,
+                        inputs: &inputs,
+                        cancel,
+                        images: &images,
+                        lease: &lease,
+                        sink,
+                        guard: &guard,
+                        begin: &begin,
+                    };
                     let sealed = |layer| self.digest_beside(scope, &digesting, layer, clamp);
-                    let solver = Solver {
+                    let mut solver = Solver {
                         store: &self.store,
                         lease: &lease,
                         worker: &self.worker,
@@ -283,15 +293,26 @@ impl Engine {
                         },
                         sealed: &sealed,
                     };
-                    let solved = solver.solve(&plan.graph, target);
+                    let mut solved = solver.solve(&plan.graph, target);
+                    // What was damaged is dropped, and made again in the same build.
+                    while tries < MOST_TRIES
+                        && let Err(SolveError::Damaged { layer, message, .. }) = &solved
+                    {
+                        solver.drop_damaged(*layer, message)?;
+                        tries += 1;
+                        solver.options.first_vertex += plan.graph.len() as u32;
+                        self.worker.resume();
+                        solved = solver.solve(&plan.graph, target);
+                    }
+                    guard.end();
                     digesting.wait(|| {
                         if cancel.is_set() {
                             self.worker.cancel();
                         }
                     });
-                    solved
-                });
-                rows.next += plan.graph.len() as u32;
+                    Ok::<_, BuildError>(solved)
+                })?;
+                rows.next += plan.graph.len() as u32 * tries;
                 let solved = solved.map_err(|error| {
                     let mut failed = inputs.explained(&error, &source);
                     failed.state = StepState::of(error, &lease).map(Box::new);
@@ -327,6 +348,15 @@ impl Engine {
             executed: reports.iter().any(|report| report.executed),
             reports,
         })))
+    }
+
+    /// Before anything is made: sees to it that there is room, and that this stays so.
+    fn begin<'scope>(&'scope self, guard: &'scope Guard<'_>, scope: &'scope Scope<'scope, '_>) {
+        // What builds that died have left behind may be the room that this one needs.
+        let _ = self.sweep();
+        // What cannot be measured shows when it is used.
+        let _ = guard.begin();
+        scope.spawn(|| guard.watch());
     }
 
     /// Finds a layer's diff id while the next steps run. Nothing is started for a layer whose diff id is known.

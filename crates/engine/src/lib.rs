@@ -4,6 +4,8 @@
 
 mod bringing;
 mod build;
+mod caches;
+mod check;
 mod copy;
 mod debug;
 mod error;
@@ -12,16 +14,20 @@ mod images;
 mod inputs;
 mod outputs;
 mod remote;
+mod room;
 mod rows;
 mod run;
 
 pub use build::{Allowed, BuildRequest, Built, Dockerfile, DockerfileFrom, MainContext, Secret};
+pub use caches::{CacheInfo, CacheNote};
+pub use check::Checked;
 pub use copy::{Change, CopiedFrom, FoundKind};
 pub use debug::StepState;
 pub use error::BuildError;
 pub use kiln_worker::{Limits, Trust};
 pub use outputs::{Output, To};
 pub use remote::{Pulled, PushRequest};
+pub use room::{CacheItem, Collected, Filled, Prune};
 pub use run::{ContainerInfo, Ran, RunRequest};
 
 use std::sync::Arc;
@@ -29,7 +35,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use kiln_registry::Client;
 use kiln_remote::Remote;
-use kiln_store::Store;
+use kiln_store::{SpaceLimits, Store};
 use kiln_worker::Worker;
 
 /// A store and the worker that serves it.
@@ -42,6 +48,8 @@ pub struct Engine {
     pub client: Client,
     /// Brings files and repositories from the network.
     pub remote: Remote,
+    /// How much the store may take.
+    pub limits: SpaceLimits,
 }
 
 /// Tells everything that the user gave up.
@@ -77,6 +85,12 @@ impl Engine {
     /// When the store or the worker fails.
     pub fn sweep(&self) -> Result<usize, BuildError> {
         self.remote.sweep();
+        let leftovers = self.store.cache_mount_leftovers()?;
+        if !leftovers.is_empty() {
+            self.worker
+                .remove_caches(leftovers, &[])
+                .map_err(|error| BuildError::from_worker(&error))?;
+        }
         let doomed = self.store.sweep()?;
         if doomed.is_empty() {
             return Ok(0);

@@ -51,6 +51,7 @@ impl Engine {
         cancel: &CancelFlag,
     ) -> Result<Pulled, BuildError> {
         self.told(sink, cancel, |rows| {
+            self.allow()?;
             let lease = self.store.lease()?;
             rows.work(&format!("pulling {name}"), |row| {
                 let remote = self.remote(cancel, row);

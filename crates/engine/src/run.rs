@@ -280,12 +280,8 @@ impl Engine {
         made: &[Made],
     ) -> Result<(), BuildError> {
         for made in made.iter().filter(|made| made.entries > 0) {
-            let summary = kiln_store::LayerSummary {
-                content_id: made.content_id,
-                size: made.size,
-                entries: made.entries,
-            };
-            self.store.seal_layer(made.layer, &summary)?;
+            self.store
+                .seal_layer(made.layer, &kiln_store::LayerSummary::from(made))?;
             layers.push(made.layer);
         }
         self.store.set_container_layers(id, &layers)?;

@@ -62,19 +62,33 @@ pub(crate) fn keep_tar(store: &Store, tar: &mut dyn Read, diff: DiffId) -> Resul
     keep(store, &file, blob)
 }
 
-/// The blob that holds the tar with this diff id as it came, where it was kept.
+/// The blob that holds the tar with this diff id as it came, where it was kept. One whose file is damaged or gone is
+/// dropped, and is not given.
 pub(crate) fn kept(store: &Store, diff: DiffId) -> Result<Option<(BlobInfo, File)>, ExportError> {
     for blob in store.blobs_of(diff)? {
-        if blob.present {
-            let path = store.blob_path(blob.digest);
-            let file = File::open(&path).map_err(ExportError::io(path.display().to_string()))?;
-            return Ok(Some((blob, file)));
+        if !blob.present {
+            continue;
+        }
+        let path = store.blob_path(blob.digest);
+        let whole = || -> io::Result<Option<File>> {
+            let mut file = match File::open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                other => other?,
+            };
+            let mut hashing = Hashing::new(io::sink());
+            io::copy(&mut BufReader::with_capacity(BUFFER, &file), &mut hashing)?;
+            file.rewind()?;
+            Ok((hashing.finish().1 == blob.digest).then_some(file))
+        };
+        match whole().map_err(ExportError::io(path.display().to_string()))? {
+            Some(file) => return Ok(Some((blob, file))),
+            None => store.drop_blob(blob.digest)?,
         }
     }
     Ok(None)
 }
 
-/// Writes the uncompressed tar of a layer, that of the diff id and no other.
+/// Writes the uncompressed tar of a layer, that of the diff id and no other. A layer that is damaged is dropped.
 pub(crate) fn write_tar(
     store: &Store,
     worker: &Worker,
@@ -82,6 +96,7 @@ pub(crate) fn write_tar(
     diff: DiffId,
     mut out: &File,
 ) -> Result<(), ExportError> {
+    let known = store.blobs_of(diff)?.iter().any(|blob| blob.present);
     if let Some((blob, file)) = kept(store, diff)? {
         let failed = ExportError::io(format!("blob {}", blob.digest));
         let copy = || {
@@ -92,13 +107,18 @@ pub(crate) fn write_tar(
         return Ok(());
     }
     let clamp = store.clamp_of(layer, diff)?;
-    let (wrote, _) = worker.write_tar(layer, clamp, &[out.as_fd()])?;
-    if wrote == diff {
-        return Ok(());
-    }
-    Err(ExportError::Invalid {
-        path: format!("layer {layer}"),
-        what: format!("it is damaged: its tar has the digest {wrote}, expected {diff}"),
+    let why = match worker.write_tar(layer, clamp, &[out.as_fd()]) {
+        Ok((wrote, _)) if wrote == diff => return Ok(()),
+        Ok(_) if known => "the blob with its tar".to_owned(),
+        Ok((wrote, _)) => format!("its tar has the digest {wrote}, expected {diff}"),
+        Err(error) if error.damaged().is_some() => error.to_string(),
+        Err(error) => return Err(error.into()),
+    };
+    let dropped = store.drop_layer(layer)?;
+    Err(ExportError::Damaged {
+        layer,
+        why,
+        names: dropped.map(|dropped| dropped.names).unwrap_or_default(),
     })
 }
 

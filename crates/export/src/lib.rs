@@ -59,6 +59,16 @@ pub enum ExportError {
         /// What is wrong with it.
         what: String,
     },
+    /// A layer of the store was damaged, and is dropped.
+    #[error("layer {layer} is damaged ({why}), and is dropped{}", with(names))]
+    Damaged {
+        /// Which.
+        layer: LayerId,
+        /// What is wrong with it.
+        why: String,
+        /// The names of images that went with it.
+        names: Vec<String>,
+    },
     /// A change given on the command line cannot be made.
     #[error("cannot apply the change {change:?}: {what}")]
     Change {
@@ -116,6 +126,10 @@ impl ExportError {
             Self::Registry(error) => error.hint(),
             Self::Platform { .. } => Some("choose one of them with --platform".to_owned()),
             Self::NoImage(_) => Some("see kiln images".to_owned()),
+            Self::Damaged { .. } => Some(
+                "build, pull or load the image again; kiln system check --deep finds what else is damaged"
+                    .to_owned(),
+            ),
             _ => None,
         }
     }
@@ -128,6 +142,13 @@ impl ExportError {
             _ => false,
         }
     }
+}
+
+fn with(names: &[String]) -> String {
+    if names.is_empty() {
+        return String::new();
+    }
+    format!(" with {}", names.join(", "))
 }
 
 fn list(platforms: &[Platform]) -> String {

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use kiln_image::manifest::{Document, media_type, parse_manifest};
 use kiln_image::{DiffId, Digest, ImageConfig, LayerId, Platform, Reference, compress};
-use kiln_store::{LayerSummary, Lease, Store};
+use kiln_store::{Lease, Store};
 use kiln_worker::{TarInput, UnpackJob, UnpackedLayer, Worker};
 use serde::Deserialize;
 
@@ -326,12 +326,7 @@ pub(crate) fn blob_name(digest: Digest) -> String {
 /// Seals a layer that was unpacked.
 pub(crate) fn seal(store: &Store, unpacked: &UnpackedLayer) -> Result<LayerId, ExportError> {
     let made = &unpacked.made;
-    let summary = LayerSummary {
-        content_id: made.content_id,
-        size: made.size,
-        entries: made.entries,
-    };
-    store.seal_layer(made.layer, &summary)?;
+    store.seal_layer(made.layer, &made.into())?;
     store.set_diff(made.layer, None, unpacked.diff_id, unpacked.tar_size)?;
     Ok(made.layer)
 }

@@ -208,17 +208,16 @@ pub(crate) fn checkout(
     if let Some(tree) = remote.find(&entry) {
         return Ok(tree);
     }
-    let work = Scratch(remote.scratch());
-    fs::create_dir_all(&work.0).map_err(RemoteError::keep(&work.0))?;
+    let work = Scratch::new(remote)?;
     let clone = Clone {
         git: &address.program(&remote.git, access),
         url: address.shown(),
-        folder: &work.0,
+        folder: &work.path,
         observer,
     };
     clone.fetch(address, commit)?;
     clone.run(&["checkout", "-q", "--detach", commit])?;
-    if work.0.join(".gitmodules").exists() {
+    if work.path.join(".gitmodules").exists() {
         let update = ["submodule", "update", "-q", "--init", "--recursive"];
         if clone.run(&[&update[..], &["--depth=1"]].concat()).is_err() {
             clone.run(&update)?;
@@ -226,13 +225,13 @@ pub(crate) fn checkout(
     }
     let time = clone.run(&["show", "-s", "--format=%ct", commit])?;
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(time.trim().parse().unwrap_or(0));
-    let wanted = below(&work.0, &address.folder).ok_or_else(|| RemoteError::NoFolder {
+    let wanted = below(&work.path, &address.folder).ok_or_else(|| RemoteError::NoFolder {
         url: address.shown(),
         folder: address.folder.clone(),
         commit: commit.to_owned(),
     })?;
     let tidied = if keep_git_dir {
-        forget_fetch(&work.0)
+        forget_fetch(&work.path)
     } else {
         Ok(())
     };
@@ -241,8 +240,8 @@ pub(crate) fn checkout(
         .map_err(RemoteError::keep(&wanted))?;
     remote.make(&entry, |tree| {
         let moved = (|| {
-            if keep_git_dir && wanted != work.0 {
-                fs::rename(work.0.join(".git"), tree.join(".git"))?;
+            if keep_git_dir && wanted != work.path {
+                fs::rename(work.path.join(".git"), tree.join(".git"))?;
             }
             for entry in fs::read_dir(&wanted)? {
                 let entry = entry?;

@@ -68,9 +68,8 @@ pub(crate) fn fetch(
         },
         _ => Validators::default(),
     };
-    let scratch = Scratch(remote.scratch());
-    fs::create_dir_all(&scratch.0).map_err(RemoteError::keep(&scratch.0))?;
-    let body = scratch.0.join("body");
+    let scratch = Scratch::new(remote)?;
+    let body = scratch.path.join("body");
     let mut file = File::create_new(&body).map_err(RemoteError::keep(&body))?;
     let (digest, validators) = match (
         remote
@@ -104,7 +103,7 @@ pub(crate) fn fetch(
         last_modified: validators.last_modified,
     };
     let text = serde_json::to_vec(&known).expect("notes always serialise");
-    let fresh = scratch.0.join("notes");
+    let fresh = scratch.path.join("notes");
     fs::write(&fresh, text)
         .and_then(|()| fs::rename(&fresh, &notes))
         .map_err(RemoteError::keep(&notes))?;

@@ -111,32 +111,50 @@ impl Remote {
         tree.with_file_name("stat")
     }
 
-    /// Removes what no build has used for two days.
+    /// What is kept.
+    pub fn entries(&self) -> Vec<Kept> {
+        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let kept = |entry: fs::DirEntry| {
+            let name = entry.file_name().into_string().ok()?;
+            let used = entry.metadata().and_then(|meta| meta.modified()).ok()?;
+            let path = entry.path();
+            (!name.starts_with(SCRATCH)).then_some(Kept { name, path, used })
+        };
+        entries.filter_map(kept).collect()
+    }
+
+    /// Removes what is kept at a path.
+    pub fn remove(&self, path: &Path) {
+        // Renamed first: no build finds half of it.
+        let Ok(doomed) = Scratch::new(self) else {
+            return;
+        };
+        if fs::rename(path, doomed.path.join("old")).is_err() && path.is_file() {
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    /// Removes what no build has used for two days, and what those that were killed were making.
     pub fn sweep(&self) {
         let old = |path: &Path| {
             let used = fs::metadata(path).and_then(|meta| meta.modified());
             used.is_ok_and(|used| used.elapsed().is_ok_and(|age| age > KEPT))
         };
         for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
-            if old(&entry.path()) {
-                // Renamed first: no build finds half of it.
-                let doomed = self.scratch();
-                let moved = fs::create_dir_all(&doomed)
-                    .and_then(|()| fs::rename(entry.path(), doomed.join("old")));
-                if moved.is_err() && entry.path().is_file() {
-                    let _ = fs::remove_file(entry.path());
+            let path = entry.path();
+            if entry
+                .file_name()
+                .as_encoded_bytes()
+                .starts_with(SCRATCH.as_bytes())
+            {
+                let free = File::open(&path).is_ok_and(|folder| folder.try_lock().is_ok());
+                if free {
+                    let _ = fs::remove_dir_all(&path);
                 }
-                let _ = fs::remove_dir_all(&doomed);
+            } else if old(&path) {
+                self.remove(&path);
             }
         }
-    }
-
-    /// A new name for something in the making.
-    fn scratch(&self) -> PathBuf {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        self.root
-            .join(format!("new-{}-{number}", std::process::id()))
     }
 
     /// The tree of an entry, if it is there; it counts as used now.
@@ -155,12 +173,12 @@ impl Remote {
         entry: &str,
         fill: impl FnOnce(&Path) -> Result<(), RemoteError>,
     ) -> Result<PathBuf, RemoteError> {
-        let scratch = Scratch(self.scratch());
-        let tree = scratch.0.join(TREE);
+        let scratch = Scratch::new(self)?;
+        let tree = scratch.path.join(TREE);
         fs::create_dir_all(&tree).map_err(RemoteError::keep(&tree))?;
         fill(&tree)?;
         let folder = self.root.join(entry);
-        match fs::rename(&scratch.0, &folder) {
+        match fs::rename(&scratch.path, &folder) {
             Ok(()) => {}
             // Another build was faster with the same.
             Err(error) if is_there(&error) => {}
@@ -177,12 +195,53 @@ fn is_there(error: &io::Error) -> bool {
     )
 }
 
-/// A folder that is removed again unless it got another name.
-struct Scratch(PathBuf);
+/// What the names of folders in the making begin with.
+const SCRATCH: &str = "new-";
+
+/// Something that was fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// Its name: what it is, and a hash.
+    pub name: String,
+    /// Its folder.
+    pub path: PathBuf,
+    /// When it was last used.
+    pub used: SystemTime,
+}
+
+/// A folder that is removed again unless it got another name. It is locked, so that a sweep tells it from what a process
+/// that was killed has left.
+struct Scratch {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Scratch {
+    fn new(remote: &Remote) -> Result<Self, RemoteError> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        loop {
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let name = format!("{SCRATCH}{}-{number}", std::process::id());
+            let path = remote.root.join(name);
+            fs::create_dir_all(&path).map_err(RemoteError::keep(&path))?;
+            let locked = File::open(&path).and_then(|folder| {
+                folder.lock()?;
+                Ok(folder)
+            });
+            match locked {
+                // A sweep that came before the lock has removed it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Ok(lock) if path.is_dir() => return Ok(Self { path, _lock: lock }),
+                Ok(_) => {}
+                Err(error) => return Err(RemoteError::keep(&path)(error)),
+            }
+        }
+    }
+}
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.path);
     }
 }
 

@@ -16,9 +16,8 @@ pub(crate) fn keep(
     name: &str,
     observer: &dyn Observer,
 ) -> Result<PathBuf, RemoteError> {
-    let scratch = Scratch(remote.scratch());
-    fs::create_dir_all(&scratch.0).map_err(RemoteError::keep(&scratch.0))?;
-    let body = scratch.0.join("body");
+    let scratch = Scratch::new(remote)?;
+    let body = scratch.path.join("body");
     let mut file = File::create_new(&body).map_err(RemoteError::keep(&body))?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 16];

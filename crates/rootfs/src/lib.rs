@@ -18,6 +18,7 @@ mod normalise;
 mod overlay;
 mod plain;
 mod probe;
+mod tree;
 mod walk;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -30,6 +31,7 @@ use kiln_store::layer_fs::{Ids, delete_layer};
 
 pub use error::RootfsError;
 pub use probe::probe;
+pub use tree::FolderTree;
 
 use files::Folder;
 

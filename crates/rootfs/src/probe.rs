@@ -1,5 +1,6 @@
 //! Which provider a store can use: by trying.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,8 @@ pub fn probe(store_root: &Path) -> (Provider, String) {
 }
 
 fn try_overlay(tmp: &Path) -> Result<(), String> {
-    let dir =
+    sweep(tmp);
+    let (dir, _lock) =
         new_folder(tmp).map_err(|error| format!("cannot write to {}: {error}", tmp.display()))?;
     let result = try_overlay_in(&dir);
     let removed =
@@ -33,14 +35,43 @@ fn try_overlay(tmp: &Path) -> Result<(), String> {
     result.and(removed)
 }
 
-fn new_folder(tmp: &Path) -> io::Result<PathBuf> {
+/// What the names of folders begin with in which something is tried.
+const PREFIX: &str = "probe-";
+
+/// Makes a folder, and locks it: a sweep tells it from what a process that was killed has left.
+fn new_folder(tmp: &Path) -> io::Result<(PathBuf, File)> {
     std::fs::create_dir_all(tmp)?;
     let mut number = 0;
     loop {
-        let dir = tmp.join(format!("probe-{}-{number}", std::process::id()));
+        let dir = tmp.join(format!("{PREFIX}{}-{number}", std::process::id()));
+        number += 1;
         match rustix::fs::mkdir(&dir, Mode::RWXU) {
-            Err(Errno::EXIST) => number += 1,
-            other => return Ok(other.map(|()| dir)?),
+            Err(Errno::EXIST) => continue,
+            other => other?,
+        }
+        let lock = File::open(&dir).and_then(|folder| {
+            folder.lock()?;
+            Ok(folder)
+        });
+        match lock {
+            // A sweep came between.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Ok(_) if !dir.is_dir() => {}
+            other => return Ok((dir, other?)),
+        }
+    }
+}
+
+/// Removes what processes that were killed have left. What cannot be removed is in nobody's way.
+fn sweep(tmp: &Path) {
+    for entry in std::fs::read_dir(tmp).into_iter().flatten().flatten() {
+        let left = entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(PREFIX.as_bytes());
+        let free = |path: &Path| File::open(path).is_ok_and(|folder| folder.try_lock().is_ok());
+        if left && free(&entry.path()) {
+            let _ = delete_layer(&entry.path());
         }
     }
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kiln_graph::{ExecOp, MountKind, Sharing};
-use kiln_image::{ContentId, Key, KeyHasher};
+use kiln_image::{ContentId, KeyHasher, LayerId};
 use kiln_progress::Event;
-use kiln_store::{Claim, ClaimAttempt};
+use kiln_store::{Claim, ClaimAttempt, cache_mount_claim};
 use kiln_worker::{MountSource, Seed};
 
 use crate::SolveError;
@@ -26,8 +26,13 @@ pub(crate) struct CacheMounts {
 }
 
 impl CacheMounts {
-    /// What is mounted for the mount at a position.
-    pub(crate) fn source(&self, at: usize, kind: &MountKind) -> Option<MountSource> {
+    /// What is mounted for the mount at a position; `scratch` is where a new folder is made.
+    pub(crate) fn source(
+        &self,
+        at: usize,
+        kind: &MountKind,
+        scratch: LayerId,
+    ) -> Option<MountSource> {
         let MountKind::Cache { mode, uid, gid, .. } = kind else {
             return None;
         };
@@ -38,6 +43,7 @@ impl CacheMounts {
             uid: *uid,
             gid: *gid,
             seed: seed.clone(),
+            scratch,
         })
     }
 }
@@ -90,6 +96,12 @@ impl Solver<'_> {
                     given
                 }
             };
+            let shared = match sharing {
+                Sharing::Shared => "shared",
+                Sharing::Private => "private",
+                Sharing::Locked => "locked",
+            };
+            self.store.use_cache_mount(self.lease, &given, id, shared)?;
             folders.insert(at, (given, seed));
         }
         Ok(CacheMounts {
@@ -99,7 +111,7 @@ impl Solver<'_> {
     }
 
     fn wait_for(&self, task: &Task, id: &str, folder: &str) -> Result<Claim, SolveError> {
-        let waiter = match self.store.claim(lock(folder))? {
+        let waiter = match self.store.claim(cache_mount_claim(folder))? {
             ClaimAttempt::Held(claim) => return Ok(claim),
             ClaimAttempt::Busy(waiter) => waiter,
         };
@@ -130,20 +142,13 @@ impl Solver<'_> {
             } else {
                 format!("{folder}.{copy}")
             };
-            if let ClaimAttempt::Held(claim) = self.store.claim(lock(&name))? {
+            if let ClaimAttempt::Held(claim) = self.store.claim(cache_mount_claim(&name))? {
                 return Ok((name, claim));
             }
         }
         let claim = self.wait_for(task, id, folder)?;
         Ok((folder.to_owned(), claim))
     }
-}
-
-/// The claim that stands for a folder.
-fn lock(folder: &str) -> Key {
-    KeyHasher::new("cache mount in use", 1)
-        .part("folder", folder.as_bytes())
-        .finish()
 }
 
 /// The folder of a cache mount: readable where its name allows, and never a path of its own. Caches with different

@@ -1,6 +1,7 @@
 //! Why a graph could not be solved.
 
 use kiln_graph::Place;
+use kiln_image::LayerId;
 use kiln_store::StoreError;
 use kiln_worker::{ExecJob, Exit, WorkerError};
 
@@ -59,6 +60,16 @@ pub enum SolveError {
         /// What may have been meant.
         hint: Option<String>,
     },
+    /// A layer that the cache promised is damaged or gone.
+    #[error("{message}")]
+    Damaged {
+        /// The operation.
+        place: Box<Place>,
+        /// The layer.
+        layer: LayerId,
+        /// In words.
+        message: String,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -90,6 +101,13 @@ impl SolveError {
         if error.is_canceled() {
             return Self::Canceled;
         }
+        if let Some(layer) = error.damaged() {
+            return Self::Damaged {
+                place: Box::new(place.clone()),
+                layer,
+                message: error.to_string(),
+            };
+        }
         Self::step(place, error.to_string(), error.hint().map(str::to_owned))
     }
 
@@ -111,6 +129,7 @@ impl SolveError {
         match self {
             Self::Process { place, .. }
             | Self::Step { place, .. }
+            | Self::Damaged { place, .. }
             | Self::Missing { place, .. } => Some(place),
             _ => None,
         }

@@ -11,7 +11,7 @@ use kiln_graph::{
 };
 use kiln_progress::event::Stream;
 use kiln_progress::{Event, Sink, VertexId};
-use kiln_store::{LayerSummary, NewRecord};
+use kiln_store::NewRecord;
 use kiln_worker::{
     ExecJob, ExecMount, Exit, FileJob, FileTree, Made, MountSource, ProcessSpec, Request, Response,
 };
@@ -80,12 +80,7 @@ impl Solver<'_> {
 
     /// Seals what the worker made, and gives it as a stack on `base`.
     fn seal(&self, base: &Snapshot, made: &Made) -> Result<Snapshot, SolveError> {
-        let summary = LayerSummary {
-            content_id: made.content_id,
-            size: made.size,
-            entries: made.entries,
-        };
-        self.store.seal_layer(made.layer, &summary)?;
+        self.store.seal_layer(made.layer, &made.into())?;
         let mut stack = base.clone();
         stack.layers.push(made.layer);
         stack.contents.push(made.content_id);
@@ -117,20 +112,34 @@ impl Solver<'_> {
             });
         }
         let bases = output_bases(file);
-        let into = bases
-            .iter()
-            .map(|_| self.store.begin_layer(self.lease))
-            .collect::<Result<Vec<_>, _>>()?;
-        let job = FileJob {
+        let mut job = FileJob {
             op: file.clone(),
             inputs,
-            into,
+            into: Vec::new(),
             now: self.options.now,
         };
-        let made = self
-            .worker
-            .file(job, &[])
-            .map_err(|error| SolveError::worker(&task.op.place, &error))?;
+        let mut tried = false;
+        let made = loop {
+            job.into = bases
+                .iter()
+                .map(|_| self.store.begin_layer(self.lease))
+                .collect::<Result<_, _>>()?;
+            match self.worker.file(job.clone(), &[]) {
+                // Once more, when what nobody uses has given way.
+                Err(error) if error.is_full() && !tried => {
+                    tried = true;
+                    let size = file_size(&job);
+                    self.providers
+                        .make_room(size, false)
+                        .map_err(|(message, hint)| {
+                            SolveError::step(&task.op.place, message, Some(hint))
+                        })?;
+                }
+                other => {
+                    break other.map_err(|error| self.worker_failed(&task.op.place, &error))?;
+                }
+            }
+        };
         for path in &made.changed {
             let text =
                 format!("{path} changed while it was copied; the step is not kept in the cache");
@@ -211,10 +220,12 @@ impl Solver<'_> {
                         keep: mount.output.is_some(),
                     }
                 }
-                MountKind::Cache { .. } => match caches.source(at, &mount.kind) {
-                    Some(source) => source,
-                    None => continue,
-                },
+                MountKind::Cache { .. } => {
+                    match caches.source(at, &mount.kind, self.store.begin_layer(self.lease)?) {
+                        Some(source) => source,
+                        None => continue,
+                    }
+                }
                 MountKind::Tmpfs { size } => MountSource::Tmpfs { size: *size },
                 MountKind::Secret {
                     id,
@@ -304,6 +315,10 @@ impl Solver<'_> {
                 state: state.map(|job| on_what_it_made(job, &made)),
             });
         }
+        let space = made.iter().map(|made| made.space).sum();
+        self.providers
+            .make_room(space, true)
+            .map_err(|(message, hint)| SolveError::step(&task.op.place, message, Some(hint)))?;
         let mut outputs: Vec<(u32, Snapshot)> = Vec::new();
         for ((output, base), made) in kept.iter().zip(&made) {
             if let Some(output) = output {
@@ -372,7 +387,7 @@ impl Solver<'_> {
             drop((stdout_to, stderr_to));
             response
         });
-        match response.map_err(|error| SolveError::worker(place, &error))? {
+        match response.map_err(|error| self.worker_failed(place, &error))? {
             Response::Exited {
                 exit,
                 out_of_memory,
@@ -419,6 +434,15 @@ impl Solver<'_> {
         let (mut trees, _) = self.file(task, &op)?;
         Ok(trees.pop().unwrap_or_default())
     }
+}
+
+/// The bytes of the contexts' files that a job may copy, at least one.
+fn file_size(job: &FileJob) -> u64 {
+    let sizes = job.inputs.iter().map(|input| match input {
+        FileTree::Local { index, .. } => index.size(),
+        FileTree::Layers(_) => 0,
+    });
+    sizes.sum::<u64>().max(1)
 }
 
 fn copies_from(file: &FileOp, input: usize) -> impl Iterator<Item = &CopyAction> {

@@ -10,6 +10,7 @@ mod cache_mounts;
 mod error;
 mod execute;
 mod explain;
+mod found;
 mod keys;
 mod parts;
 mod providers;

@@ -58,6 +58,19 @@ pub trait Providers: Sync {
     /// Whether the user gave up.
     fn is_canceled(&self) -> bool;
 
+    /// Why the work was stopped, where it was not the user who gave up: message and way out.
+    fn stopped(&self) -> Option<(String, String)> {
+        None
+    }
+
+    /// Sees to it that the store can keep so many more bytes, which may be `written` already.
+    ///
+    /// # Errors
+    /// Message and way out, when there is no room and none can be made.
+    fn make_room(&self, _bytes: u64, _written: bool) -> Result<(), (String, String)> {
+        Ok(())
+    }
+
     /// Called once, before the first operation is executed.
     fn before_first(&self) {}
 }

@@ -419,8 +419,10 @@ impl<'s> Run<'s, '_> {
                 looked_up,
                 by_content,
             };
-            if let Some(record) = self.solver.store.find_record(key)? {
-                return self.hit(id, &record, None).map(|()| true);
+            if let Some(record) = self.solver.find(key)?
+                && self.hit(id, &record, None)?
+            {
+                return Ok(true);
             }
         }
         let mut waiting = false;
@@ -457,9 +459,11 @@ impl<'s> Run<'s, '_> {
                 by_content: true,
             };
             let content = self.content(id)?;
-            if let Some(record) = self.solver.store.find_record(content)? {
+            if let Some(record) = self.solver.find(content)? {
                 let definition = self.definition(id)?;
-                return self.hit(id, &record, definition).map(|()| true);
+                if self.hit(id, &record, definition)? {
+                    return Ok(true);
+                }
             }
         }
         self.start(id, scope, sender)
@@ -549,14 +553,15 @@ impl<'s> Run<'s, '_> {
             .collect()
     }
 
-    fn hit(&mut self, id: OpId, record: &Record, alias: Option<Key>) -> Result<(), SolveError> {
-        if let Some(key) = alias {
-            self.solver.store.alias(key, record.id)?;
+    /// Takes what a record has; `false` when it was collected meanwhile.
+    fn hit(&mut self, id: OpId, record: &Record, alias: Option<Key>) -> Result<bool, SolveError> {
+        if !self.solver.take(record, alias)? {
+            return Ok(false);
         }
         let outputs = snapshots(self.solver.store, &record.outputs)?;
         self.records.push(record.id);
         self.done(id, Value::Trees(outputs), true);
-        Ok(())
+        Ok(true)
     }
 
     fn done(&mut self, id: OpId, value: Value, cached: bool) {
@@ -696,7 +701,14 @@ impl<'s> Run<'s, '_> {
                 let _ = cache.save(cache_file);
             }
         }
-        self.solver.store.touch(&self.records)?;
+        // What the target stands on counts as used too, though nobody had to look at it.
+        let keys: Vec<Key> = self
+            .definitions
+            .iter()
+            .flatten()
+            .map(|(key, _)| *key)
+            .collect();
+        self.solver.store.touch(&self.records, &keys)?;
         Ok(Solved {
             snapshot,
             reports: self.reports.iter_mut().filter_map(Option::take).collect(),

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::PoisonError;
 
@@ -20,6 +21,12 @@ use crate::{OpenReport, Store, StoreError, TagFallback, lock};
 
 /// Documents and blobs that nothing refers to are left alone for this long: a pull may be about to refer to them.
 const GRACE: i64 = 24 * 3600 * 1_000_000_000;
+
+/// Files of blobs without a row are left alone for so many seconds: longer than a writer waits for the database.
+const STRAY: i64 = 600;
+
+/// Stat files are kept for so many seconds after their last use.
+const OLD_STAT: i64 = 30 * 24 * 3600;
 
 /// Where a layer is kept by something else than a lease.
 const KEPT: &str = "EXISTS (SELECT 1 FROM image_layers WHERE layer = layers.id)
@@ -38,8 +45,11 @@ impl Store {
         // Before the transaction: a folder seen now has had its row since before.
         let folders = list(&self.root.join("layers"))?;
         let leases = list(&self.leases())?;
+        self.remove_old_stat_files()?;
         let (doomed, blobs) = self.db.write_durably(|on| {
             release_leases(self, on, &leases)?;
+            // Whoever is about to refer to a blob has a lease.
+            let grace = if self.live_leases()?.is_empty() { 0 } else { GRACE };
             on.execute("DELETE FROM records WHERE NOT EXISTS (SELECT 1 FROM record_keys WHERE record = records.id)", [])?;
             on.execute("UPDATE layers SET state = ?1 WHERE state = ?2 AND lease IS NULL", [DOOMED, PENDING])?;
             on.execute(
@@ -51,11 +61,12 @@ impl Store {
             collect_json(on)?;
             let mut query = on.prepare("SELECT id FROM layers WHERE state = ?1")?;
             let doomed = query.query_map([DOOMED], layer_id)?.collect::<Result<Vec<_>, _>>()?;
-            Ok((doomed, collect_blobs(on)?))
+            Ok((doomed, collect_blobs(on, grace)?))
         })?;
         for digest in blobs {
             remove_if_there(&self.blob_path(digest))?;
         }
+        self.remove_stray_blobs()?;
         // Claims whose holder was killed leave their files behind.
         let claims = self.root.join("claims");
         for name in list(&claims)? {
@@ -63,6 +74,47 @@ impl Store {
         }
         self.forget_in_memory(&doomed);
         Ok(doomed)
+    }
+
+    /// What is remembered of contexts that nobody has built for a month.
+    fn remove_old_stat_files(&self) -> Result<(), StoreError> {
+        let folder = self.root.join("stat");
+        for name in list(&folder)? {
+            let path = folder.join(name);
+            let Ok(meta) = fs::symlink_metadata(&path) else {
+                continue;
+            };
+            let used = meta.mtime().max(meta.atime());
+            if db::now() / 1_000_000_000 - used > OLD_STAT {
+                remove_if_there(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Files whose row was never written: their writer was killed between the two.
+    fn remove_stray_blobs(&self) -> Result<(), StoreError> {
+        let folder = self.root.join("blobs/sha256");
+        for name in list(&folder)? {
+            let path = folder.join(&name);
+            let Ok(digest) = format!("sha256:{name}").parse::<Digest>() else {
+                continue;
+            };
+            let known = self
+                .db
+                .read()
+                .prepare_cached("SELECT 1 FROM blobs WHERE digest = ?1 AND present = 1")?
+                .exists(params![digest.as_bytes()])?;
+            if known {
+                continue;
+            }
+            // Linking a file changes this time: its row comes at once, or when the database is free.
+            let changed = fs::symlink_metadata(&path).map(|meta| meta.ctime());
+            if changed.is_ok_and(|seconds| db::now() / 1_000_000_000 - seconds > STRAY) {
+                remove_if_there(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Ends the rows of doomed layers, after their folders are gone.
@@ -132,7 +184,7 @@ impl Store {
         self.db.checkpoint(&self.root)
     }
 
-    fn forget_in_memory(&self, layers: &[LayerId]) {
+    pub(crate) fn forget_in_memory(&self, layers: &[LayerId]) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         for id in layers {
             seen.remove(id);
@@ -154,7 +206,7 @@ fn digest(row: &Row<'_>) -> rusqlite::Result<Digest> {
 }
 
 /// The names in a folder.
-fn list(folder: &Path) -> Result<Vec<String>, StoreError> {
+pub(crate) fn list(folder: &Path) -> Result<Vec<String>, StoreError> {
     let read = || {
         fs::read_dir(folder)?
             .map(|entry| Ok(entry?.file_name().into_string().ok()))
@@ -177,7 +229,7 @@ fn remove_if_there(path: &Path) -> Result<(), StoreError> {
 fn release_leases(store: &Store, on: &Transaction<'_>, files: &[String]) -> Result<(), StoreError> {
     let mut query = on.prepare(
         "SELECT lease FROM layers WHERE lease IS NOT NULL UNION SELECT lease FROM protected
-         UNION SELECT lease FROM containers WHERE lease IS NOT NULL",
+         UNION SELECT lease FROM containers WHERE lease IS NOT NULL UNION SELECT lease FROM cache_mount_uses",
     )?;
     let mut names: HashSet<String> = query
         .query_map([], |row| row.get(0))?
@@ -187,6 +239,7 @@ fn release_leases(store: &Store, on: &Transaction<'_>, files: &[String]) -> Resu
         if lock::lease_is_free(&store.leases(), &name)? {
             on.execute("UPDATE layers SET lease = NULL WHERE lease = ?1", [&name])?;
             on.execute("DELETE FROM protected WHERE lease = ?1", [&name])?;
+            on.execute("DELETE FROM cache_mount_uses WHERE lease = ?1", [&name])?;
             on.execute(
                 "UPDATE containers SET lease = NULL WHERE lease = ?1",
                 [&name],
@@ -222,13 +275,13 @@ fn collect_json(on: &Transaction<'_>) -> Result<(), StoreError> {
 }
 
 /// Gives the blobs whose files may go.
-fn collect_blobs(on: &Transaction<'_>) -> Result<Vec<Digest>, StoreError> {
+fn collect_blobs(on: &Transaction<'_>, grace: i64) -> Result<Vec<Digest>, StoreError> {
     let mut query = on.prepare(
         "DELETE FROM blobs WHERE created < ?1 AND NOT EXISTS (SELECT 1 FROM diffs WHERE diffs.diff = blobs.diff)
          RETURNING digest",
     )?;
     let gone = query
-        .query_map([db::now() - GRACE], digest)?
+        .query_map([db::now() - grace], digest)?
         .collect::<Result<Vec<_>, _>>()?;
     let mut still = on.prepare("SELECT 1 FROM blobs WHERE digest = ?1 AND present = 1")?;
     let mut files = Vec::new();

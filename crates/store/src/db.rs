@@ -152,6 +152,25 @@ CREATE TABLE IF NOT EXISTS repo_digests (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS repo_digests_by_digest ON repo_digests (digest);
 CREATE INDEX IF NOT EXISTS repo_digests_by_manifest ON repo_digests (manifest);
+-- What a layer's folder takes of the disk, in bytes of allocated blocks.
+CREATE TABLE IF NOT EXISTS layer_space (
+    layer BLOB PRIMARY KEY REFERENCES layers ON DELETE CASCADE,
+    bytes INTEGER NOT NULL
+) WITHOUT ROWID;
+-- Cache mounts, and the leases of the builds that use them.
+CREATE TABLE IF NOT EXISTS cache_mounts (
+    folder TEXT PRIMARY KEY,
+    id TEXT NOT NULL,
+    sharing TEXT NOT NULL,
+    bytes INTEGER NOT NULL DEFAULT 0,
+    created INTEGER NOT NULL,
+    used INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS cache_mount_uses (
+    lease TEXT NOT NULL,
+    folder TEXT NOT NULL,
+    PRIMARY KEY (lease, folder)
+) WITHOUT ROWID;
 ";
 
 /// The states of a layer's row.

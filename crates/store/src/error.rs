@@ -32,6 +32,13 @@ pub enum StoreError {
     /// The store's disk is full.
     #[error("database of the store: the disk is full")]
     Full,
+    /// The database is damaged.
+    #[error(
+        "database of the store: {0}\n\
+         hint: kiln system check tells what is damaged; kiln save may still get images out; to begin anew, remove the \
+         store's folder (kiln info names it)"
+    )]
+    Corrupt(String),
     /// The store is somebody else's.
     #[error(
         "the store {} belongs to user {owner}, and this is user {user}\n\
@@ -127,6 +134,9 @@ impl From<rusqlite::Error> for StoreError {
                 Self::Busy(crate::db::BUSY_TIMEOUT.as_secs())
             }
             Some(rusqlite::ErrorCode::DiskFull) => Self::Full,
+            Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
+                Self::Corrupt(err.to_string())
+            }
             _ => Self::Database(err),
         }
     }

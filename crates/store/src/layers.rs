@@ -22,15 +22,18 @@ pub struct LayerSummary {
     pub size: u64,
     /// How many paths.
     pub entries: u64,
+    /// What the layer's folder takes of the disk ([`crate::space_of`]); 0 where it was not measured.
+    pub space: u64,
 }
 
 impl LayerSummary {
-    /// Sums up an index.
+    /// Sums up an index. The space is not in it.
     pub fn of(index: &LayerIndex) -> Self {
         Self {
             content_id: index.content_id(),
             size: index.size(),
             entries: index.entries().len() as u64,
+            space: 0,
         }
     }
 }
@@ -127,7 +130,13 @@ impl Store {
                     db::now(),
                     PENDING,
                 ])?;
-            if changed == 1 { Ok(()) } else { Err(StoreError::Seal(id, "it is not pending")) }
+            if changed != 1 {
+                return Err(StoreError::Seal(id, "it is not pending"));
+            }
+            if summary.space > 0 {
+                crate::space::put_space(on, id, summary.space)?;
+            }
+            Ok(())
         })
     }
 

@@ -4,6 +4,8 @@
 //! [`unpack_tar`] and [`write_tar`] are the worker's side: file work inside one layer's folder, without the database.
 //! The format, the locks and what is durable when are described in `docs/store.md`.
 
+mod cache_mounts;
+mod check;
 mod collect;
 mod containers;
 mod db;
@@ -14,9 +16,13 @@ pub mod layer_fs;
 mod layers;
 mod lock;
 mod records;
+mod room;
+mod space;
 mod store;
 mod tar;
 
+pub use cache_mounts::{CacheMount, cache_mount_claim};
+pub use check::{Fault, Faulty, Verdict};
 pub use containers::{Container, NewContainer};
 pub use error::StoreError;
 pub use header::{Header, IdKind, IdRange};
@@ -25,5 +31,7 @@ pub use layer_fs::{Content, Ids, LayerFs, delete_layer};
 pub use layers::{BlobInfo, LayerInfo, LayerSummary};
 pub use lock::{Claim, ClaimAttempt, Lease, Waiter};
 pub use records::{NewRecord, Record, RecordId, RecordUse};
+pub use room::{Dropped, Leaf, Spaces};
+pub use space::{Disk, Measured, SpaceLimits, space_of};
 pub use store::{OpenOptions, OpenReport, Store, TagFallback, boot_id};
 pub use tar::{UnpackError, Unpacked, unpack_tar, write_tar};

@@ -160,6 +160,21 @@ pub(crate) fn lease_is_free(folder: &Path, name: &str) -> Result<bool, StoreErro
     }
 }
 
+/// Whether somebody holds the lease. Nothing is removed.
+pub(crate) fn lease_is_live(folder: &Path, name: &str) -> Result<bool, StoreError> {
+    let path = folder.join(name);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(err) => return Err(StoreError::io("open", &path)(err)),
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(err)) => Err(StoreError::io("lock", &path)(err)),
+    }
+}
+
 /// The right to do the work of one key, among all processes that share the store. Ends when dropped.
 pub struct Claim(#[expect(dead_code, reason = "held, not read")] LockFile);
 

@@ -79,6 +79,16 @@ impl Store {
         Ok(self.is_whole(&db, &record)?.then_some(record))
     }
 
+    /// The layers that records had and that turned out to have no folder, since this was last asked.
+    pub fn take_missing(&self) -> Vec<LayerId> {
+        std::mem::take(
+            &mut *self
+                .missing
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+        )
+    }
+
     /// The latest record of a step, whole or not: to explain why there was no hit.
     ///
     /// # Errors
@@ -150,18 +160,23 @@ impl Store {
         })
     }
 
-    /// Marks records as used now. Times are kept to the minute, so that most builds change nothing.
+    /// Marks records as used now, by number or by key. Times are kept to the minute, so that most builds change nothing.
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub fn touch(&self, records: &[RecordId]) -> Result<(), StoreError> {
+    pub fn touch(&self, records: &[RecordId], keys: &[Key]) -> Result<(), StoreError> {
         const MINUTE: i64 = 60_000_000_000;
         let ids: Vec<i64> = records.iter().map(|id| id.0).collect();
         let ids =
             serde_json::to_string(&ids).map_err(|err| StoreError::damaged("record ids", &err))?;
+        let keys: Vec<String> = keys.iter().map(Key::hex).collect();
+        let keys =
+            serde_json::to_string(&keys).map_err(|err| StoreError::damaged("record keys", &err))?;
         let now = db::now();
-        let stale = params![ids, now - MINUTE];
-        let such = "id IN (SELECT value FROM json_each(?1)) AND used < ?2";
+        let stale = params![ids, now - MINUTE, keys];
+        let such =
+            "(id IN (SELECT value FROM json_each(?1)) OR id IN (SELECT record FROM record_keys
+             WHERE key IN (SELECT unhex(value) FROM json_each(?3)))) AND used < ?2";
         if !self
             .db
             .read()
@@ -171,8 +186,8 @@ impl Store {
             return Ok(());
         }
         self.db.write(|on| {
-            on.prepare_cached(&format!("UPDATE records SET used = ?3 WHERE {such}"))?
-                .execute(params![ids, now - MINUTE, now])?;
+            on.prepare_cached(&format!("UPDATE records SET used = ?4 WHERE {such}"))?
+                .execute(params![ids, now - MINUTE, keys, now])?;
             Ok(())
         })
     }
@@ -232,6 +247,10 @@ impl Store {
         }
         for id in record.outputs.iter().flatten() {
             if !self.is_there(*id)? {
+                self.missing
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                    .push(*id);
                 return Ok(false);
             }
         }

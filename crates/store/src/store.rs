@@ -58,6 +58,8 @@ pub struct Store {
     pub(crate) indexes: Mutex<HashMap<LayerId, Arc<LayerIndex>>>,
     /// Layers whose folder has been seen.
     pub(crate) seen: Mutex<HashSet<LayerId>>,
+    /// Layers that a record has and that have no folder.
+    pub(crate) missing: Mutex<Vec<LayerId>>,
 }
 
 const FOLDERS: [&str; 10] = [
@@ -104,6 +106,7 @@ impl Store {
             report,
             indexes: Mutex::default(),
             seen: Mutex::default(),
+            missing: Mutex::default(),
         })
     }
 

@@ -92,9 +92,10 @@ pub fn unpack_tar(layer_dir: &Path, ids: Ids, tar: impl Read) -> Result<Unpacked
     let mut framing = reader.into_inner();
     io::copy(&mut framing, &mut io::sink()).map_err(UnpackError::Rest)?;
     let index = builder.finish();
-    let summary = LayerSummary::of(&index);
+    let mut summary = LayerSummary::of(&index);
     let reproducible = framing_of(&index).is_some_and(|ours| ours == framing.hasher.finalize());
     fs.finish(&index).map_err(UnpackError::Files)?;
+    summary.space = crate::space_of(layer_dir).map_err(UnpackError::Files)?;
     let Hashed { hasher, size, .. } = framing.inner.into_inner();
     let diff_id = DiffId::new(hasher.finalize().into());
     Ok(Unpacked {

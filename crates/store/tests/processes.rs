@@ -101,7 +101,7 @@ fn contention() {
         for number in 0..RECORDS {
             let id = layer(&store, &lease, &number.to_string());
             let id = store.put_record(&[key(number)], &record(&[id])).unwrap();
-            store.touch(&[id]).unwrap();
+            store.touch(&[id], &[]).unwrap();
             store.find_record(key(number)).unwrap().unwrap();
             if number % 10 == 0 {
                 store.sweep().unwrap();

@@ -215,7 +215,7 @@ fn records() {
         store.alias(key(4), kiln_store::RecordId(99)),
         Err(StoreError::NoRecord(_))
     ));
-    store.touch(&[id]).unwrap();
+    store.touch(&[id], &[]).unwrap();
 
     // A later record takes the keys over; the earlier one goes when it has none left.
     let later = store

@@ -139,6 +139,39 @@ impl Kiln {
         kiln.load(bases).then_some(kiln)
     }
 
+    /// A store for one test alone, on a file system whose power can be cut ([`Kiln::cut_power`]); root only. None: skipped.
+    pub fn on_powered_disk(bases: &[&str]) -> Option<Self> {
+        let mut kiln = Self::new(Setting::Root)?;
+        fs::create_dir(&kiln.store).expect("own folder");
+        let image = fs::File::create(kiln.folder.join("disk")).expect("own folder");
+        image.set_len(512 << 20).expect("a sparse file");
+        kiln.namespace = Some(Namespace::powered(&kiln.store, &kiln.folder.join("disk")));
+        kiln.load(bases).then_some(kiln)
+    }
+
+    /// Stops the store's file system as a loss of power does, then starts the machine again: the file system is mounted
+    /// with what reached the disk, and the kernel says that this is another run of the machine.
+    pub fn cut_power(&self) {
+        static BOOTS: AtomicU32 = AtomicU32::new(0);
+        let namespace = self.namespace.as_ref().expect("on_powered_disk");
+        let inside = PathBuf::from(format!("/proc/{}/root", namespace.holder()));
+        let path = self.store.strip_prefix("/").expect("absolute");
+        let folder = fs::File::open(inside.join(path)).expect("mounted");
+        shut_down(&folder).expect("ext4 can be shut down");
+        drop(folder);
+        let boot = self.folder.join("boot");
+        let number = BOOTS.fetch_add(1, Ordering::Relaxed);
+        fs::write(&boot, format!("boot {number} of {}", std::process::id())).expect("own folder");
+        // Processes of the time before may need a moment to see that all is over.
+        let again = "
+            for try in 1 2 3 4 5 6 7 8 9; do umount $1 && break; sleep 0.5; done
+            mount -o loop $2 $1
+            mount --bind $3 /proc/sys/kernel/random/boot_id
+        ";
+        let disk = self.folder.join("disk");
+        namespace.run(again, &[self.store.as_ref(), disk.as_ref(), boot.as_ref()]);
+    }
+
     fn new(setting: Setting) -> Option<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let prepared = prepared()?;
@@ -348,6 +381,20 @@ impl Drop for Kiln {
     fn drop(&mut self) {
         self.namespace = None;
         remove(&self.folder);
+    }
+}
+
+/// Stops a file system without writing what it has in memory (`EXT4_IOC_SHUTDOWN`, linux/fs/ext4).
+#[expect(unsafe_code, reason = "no safe wrapper knows this call")]
+fn shut_down(folder: &fs::File) -> rustix::io::Result<()> {
+    const SHUTDOWN: rustix::ioctl::Opcode = rustix::ioctl::opcode::read::<u32>(b'X', 125);
+    const NO_LOG_FLUSH: u32 = 2;
+    // SAFETY: the call reads one u32 from where it is pointed to, and writes nothing.
+    unsafe {
+        rustix::ioctl::ioctl(
+            folder,
+            rustix::ioctl::Setter::<SHUTDOWN, u32>::new(NO_LOG_FLUSH),
+        )
     }
 }
 

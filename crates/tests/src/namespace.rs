@@ -19,6 +19,13 @@ umount -l /mnt/old
 /// A small disk.
 const DISK: &str = "mount -t tmpfs -o size=$2,mode=755 tmpfs $1";
 
+/// A disk with a file system that can lose its power: what is not yet written is lost.
+const POWERED: &str = "
+mkfs.ext4 -q -F $2
+mount -o loop $2 $1
+chmod 755 $1
+";
+
 /// The namespace. A process holds it; it ends when its input does, so also when the test process dies.
 #[derive(Debug)]
 pub struct Namespace {
@@ -35,6 +42,25 @@ impl Namespace {
     /// An empty disk of `size` (as tmpfs takes it) at `folder`.
     pub fn small_disk(folder: &Path, size: &str) -> Self {
         Self::hold(DISK, &[folder.as_os_str(), size.as_ref()])
+    }
+
+    /// An empty file system at `folder`, in the file `image`.
+    pub fn powered(folder: &Path, image: &Path) -> Self {
+        Self::hold(POWERED, &[folder.as_os_str(), image.as_os_str()])
+    }
+
+    /// Runs a shell script inside, with arguments.
+    pub fn run(&self, script: &str, args: &[&std::ffi::OsStr]) {
+        let enter = self.enter();
+        let status = Command::new(&enter[0])
+            .args(&enter[1..])
+            .args(["sh", "-ec", script, "sh"])
+            .args(args)
+            .status();
+        assert!(
+            status.is_ok_and(|status| status.success()),
+            "failed: {script}"
+        );
     }
 
     fn hold(setup: &str, args: &[&std::ffi::OsStr]) -> Self {

@@ -60,6 +60,28 @@ impl WorkerError {
         )
     }
 
+    /// The layer that turned out to be damaged, if that is why.
+    pub fn damaged(&self) -> Option<kiln_image::LayerId> {
+        match self {
+            Self::Failed(Failure {
+                kind: FailureKind::Damaged(layer),
+                ..
+            }) => Some(*layer),
+            _ => None,
+        }
+    }
+
+    /// Whether there was no space left.
+    pub fn is_full(&self) -> bool {
+        matches!(
+            self,
+            Self::Failed(Failure {
+                kind: FailureKind::NoSpace,
+                ..
+            })
+        )
+    }
+
     /// A way out, where there is one.
     pub fn hint(&self) -> Option<&str> {
         match self {
@@ -167,7 +189,7 @@ impl Worker {
         }
     }
 
-    /// Takes jobs again after [`Worker::cancel`].
+    /// Takes jobs again after [`Worker::cancel`]. No job may be under way.
     pub fn resume(&self) {
         self.canceled.store(false, Ordering::Release);
     }
@@ -269,6 +291,38 @@ impl Worker {
     typed!(
         /// Removes the folders of layers.
         delete(layers: Vec<kiln_image::LayerId>) -> (), Request::Delete(layers), Response::Done => ()
+    );
+    typed!(
+        /// What folders of layers and of cache mounts take.
+        space(layers: Vec<kiln_image::LayerId>, caches: Vec<String>) -> (Vec<u64>, Vec<Option<crate::CacheFolder>>),
+        Request::Space { layers, caches }, Response::Spaces { layers, caches } => (layers, caches)
+    );
+    typed!(
+        /// Bounds what the worker writes into layers from now on.
+        allow(bytes: u64) -> (), Request::Allow(bytes), Response::Done => ()
+    );
+    typed!(
+        /// What of a layer's files differs from its index.
+        verify(layer: kiln_image::LayerId) -> Vec<String>, Request::Verify(layer), Response::Verified(found) => found
+    );
+    typed!(
+        /// Removes folders of cache mounts.
+        remove_caches(folders: Vec<String>) -> (), Request::RemoveCaches(folders), Response::Done => ()
+    );
+    typed!(
+        /// Writes cache mounts into the descriptor as one archive.
+        pack_caches(folders: Vec<String>, note: Vec<u8>) -> (),
+        Request::PackCaches { folders, note }, Response::Done => ()
+    );
+    typed!(
+        /// Unpacks an archive of cache mounts; gives its note.
+        unpack_caches(into: kiln_image::LayerId) -> Vec<u8>,
+        Request::UnpackCaches { into }, Response::CachesUnpacked(note) => note
+    );
+    typed!(
+        /// Puts an unpacked cache mount in its place.
+        place_cache(from: kiln_image::LayerId, folder: String, to: String) -> (),
+        Request::PlaceCache { from, folder, to }, Response::Done => ()
     );
     typed!(
         /// The diff id of a layer and the size of its tar.

@@ -13,8 +13,8 @@ mod wire;
 pub use client::{Launch, Worker, WorkerError};
 pub use kiln_sandbox::Limits;
 pub use protocol::{
-    ExecJob, ExecMount, Exit, Failure, FailureKind, FileJob, FileTree, Made, MadeFiles,
-    MountSource, ProcessSpec, Request, Response, Seed, Stacked, TarInput, Trust, UnpackJob,
-    UnpackedLayer, WorkerFacts, hosts_file,
+    CacheFolder, ExecJob, ExecMount, Exit, Failure, FailureKind, FileJob, FileTree, Made,
+    MadeFiles, MountSource, ProcessSpec, Request, Response, Seed, Stacked, TarInput, Trust,
+    UnpackJob, UnpackedLayer, WorkerFacts, hosts_file,
 };
 pub use server::serve;

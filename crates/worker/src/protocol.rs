@@ -6,6 +6,7 @@ use kiln_graph::{FileOp, Network};
 use kiln_image::{ContentId, DiffId, LayerId, LayerIndex};
 use kiln_sandbox::Limits;
 use kiln_source::Stamps;
+use kiln_store::LayerSummary;
 use serde::{Deserialize, Serialize};
 
 /// A job.
@@ -51,6 +52,40 @@ pub enum Request {
     },
     /// Removes the folders of layers.
     Delete(Vec<LayerId>),
+    /// What folders take of the disk.
+    Space {
+        /// Layers, finished or not.
+        layers: Vec<LayerId>,
+        /// Folders of cache mounts.
+        caches: Vec<String>,
+    },
+    /// How much the worker may write into layers from now on, in bytes ([`kiln_store::layer_fs::allow`]).
+    Allow(u64),
+    /// Compares the files of a layer with its index, content included.
+    Verify(LayerId),
+    /// Removes folders of cache mounts.
+    RemoveCaches(Vec<String>),
+    /// Writes cache mounts into one archive: the note first, then each folder under its name. Descriptor: where to.
+    PackCaches {
+        /// The folders.
+        folders: Vec<String>,
+        /// What the archive says about them.
+        note: Vec<u8>,
+    },
+    /// Unpacks such an archive into a scratch layer. Descriptor: the archive, compressed or not.
+    UnpackCaches {
+        /// The scratch layer.
+        into: LayerId,
+    },
+    /// Makes a folder of a scratch layer that of a cache mount; what was there goes with the scratch layer.
+    PlaceCache {
+        /// The scratch layer.
+        from: LayerId,
+        /// The folder's name in it.
+        folder: String,
+        /// The cache mount's folder.
+        to: String,
+    },
     /// Runs a container. Descriptors: standard input, output, error. What comes on the job's connection after the
     /// request are signals for the process, one byte each.
     Run(Box<ExecJob>),
@@ -176,6 +211,8 @@ pub enum MountSource {
         gid: Option<u32>,
         /// What a new folder starts as; empty without.
         seed: Option<Seed>,
+        /// The scratch layer in which a new folder is made.
+        scratch: LayerId,
     },
     /// Memory.
     Tmpfs {
@@ -196,7 +233,7 @@ pub enum MountSource {
 }
 
 /// File actions with their trees.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FileJob {
     /// The actions.
     pub op: FileOp,
@@ -209,7 +246,7 @@ pub struct FileJob {
 }
 
 /// A tree that file actions read.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum FileTree {
     /// A stack of layers.
     Layers(Stacked),
@@ -258,6 +295,30 @@ pub struct Made {
     pub size: u64,
     /// Entries of its index.
     pub entries: u64,
+    /// What its folder takes of the disk, in bytes.
+    pub space: u64,
+}
+
+impl From<&Made> for LayerSummary {
+    fn from(made: &Made) -> Self {
+        Self {
+            content_id: made.content_id,
+            size: made.size,
+            entries: made.entries,
+            space: made.space,
+        }
+    }
+}
+
+/// The folder of a cache mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheFolder {
+    /// What it takes of the disk, in bytes.
+    pub space: u64,
+    /// Its owner in the image.
+    pub owner: (u32, u32),
+    /// Its mode.
+    pub mode: u16,
 }
 
 /// What file actions gave.
@@ -333,6 +394,17 @@ pub enum Response {
         /// Its size in bytes.
         size: u64,
     },
+    /// To [`Request::Space`]. Nothing for a cache mount that has no folder yet.
+    Spaces {
+        /// Bytes of each layer.
+        layers: Vec<u64>,
+        /// The cache mounts.
+        caches: Vec<Option<CacheFolder>>,
+    },
+    /// To [`Request::Verify`]: what differs, in words.
+    Verified(Vec<String>),
+    /// To [`Request::UnpackCaches`]: the note.
+    CachesUnpacked(Vec<u8>),
     /// The job failed.
     Failed(Failure),
 }
@@ -357,6 +429,8 @@ pub enum FailureKind {
     NoSpace,
     /// The job was cancelled.
     Canceled,
+    /// A layer of the store is damaged or gone.
+    Damaged(LayerId),
     /// Anything else.
     Other,
 }

@@ -16,8 +16,10 @@ use rustix::event::{PollFd, PollFlags, poll};
 use crate::protocol::{Failure, FailureKind, Request, Response};
 use crate::wire;
 
+mod caches;
 mod exec;
 mod files;
+mod space;
 mod tree;
 mod trust;
 
@@ -50,10 +52,15 @@ impl Shared {
             return Ok(index.clone());
         }
         let path = self.layer_dir(layer).join("index");
-        let bytes = std::fs::read(&path)
-            .map_err(|error| failure(&format!("cannot read {}", path.display()), &error))?;
+        let bytes = match std::fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Failure::damaged(layer, "its index is not there"));
+            }
+            other => other
+                .map_err(|error| failure(&format!("cannot read {}", path.display()), &error))?,
+        };
         let index = LayerIndex::from_bytes(&bytes)
-            .map_err(|error| Failure::other(format!("layer {layer}: {error}")))?;
+            .map_err(|error| Failure::damaged(layer, &format!("its index: {error}")))?;
         Ok(indexes().entry(layer).or_insert(Arc::new(index)).clone())
     }
 }
@@ -64,6 +71,15 @@ impl Failure {
         Self {
             kind: FailureKind::Other,
             message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// A layer of the store is not as it was sealed.
+    pub(crate) fn damaged(layer: LayerId, why: &str) -> Self {
+        Self {
+            kind: FailureKind::Damaged(layer),
+            message: format!("layer {layer} is damaged: {why}"),
             hint: None,
         }
     }
@@ -104,7 +120,8 @@ impl Drop for Cleanup<'_> {
 }
 
 /// The way out when the disk is full.
-const NO_SPACE: &str = "free some space, or put the store elsewhere with --root or KILN_ROOT";
+const NO_SPACE: &str = "see kiln system df; free some space with kiln builder prune or on the disk, or put the store \
+                        elsewhere with --root or KILN_ROOT";
 
 /// An error of the operating system as a failure, with its kind found in the chain of causes.
 pub(crate) fn failure(doing: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
@@ -286,6 +303,16 @@ fn answer(
             }
             Ok(Response::Done)
         }
+        Request::Space { layers, caches } => space::space(shared, &layers, &caches),
+        Request::Allow(bytes) => {
+            kiln_store::layer_fs::allow(bytes);
+            Ok(Response::Done)
+        }
+        Request::Verify(layer) => space::verify(shared, layer),
+        Request::RemoveCaches(folders) => caches::remove(shared, &folders),
+        Request::PackCaches { folders, note } => caches::pack(shared, &folders, &note, fds),
+        Request::UnpackCaches { into } => caches::unpack(shared, into, fds),
+        Request::PlaceCache { from, folder, to } => caches::place(shared, from, &folder, &to),
     }
 }
 

@@ -58,7 +58,7 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
     }
     if worked {
         engine.sweep()?;
-        crate::worker::settle_later(&place.root);
+        crate::worker::settle_later(place);
     }
     Ok(ExitCode::SUCCESS)
 }

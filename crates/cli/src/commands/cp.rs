@@ -39,7 +39,7 @@ pub(super) fn cp(place: &Place, args: &CpArgs) -> Result<ExitCode> {
         }
     }
     engine.sweep()?;
-    crate::worker::settle_later(&place.root);
+    crate::worker::settle_later(place);
     Ok(ExitCode::SUCCESS)
 }
 

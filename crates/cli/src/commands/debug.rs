@@ -29,7 +29,7 @@ pub(super) fn debug(place: &Place, args: &DebugArgs) -> Result<ExitCode> {
     let ran = shell(&engine, &state, &args.build.invoke)?;
     drop(state);
     engine.sweep()?;
-    crate::worker::settle_later(&place.root);
+    crate::worker::settle_later(place);
     Ok(ExitCode::from(ran.code().clamp(0, 255) as u8))
 }
 

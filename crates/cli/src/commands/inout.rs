@@ -38,6 +38,7 @@ pub(super) fn import(place: &Place, args: &ImportArgs) -> Result<ExitCode> {
         File::open(&args.file).context(args.file.clone())?
     };
     let engine = place.engine()?;
+    engine.allow()?;
     let lease = engine.store.lease()?;
     let (store, worker) = (&engine.store, &engine.worker);
     let image = kiln_export::import(
@@ -53,7 +54,7 @@ pub(super) fn import(place: &Place, args: &ImportArgs) -> Result<ExitCode> {
         store.tag(name, image.manifest)?;
     }
     say(&image.config.to_string());
-    crate::worker::settle_later(&place.root);
+    crate::worker::settle_later(place);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -72,6 +73,7 @@ pub(super) fn load(place: &Place, args: &LoadArgs) -> Result<ExitCode> {
         (standard_input()?, "standard input".to_owned())
     };
     let engine = place.engine()?;
+    engine.allow()?;
     let lease = engine.store.lease()?;
     let loaded = kiln_export::load(
         &engine.store,
@@ -98,7 +100,7 @@ pub(super) fn load(place: &Place, args: &LoadArgs) -> Result<ExitCode> {
             });
         }
     }
-    crate::worker::settle_later(&place.root);
+    crate::worker::settle_later(place);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -42,7 +42,7 @@ pub(super) fn pull(place: &Place, args: &PullArgs) -> Result<ExitCode> {
     let pulled = pulled.inspect_err(|_| clean_up(&engine))?;
     if pulled.new {
         engine.sweep()?;
-        crate::worker::settle_later(&place.root);
+        crate::worker::settle_later(place);
     }
     if !args.quiet {
         say(&format!("Digest: {}", pulled.digest));

@@ -85,7 +85,7 @@ fn foreground(
     engine.sweep_containers()?;
     engine.sweep()?;
     let ran = ran?;
-    crate::worker::settle_later(&place.root);
+    crate::worker::settle_later(place);
     for note in &ran.notes {
         complain(&format!("note: {note}"));
     }

@@ -69,9 +69,9 @@ impl<'s> Run<'s, '_> {
             match self.solver.store.claim(content)? {
                 ClaimAttempt::Held(claim) => {
                     // Another process may have finished between the look-up and the claim.
-                    if let Some(record) = self.solver.store.find_record(content)? {
-                        drop(claim);
-                        self.hit(id, &record, definition)?;
+                    if let Some(record) = self.solver.find(content)?
+                        && self.hit(id, &record, definition)?
+                    {
                         return Ok(true);
                     }
                     self.claims[id.0] = Some(claim);

@@ -6,6 +6,7 @@
 //! The metadata that matter are in the index. What is set on the files is what a process in the root file system should
 //! see: everything with [`Ids::Real`], everything but owners with [`Ids::Recorded`].
 
+mod allowance;
 mod remove;
 mod write;
 
@@ -21,6 +22,7 @@ use kiln_image::{Entry, FileDigest, Kind, LayerIndex, LayerPath};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use serde::{Deserialize, Serialize};
 
+pub use allowance::allow;
 pub use remove::delete_layer;
 pub(crate) use remove::delete_tree;
 

@@ -12,6 +12,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::allowance::{Taking, take};
 use super::{Content, Ids, LayerFs, kind_at};
 
 /// Marks a folder that hides what layers below have in it (kernel documentation, overlayfs.rst, with `userxattr`).
@@ -177,11 +178,15 @@ impl LayerFs {
                 let mut file = self.new_file(parent.as_fd(), name)?;
                 let size = match content {
                     Content::Bytes(bytes) => {
+                        take(bytes.len() as u64)?;
                         file.write_all(bytes)?;
                         bytes.len() as u64
                     }
-                    Content::Copy(source) => self.copy(source, &file)?,
-                    Content::Reader(reader) => pump(reader, &file)?,
+                    Content::Copy(source) => {
+                        take(rustix::fs::fstat(source)?.st_size as u64)?;
+                        self.copy(source, &file)?
+                    }
+                    Content::Reader(reader) => pump(&mut Taking(reader), &file)?,
                     Content::None | Content::Move(_) => 0,
                 };
                 (file, size)

@@ -3,9 +3,11 @@
 mod bad_input;
 mod cache_mounts;
 mod cached;
+mod caches;
 mod conformance;
 mod containers;
 mod contexts;
+mod damage;
 mod debugging;
 mod docker;
 mod escapes;
@@ -24,5 +26,6 @@ mod registry;
 mod registry_errors;
 mod settings_agree;
 mod sources;
+mod storage;
 mod times;
 mod where_it_runs;

@@ -54,10 +54,12 @@ impl Tree {
         let mut lowers = layers
             .iter()
             .map(|layer| {
-                Ok(Lower {
-                    dir: shared.layer_dir(*layer),
-                    index: shared.index(*layer)?,
-                })
+                let dir = shared.layer_dir(*layer);
+                let index = shared.index(*layer)?;
+                if !dir.join("fs").is_dir() {
+                    return Err(Failure::damaged(*layer, "its files are not there"));
+                }
+                Ok(Lower { dir, index })
             })
             .collect::<Result<Vec<_>, Failure>>()?;
         let view = MergedView::new(lowers.iter().map(|lower| lower.index.clone()));
@@ -112,7 +114,7 @@ impl Tree {
                 failure("cannot remove the layer of the host's certificates", &error)
             })?;
         }
-        Ok(made(self.layer, &index))
+        made(shared, self.layer, &index)
     }
 }
 
@@ -256,6 +258,9 @@ fn process(
     let user = user(&root, &job.process.user)?;
     let mut trees = Vec::new();
     for mount in &job.mounts {
+        if let MountSource::Cache { scratch, .. } = &mount.source {
+            cleanup.add(*scratch);
+        }
         if let MountSource::Tree { layers, into, .. } = &mount.source {
             cleanup.add(*into);
             trees.push(Some(Tree::prepare(shared, layers, *into, None)?));
@@ -504,9 +509,10 @@ fn sandbox_mount<'a>(
             uid,
             gid,
             seed,
+            scratch,
         } => {
             let owner = (uid.unwrap_or(user.uid), gid.unwrap_or(user.gid));
-            let path = cache::folder(shared, dir, *mode, owner, seed.as_ref())?;
+            let path = cache::folder(shared, dir, *scratch, *mode, owner, seed.as_ref())?;
             Mounted::Bind {
                 root: RootSource::Folder(&shared.store_root),
                 path,

@@ -32,13 +32,16 @@ pub(super) fn stack(
     Ok((MergedView::new(indexes), dirs))
 }
 
-pub(super) fn made(layer: LayerId, index: &LayerIndex) -> Made {
-    Made {
+pub(super) fn made(shared: &Shared, layer: LayerId, index: &LayerIndex) -> Result<Made, Failure> {
+    let space = kiln_store::space_of(&shared.layer_dir(layer))
+        .map_err(|error| failure(&format!("cannot measure layer {layer}"), &error))?;
+    Ok(Made {
         layer,
         content_id: index.content_id(),
         size: index.size(),
         entries: index.entries().len() as u64,
-    }
+        space,
+    })
 }
 
 pub(super) fn file(shared: &Shared, job: FileJob) -> Result<Response, Failure> {
@@ -85,8 +88,8 @@ pub(super) fn file(shared: &Shared, job: FileJob) -> Result<Response, Failure> {
         .into
         .iter()
         .zip(&applied.layers)
-        .map(|(layer, index)| made(*layer, index))
-        .collect();
+        .map(|(layer, index)| made(shared, *layer, index))
+        .collect::<Result<_, _>>()?;
     let changed = applied.changed.iter().map(ToString::to_string).collect();
     cleanup.keep_all();
     Ok(Response::Files(MadeFiles { layers, changed }))
@@ -144,6 +147,7 @@ pub(super) fn unpack(
             content_id: unpacked.summary.content_id,
             size: unpacked.summary.size,
             entries: unpacked.summary.entries,
+            space: unpacked.summary.space,
         },
         diff_id: unpacked.diff_id,
         tar_size: unpacked.tar_size,

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use kiln_image::{Entry, LayerIndex, LayerPath};
+use kiln_image::{Entry, LayerId, LayerIndex, LayerPath};
 use kiln_store::layer_fs::{Content, LayerFs};
 
 use super::super::files::stack;
@@ -13,10 +13,12 @@ use super::super::{Shared, failure};
 use crate::protocol::{Failure, FailureKind, Seed};
 
 /// The folder `dir` below the store's root; made, with the given owner and what it starts as, when it is not there. It
-/// gets its name when it is complete.
+/// is made in a scratch layer, whose folder goes with the lease if this process is killed, and gets its name when it is
+/// complete.
 pub(super) fn folder(
     shared: &Shared,
     dir: &str,
+    scratch: LayerId,
     mode: u16,
     owner: (u32, u32),
     seed: Option<&Seed>,
@@ -29,25 +31,14 @@ pub(super) fn folder(
         let what = format!("cannot make the cache mount's folder {}", folder.display());
         failure(&what, &error)
     };
-    let new = folder.with_extension(format!("{}.new", new_name()));
-    let made = fs::create_dir(&new)
-        .map_err(failed)
-        .and_then(|()| fill(shared, &new, mode, owner, seed, failed))
-        .and_then(|()| match fs::rename(new.join("fs"), &folder) {
-            // Another step was faster.
-            Err(_) if folder.is_dir() => Ok(()),
-            other => other.map_err(failed),
-        });
-    let removed = kiln_store::layer_fs::delete_layer(&new).map_err(failed);
-    made.and(removed).map(|()| dir.into())
-}
-
-/// A name that nobody else uses at the same time.
-fn new_name() -> String {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    format!("{}-{number}", std::process::id())
+    let new = shared.layer_dir(scratch);
+    fill(shared, &new, mode, owner, seed, failed)?;
+    match fs::rename(new.join("fs"), &folder) {
+        // Another step was faster.
+        Err(_) if folder.is_dir() => {}
+        other => other.map_err(failed)?,
+    }
+    Ok(dir.into())
 }
 
 fn fill(

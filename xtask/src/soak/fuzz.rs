@@ -1,4 +1,4 @@
-//! `cargo xtask soak`: the fuzz targets of `crates/fuzz` under libFuzzer, for as long as one likes.
+//! `cargo xtask soak fuzz`: the fuzz targets of `crates/fuzz` under libFuzzer, for as long as one likes.
 //!
 //! It works with the stable compiler: the coverage pass is one of LLVM's own, which `-C passes` reaches; what needs a
 //! nightly one is the address sanitizer, and the crates that are fuzzed have no `unsafe`. What is found is kept in

@@ -1,0 +1,4 @@
+//! `cargo xtask soak`: what takes too long for every run of the tests.
+
+pub mod fuzz;
+pub mod kills;
