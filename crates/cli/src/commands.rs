@@ -10,6 +10,7 @@ mod login;
 mod outputs;
 mod remote;
 mod run;
+mod why;
 
 use std::process::ExitCode;
 
@@ -107,6 +108,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Import(args) => inout::import(&place, &args),
         Command::Load(args) => inout::load(&place, &args),
         Command::Save(args) => inout::save(&place, &args),
+        Command::Why(args) => why::why(&place, &args),
         Command::Info => info::info(&place),
         Command::Version => {
             crate::format::say(&format!("kiln {}", env!("CARGO_PKG_VERSION")));

@@ -14,13 +14,14 @@ use kiln_graph::{Graph, Network, OpKind, Security};
 use kiln_image::LayerId;
 use kiln_progress::{Event, Sink};
 use kiln_solver::{OpReport, Options, Snapshot, Solver};
+use kiln_store::BuildStep;
 
 use crate::bringing::Bringing;
 use crate::images::Images;
 use crate::inputs::Inputs;
 use crate::outputs::{Output, PutOut};
 use crate::rows::Rows;
-use crate::{BuildError, CancelFlag, Engine};
+use crate::{BuildError, CancelFlag, Engine, history};
 
 /// What is built.
 #[derive(Debug, Clone)]
@@ -53,6 +54,8 @@ pub struct BuildRequest {
     pub resolv_conf: String,
     /// Certificates of the host that RUN trusts.
     pub trust: Option<kiln_worker::Trust>,
+    /// The command line, for those who wait for this build, and for its history. Holds no secrets.
+    pub command: Vec<String>,
 }
 
 /// Rights that steps have only where the user gives them.
@@ -160,21 +163,27 @@ impl Engine {
         sink: &dyn Sink,
         cancel: &CancelFlag,
     ) -> Result<Built, BuildError> {
-        let started = Instant::now();
-        let outcome = self.build_inner(request, sink, cancel);
+        let (started, began) = (Instant::now(), SystemTime::now());
+        let mut steps = Vec::new();
+        let outcome = self.build_inner(request, sink, cancel, &mut steps, false);
+        let took = started.elapsed();
         sink.emit(Event::Ended {
-            took: started.elapsed(),
+            took,
             ok: outcome.is_ok(),
         });
-        outcome
+        self.remember(request, began, took, &outcome, steps);
+        Ok(outcome?.expect("only a look builds nothing"))
     }
 
-    fn build_inner(
+    /// What became of the steps is added to `steps`. `dry`: nothing is executed, nor is there a result.
+    pub(crate) fn build_inner(
         &self,
         request: &BuildRequest,
         sink: &dyn Sink,
         cancel: &CancelFlag,
-    ) -> Result<Built, BuildError> {
+        steps: &mut Vec<BuildStep>,
+        dry: bool,
+    ) -> Result<Option<Built>, BuildError> {
         let lease = self.store.lease()?;
         let mut rows = Rows::new(sink);
         let images = Images::new(self, request, cancel);
@@ -217,7 +226,11 @@ impl Engine {
                 };
                 let digesting = Digesting::default();
                 let solved = std::thread::scope(|scope| {
-                    let sealed = |layer| self.digest_beside(scope, &digesting, layer, clamp);
+                    let sealed = |layer| {
+                        if !dry {
+                            self.digest_beside(scope, &digesting, layer, clamp);
+                        }
+                    };
                     let solver = Solver {
                         store: &self.store,
                         lease: &lease,
@@ -234,10 +247,25 @@ impl Engine {
                                     (seconds, 0)
                                 }),
                             first_vertex: rows.next,
+                            origin: history::origin(request),
+                            about: request.command.join(" ").replace(['\n', '\r'], " "),
+                            uncached: if request.options.no_cache {
+                                "--no-cache".to_owned()
+                            } else {
+                                "--no-cache-filter".to_owned()
+                            },
                         },
                         sealed: &sealed,
                     };
-                    let solved = solver.solve(&plan.graph, target);
+                    let solved = if dry {
+                        let looked = solver.look(&plan.graph, target);
+                        looked.map(|looked| {
+                            steps.extend(looked);
+                            None
+                        })
+                    } else {
+                        solver.solve(&plan.graph, target, steps).map(Some)
+                    };
                     digesting.wait(|| {
                         if cancel.is_set() {
                             self.worker.cancel();
@@ -246,9 +274,12 @@ impl Engine {
                     solved
                 });
                 rows.next += plan.graph.len() as u32;
-                let solved = solved.map_err(|error| inputs.explained(&error, &source))?;
-                (solved.snapshot, solved.reports)
+                match solved.map_err(|error| inputs.explained(&error, &source))? {
+                    Some(solved) => (solved.snapshot, solved.reports),
+                    None => return Ok(None),
+                }
             }
+            None if dry => return Ok(None),
             None => (Snapshot::default(), Vec::new()),
         };
         if cancel.is_set() {
@@ -266,12 +297,12 @@ impl Engine {
             cancel,
         };
         let PutOut { image, pushed } = self.put_out(&outcome, &mut rows)?;
-        Ok(Built {
+        Ok(Some(Built {
             image,
             pushed,
             executed: reports.iter().any(|report| report.executed),
             reports,
-        })
+        }))
     }
 
     /// Finds a layer's diff id while the next steps run. Nothing is started for a layer whose diff id is known.

@@ -5,6 +5,7 @@
 mod bringing;
 mod build;
 mod error;
+mod history;
 mod images;
 mod inputs;
 mod outputs;
@@ -14,6 +15,7 @@ mod run;
 
 pub use build::{Allowed, BuildRequest, Built, Dockerfile, DockerfileFrom, MainContext, Secret};
 pub use error::BuildError;
+pub use kiln_solver::is_secret_name;
 pub use kiln_worker::Trust;
 pub use outputs::{Output, To};
 pub use remote::{Pulled, PushRequest};

@@ -79,17 +79,14 @@ pub fn selection_key(
     tree: &MergedView,
     hasher: &mut KeyHasher,
 ) -> Result<(), FileOpError> {
-    let mode_is_set = match &action.mode {
-        Some(mode) => matches!(Chmod::parse(mode)?, Chmod::Octal(_)),
-        None => false,
-    };
+    let keeps_mode = keeps_mode(action)?;
     let add = |entry: &Entry, hasher: &mut KeyHasher| {
         let mut entry = entry.clone();
         if let Kind::Dir { opaque, implied } = &mut entry.kind {
             // How the tree is made of layers does not matter.
             (*opaque, *implied) = (false, false);
         }
-        if mode_is_set && !matches!(entry.kind, Kind::Symlink(_)) {
+        if !keeps_mode && !matches!(entry.kind, Kind::Symlink(_)) {
             entry.mode = 0;
         }
         if action.owner.is_some() {
@@ -126,6 +123,14 @@ pub fn selection_key(
         }
     }
     Ok(())
+}
+
+/// Whether the modes of the files themselves have a say in what they become.
+pub(crate) fn keeps_mode(action: &CopyAction) -> Result<bool, FileOpError> {
+    Ok(match &action.mode {
+        Some(mode) => !matches!(Chmod::parse(mode)?, Chmod::Octal(_)),
+        None => true,
+    })
 }
 
 /// Finds the sources of a copy, in the order in which they are copied, with what is selected below them.

@@ -122,10 +122,13 @@ impl Lab {
                 trust: None,
                 now: (1_700_000_000, 0),
                 first_vertex: 0,
+                origin: String::new(),
+                about: String::new(),
+                uncached: "--no-cache".to_owned(),
             },
             sealed: &|_| {},
         };
-        solver.solve(graph, target)
+        solver.solve(graph, target, &mut Vec::new())
     }
 
     /// The paths of the result, and the titles of what was executed.

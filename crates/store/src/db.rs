@@ -192,6 +192,7 @@ impl Db {
             "PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 4096;",
         )?;
         connection.execute_batch(ADDITIONS)?;
+        connection.execute_batch(crate::history::TABLES)?;
         Ok(Self(Mutex::new(connection)))
     }
 

@@ -130,7 +130,15 @@ impl Store {
     /// # Errors
     /// When the claim's file cannot be made.
     pub fn claim(&self, key: Key) -> Result<ClaimAttempt, StoreError> {
-        ClaimAttempt::new(&self.root.join("claims"), key)
+        self.claim_for(key, "")
+    }
+
+    /// The same; `what` tells those who wait what it is held for, in one line.
+    ///
+    /// # Errors
+    /// As [`Store::claim`].
+    pub fn claim_for(&self, key: Key, what: &str) -> Result<ClaimAttempt, StoreError> {
+        ClaimAttempt::new(&self.root.join("claims"), key, what)
     }
 
     pub(crate) fn leases(&self) -> PathBuf {

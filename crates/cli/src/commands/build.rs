@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
+use kiln_engine::BuildError;
 use kiln_progress::Mode;
 
-use super::{build_options, display, outputs};
+use super::{build_options, display, outputs, why};
 use crate::args::BuildArgs;
 use crate::context::Place;
 use crate::format::{complain, say};
@@ -16,6 +17,17 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
     let engine = place.engine()?;
     let cancel = crate::signals::give_up_on_signal()?;
     let display = kiln_progress::display(display::options(mode));
+    if args.dry_run {
+        let looked = engine.look(&request, &display, &cancel);
+        let _ = display.finish();
+        return match looked {
+            Ok(steps) => {
+                why::say_plan(&steps);
+                Ok(ExitCode::SUCCESS)
+            }
+            Err(error) => Ok(failed(&error)),
+        };
+    }
     let built = engine.build(&request, &display, &cancel);
     // Who closes standard error does not want to see it.
     let _ = display.finish();
@@ -24,18 +36,14 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
     if worked && built.is_err() {
         engine.worker.end();
     }
+    if args.explain
+        && let Some(build) = engine.latest_build(&request)?
+    {
+        why::complain_all(&build.build.steps);
+    }
     let built = match built {
         Ok(built) => built,
-        Err(error) => {
-            if let Some(excerpt) = &error.excerpt {
-                complain(excerpt.trim_end_matches('\n'));
-            }
-            complain(&format!("ERROR: failed to build: failed to solve: {error}"));
-            if let Some(hint) = &error.hint {
-                complain(&format!("hint: {hint}"));
-            }
-            return Ok(ExitCode::from(if error.canceled { 130 } else { 1 }));
-        }
+        Err(error) => return Ok(failed(&error)),
     };
     if let Some(path) = &args.metadata_file {
         let metadata = outputs::metadata(&engine, &built, &request.outputs)?;
@@ -55,4 +63,16 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
         crate::worker::settle_later(&place.root);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says why there is no image.
+fn failed(error: &BuildError) -> ExitCode {
+    if let Some(excerpt) = &error.excerpt {
+        complain(excerpt.trim_end_matches('\n'));
+    }
+    complain(&format!("ERROR: failed to build: failed to solve: {error}"));
+    if let Some(hint) = &error.hint {
+        complain(&format!("hint: {hint}"));
+    }
+    ExitCode::from(if error.canceled { 130 } else { 1 })
 }
