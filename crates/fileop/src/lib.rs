@@ -18,5 +18,5 @@ mod unpack;
 pub use apply::{Applied, apply};
 pub use error::FileOpError;
 pub use listing::{Changes, Listing};
-pub use select::{Selected, selection, selection_key};
+pub use select::{selection, selection_key};
 pub use tree::Tree;

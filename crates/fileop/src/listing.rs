@@ -78,15 +78,16 @@ impl Listing {
         let mut listing = Self::default();
         for source in sources(action, tree)? {
             let contents = source.is_dir() && action.dir_copy_contents;
-            let mut top = source.path.as_bytes().to_vec();
-            if !contents {
+            let (top, above) = if contents || source.name.is_empty() {
+                let top = source.path.as_bytes().to_vec();
+                let above = top.len() + usize::from(!top.is_empty());
+                (top, above)
+            } else {
                 let parent = source.path.parent().unwrap_or_default();
-                top = parent.child(&source.name).as_bytes().to_vec();
-            }
-            let mut above = top.len() + usize::from(!top.is_empty());
-            if !contents {
-                above = top.len() - source.name.len().min(top.len());
-            }
+                let top = parent.child(&source.name).as_bytes().to_vec();
+                let above = top.len() - source.name.len();
+                (top, above)
+            };
             let mut add = |path: &[&[u8]], entry: &Entry, link: Option<u64>| {
                 let at = listing.text.len();
                 for part in path {
@@ -95,7 +96,7 @@ impl Listing {
                 let mut item = item_of(entry, link);
                 item.at = at as u32;
                 item.length = (listing.text.len() - at) as u32;
-                item.above = above as u32;
+                item.above = above.min(listing.text.len() - at) as u32;
                 if !keeps_mode && item.kind != Sort::Link {
                     item.mode = 0;
                 }
@@ -458,6 +459,29 @@ mod tests {
             now.changes(&then, "/", 9).texts,
             ["/src/a changed its mode from 0600 to 0644"]
         );
+    }
+
+    #[test]
+    fn whole_trees_and_single_files() {
+        let tree = [
+            Entry::dir(LayerPath::root(), 0o755, 0, 0, (0, 0)),
+            dir("d"),
+            file("d/a", 1, 0o644),
+        ];
+        let mut other = tree.clone();
+        other[2] = file("d/a", 2, 0o644);
+        let whole = CopyAction {
+            dir_copy_contents: false,
+            ..copy("/")
+        };
+        for (copy, texts) in [(whole, ["/d/a changed"]), (copy("/d/a"), ["/d/a changed"])] {
+            assert_eq!(
+                listing(&copy, &other)
+                    .changes(&listing(&copy, &tree), "/", 9)
+                    .texts,
+                texts
+            );
+        }
     }
 
     #[test]

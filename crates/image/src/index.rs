@@ -161,6 +161,11 @@ impl LayerIndex {
         &self.entries
     }
 
+    /// The entries in path order, to be changed. Their paths must stay as they are.
+    pub fn entries_mut(&mut self) -> &mut [Entry] {
+        &mut self.entries
+    }
+
     /// Finds one path.
     pub fn get(&self, path: &LayerPath) -> Option<&Entry> {
         self.entries

@@ -54,16 +54,26 @@ pub struct Scan {
     root: PathBuf,
     folder: OwnedFd,
     /// In path order.
-    found: Vec<Found>,
+    index: Arc<LayerIndex>,
+    /// For each entry of the index.
+    marks: Vec<Mark>,
     /// When the walk began.
     clock: SystemTime,
     whole: bool,
+    /// The cache does not know all that was found.
+    news: bool,
     hashed: usize,
 }
 
 #[derive(Debug)]
 struct Found {
     entry: Entry,
+    mark: Mark,
+}
+
+/// What is known of an entry beside what counts of it.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
     stamp: Stamp,
     /// Why it (a folder) could not be listed: an error once something in it is asked for.
     unlisted: Option<Errno>,
@@ -112,16 +122,30 @@ pub fn scan(
     };
     let mut found = walk.run(&reach, clock)?;
     link_names(&mut found);
-    recall(&folder, root, &mut found, cache)?;
     let whole = *wanted == Wanted::All;
+    let recalled = recall(&folder, root, &mut found, cache, clock)?;
+    let (entries, marks): (Vec<Entry>, Vec<Mark>) = found
+        .into_iter()
+        .map(|found| (found.entry, found.mark))
+        .unzip();
+    let settled = marks.iter().filter(|mark| mark.may_be_kept(clock)).count();
     Ok(Scan {
         root: root.to_owned(),
         folder,
-        found,
+        index: Arc::new(LayerIndex::new(entries)),
+        marks,
         clock,
         whole,
+        news: recalled != settled || whole && settled != cache.len(),
         hashed: 0,
     })
+}
+
+impl Mark {
+    /// Whether the cache may keep what is known of the entry, seen from the beginning of the walk.
+    fn may_be_kept(&self, clock: SystemTime) -> bool {
+        self.settled && self.stamp.settled(clock)
+    }
 }
 
 impl Scan {
@@ -132,12 +156,12 @@ impl Scan {
 
     /// How many entries there are.
     pub fn len(&self) -> usize {
-        self.found.len()
+        self.marks.len()
     }
 
     /// Whether nothing was found, not even the root.
     pub fn is_empty(&self) -> bool {
-        self.found.is_empty()
+        self.marks.is_empty()
     }
 
     /// How many files have been opened and hashed so far.
@@ -161,58 +185,63 @@ impl Scan {
             source,
         };
         let mut open = Vec::new();
-        for (at, found) in self.found.iter().enumerate() {
+        for (at, (entry, mark)) in self.index.entries().iter().zip(&self.marks).enumerate() {
             let unhashed = matches!(
-                found.entry.kind,
+                entry.kind,
                 Kind::File {
                     digest: UNHASHED,
                     ..
                 }
             );
-            if !unhashed && found.unlisted.is_none() || !selected(&found.entry.path) {
+            if !unhashed && mark.unlisted.is_none() || !selected(&entry.path) {
                 continue;
             }
-            match found.unlisted {
-                Some(errno) => return Err(unreadable(&self.root, &found.entry.path, errno.into())),
-                None => open.push((at, found.entry.path.clone(), found.stamp)),
+            match mark.unlisted {
+                Some(errno) => return Err(unreadable(&self.root, &entry.path, errno.into())),
+                None => open.push((at, entry.path.clone(), mark.stamp)),
             }
         }
-        for (at, outcome) in hash::hash_all(&self.folder, &open) {
-            let found = &mut self.found[at];
-            let hashed =
-                outcome.map_err(|source| unreadable(&self.root, &found.entry.path, source))?;
-            found.entry.kind = Kind::File {
-                size: hashed.size,
-                digest: hashed.digest,
-            };
-            found.entry.mode = hashed.mode;
-            found.entry.mtime = hashed.stamp.mtime;
-            found.settled = hashed.settled;
-            found.stamp = hashed.stamp;
-            self.hashed += 1;
+        if !open.is_empty() {
+            let outcomes = hash::hash_all(&self.folder, &open);
+            // Copied only if somebody still holds an earlier index.
+            let entries = Arc::make_mut(&mut self.index).entries_mut();
+            for (at, outcome) in outcomes {
+                let (entry, mark) = (&mut entries[at], &mut self.marks[at]);
+                let hashed =
+                    outcome.map_err(|source| unreadable(&self.root, &entry.path, source))?;
+                entry.kind = Kind::File {
+                    size: hashed.size,
+                    digest: hashed.digest,
+                };
+                entry.mode = hashed.mode;
+                entry.mtime = hashed.stamp.mtime;
+                mark.settled = hashed.settled;
+                mark.stamp = hashed.stamp;
+                self.hashed += 1;
+            }
+            self.news = true;
         }
-        self.teach(cache);
-        Ok(Arc::new(LayerIndex::new(
-            self.found.iter().map(|found| found.entry.clone()).collect(),
-        )))
+        if self.news {
+            self.teach(cache);
+            self.news = false;
+        }
+        Ok(Arc::clone(&self.index))
     }
 
     /// The stamps of the regular files that were selected and hashed, or known from the cache.
     pub fn stamps(&self, selected: impl Fn(&LayerPath) -> bool) -> Stamps {
-        let files = self
-            .found
-            .iter()
-            .filter(|found| found.entry.is_file() && selected(&found.entry.path));
+        let entries = self.index.entries().iter().zip(&self.marks);
+        let files = entries.filter(|(entry, _)| entry.is_file() && selected(&entry.path));
         Stamps(
             files
-                .map(|found| (found.entry.path.clone(), found.stamp))
+                .map(|(entry, mark)| (entry.path.clone(), mark.stamp))
                 .collect(),
         )
     }
 
     fn teach(&self, cache: &mut StatCache) {
-        let known = |found: &Found| {
-            let (digest, target) = match &found.entry.kind {
+        let known = |(entry, mark): (&Entry, &Mark)| {
+            let (digest, target) = match &entry.kind {
                 Kind::File {
                     digest: UNHASHED, ..
                 } => (None, None),
@@ -222,17 +251,15 @@ impl Scan {
             };
             // A file without a digest is worth remembering too: its attributes need not be read again.
             Known {
-                path: found.entry.path.clone(),
-                stamp: found.stamp,
+                path: entry.path.clone(),
+                stamp: mark.stamp,
                 digest,
                 target,
-                xattrs: found.entry.xattrs.clone(),
+                xattrs: entry.xattrs.clone(),
             }
         };
-        let settled = self
-            .found
-            .iter()
-            .filter(|found| found.settled && found.stamp.settled(self.clock));
+        let entries = self.index.entries().iter().zip(&self.marks);
+        let settled = entries.filter(|(_, mark)| mark.may_be_kept(self.clock));
         cache.update(settled.map(known).collect(), self.whole);
     }
 }
@@ -318,7 +345,7 @@ impl<'a> Walk<'a> {
         let stat = rustix::fs::fstat(self.folder)
             .map_err(|errno| self.unreadable(&LayerPath::root(), errno))?;
         let mut root = found_at(LayerPath::root(), &stat);
-        root.settled = root.stamp.settled(clock);
+        root.mark.settled = root.mark.stamp.settled(clock);
         let queue = Mutex::new(Queue {
             next: 1,
             ..Queue::default()
@@ -348,7 +375,7 @@ impl<'a> Walk<'a> {
         let mut all = Vec::with_capacity(queue.seen + 1);
         all.push(root);
         let errno = flatten(&mut queue.done, 0, &mut all);
-        all[0].unlisted = errno;
+        all[0].mark.unlisted = errno;
         Ok(all)
     }
 
@@ -538,12 +565,12 @@ fn found_at(path: LayerPath, stat: &Stat) -> Found {
         xattrs: Xattrs::new(),
         hardlink,
     };
-    Found {
-        entry,
+    let mark = Mark {
         stamp,
         unlisted: None,
         settled: true,
-    }
+    };
+    Found { entry, mark }
 }
 
 const POISON: &str = "a thread of the walk has panicked";
@@ -561,7 +588,7 @@ fn flatten(done: &mut HashMap<usize, Listing>, id: usize, all: &mut Vec<Found>) 
         let Some(below) = item.below else { continue };
         let error = flatten(done, below, all);
         if wanted {
-            all[own].unlisted = error;
+            all[own].mark.unlisted = error;
         } else if all.len() == own + 1 {
             // Left out, and nothing in it was taken back.
             all.pop();
@@ -576,7 +603,7 @@ fn link_names(found: &mut [Found]) {
     for (at, found) in found.iter_mut().enumerate() {
         if found.entry.hardlink.take().is_some() {
             names
-                .entry((found.stamp.dev, found.stamp.inode))
+                .entry((found.mark.stamp.dev, found.mark.stamp.inode))
                 .or_default()
                 .push(at);
         }
@@ -588,27 +615,30 @@ fn link_names(found: &mut [Found]) {
     }
 }
 
-/// Fills in digests, link targets and attributes, from the cache where the stamp is the same, else by reading.
+/// Fills in digests, link targets and attributes, from the cache where the stamp is the same, else by reading. Gives how
+/// many of those that the cache may keep it knows.
 fn recall(
     folder: &OwnedFd,
     root: &Path,
     found: &mut [Found],
     cache: &StatCache,
-) -> Result<(), ScanError> {
-    let mut known = cache.known().iter().peekable();
+    clock: SystemTime,
+) -> Result<usize, ScanError> {
+    let mut known = cache.known().peekable();
+    let mut recalled = 0;
     for found in found {
         while known
             .next_if(|known| known.path < found.entry.path)
             .is_some()
         {}
-        let hit = known
-            .peek()
-            .filter(|known| known.path == found.entry.path && known.stamp == found.stamp);
+        let stamp = found.mark.stamp;
+        let hit = known.next_if(|known| known.path == found.entry.path && known.stamp == stamp);
         if let Some(hit) = hit {
-            found.entry.xattrs.clone_from(&hit.xattrs);
-            match (&mut found.entry.kind, hit.digest, &hit.target) {
+            recalled += usize::from(found.mark.may_be_kept(clock));
+            found.entry.xattrs = hit.xattrs;
+            match (&mut found.entry.kind, hit.digest, hit.target) {
                 (Kind::File { digest, .. }, Some(known), _) => *digest = known,
-                (Kind::Symlink(target), _, Some(known)) => target.clone_from(known),
+                (Kind::Symlink(target), _, Some(known)) => *target = known,
                 _ => {}
             }
             continue;
@@ -625,5 +655,5 @@ fn recall(
         }
         found.entry.xattrs = crate::xattr::read(&root.join(path.as_path()));
     }
-    Ok(())
+    Ok(recalled)
 }
