@@ -196,14 +196,25 @@ fn described(name: &str, old: Option<&[u8]>, new: Option<&[u8]>) -> String {
     if matches!(name, "copy" | "action" | "output") {
         return "the instruction changed".to_owned();
     }
-    let text = |value: Option<&[u8]>| Some(cut(std::str::from_utf8(value?).ok()?, 0));
+    // A key says nothing to anybody.
+    let text = |value: Option<&[u8]>| match files_of(name) {
+        None => Some(cut(std::str::from_utf8(value?).ok()?, 0)),
+        Some(_) => None,
+    };
+    let name = files_of(name).unwrap_or(name);
     match (old, new) {
         (Some(_), Some(_)) => match (text(old), text(new)) {
             (Some(old), Some(new)) => format!("{name} changed from {old} to {new}"),
             _ => format!("{name} changed"),
         },
-        (None, _) => format!("{name} is new"),
-        (_, None) => format!("{name} is gone"),
+        (None, _) => match text(new) {
+            Some(new) => format!("{name} {new} is new"),
+            None => format!("{name} is new"),
+        },
+        (_, None) => match text(old) {
+            Some(old) => format!("{name} {old} is gone"),
+            None => format!("{name} is gone"),
+        },
     }
 }
 
@@ -220,6 +231,19 @@ fn fields(old: &[u8], new: &[u8]) -> Option<String> {
     let plain = |value: &Value| match value {
         Value::Null => "nothing".to_owned(),
         Value::String(text) => cut(text, 0),
+        Value::Object(fields) if fields.contains_key("user") => {
+            let id = |name: &str| match &value[name] {
+                Value::Object(reference) => match (&reference.get("Id"), reference.get("Name")) {
+                    (Some(id), _) => id.to_string(),
+                    (_, Some(name)) => name["name"].as_str().unwrap_or_default().to_owned(),
+                    _ => String::new(),
+                },
+                _ => String::new(),
+            };
+            format!("{}:{}", id("user"), id("group"))
+                .trim_end_matches(':')
+                .to_owned()
+        }
         other => cut(&other.to_string(), 0),
     };
     let old = old.get(name).map_or_else(|| "nothing".to_owned(), &plain);

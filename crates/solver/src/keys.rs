@@ -375,3 +375,6 @@ fn last_component(path: &str) -> &str {
         .next()
         .unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@ mod conformance;
 mod contexts;
 mod docker;
 mod examples;
+mod explained;
 mod host_ca;
 mod images;
 mod interrupted;
