@@ -14,16 +14,14 @@ use std::thread::Scope;
 use std::time::{Duration, SystemTime};
 
 use kiln_graph::{Edge, Graph, Op, OpId, OpKind, Place, SourceOp};
-use kiln_image::{Key, KeyHasher};
+use kiln_image::Key;
 use kiln_progress::{Event, Sink, VertexId};
 use kiln_store::{BuildStep, Claim, Lease, Record, RecordId, StepState, Store};
 use kiln_worker::{Trust, Worker};
 
-use self::inputs::{ByContent, ByDefinition};
 use self::why::Earlier;
 use crate::SolveError;
 use crate::explain::Reason;
-use crate::keys::{self};
 use crate::parts::Parts;
 use crate::providers::Providers;
 use crate::value::{Context, LocalTree, Snapshot, Value};
@@ -552,90 +550,6 @@ impl<'s> Run<'s, '_> {
         }
         self.ready.push(id);
         Ok(changed)
-    }
-
-    fn input_trees(&self, op: &Op) -> Vec<Snapshot> {
-        op.inputs
-            .iter()
-            .map(|edge| match &self.states[edge.op.0] {
-                State::Done(value) => value.tree(edge.output).cloned().unwrap_or_default(),
-                _ => unreachable!("asked only when the inputs are done"),
-            })
-            .collect()
-    }
-
-    /// The definition key; `None` when a context below has not been scanned.
-    fn definition(&mut self, id: OpId) -> Result<Option<Key>, SolveError> {
-        if let Some((key, _)) = &self.definitions[id.0] {
-            return Ok(Some(*key));
-        }
-        let op = self.graph.op(id);
-        let mut keys = Vec::with_capacity(op.inputs.len());
-        let mut values = Vec::with_capacity(op.inputs.len());
-        for edge in &op.inputs {
-            let local = matches!(
-                self.graph.op(edge.op).kind,
-                OpKind::Source(SourceOp::Local { .. })
-            );
-            let value = match &self.states[edge.op.0] {
-                State::Done(value @ Value::Local(_)) => Some(value.clone()),
-                _ => None,
-            };
-            if local && value.is_none() {
-                return Ok(None);
-            }
-            let key = if local {
-                None
-            } else {
-                self.definition(edge.op)?
-            };
-            if !local && key.is_none() {
-                return Ok(None);
-            }
-            keys.push(key);
-            values.push(value);
-        }
-        let identity = self.identities[id.0].as_deref();
-        let parts = keys::parts(op, identity, &ByDefinition { op, keys, values })
-            .map_err(|error| SolveError::key(&op.place, error))?;
-        let Some(parts) = parts else { return Ok(None) };
-        let key = parts.key();
-        self.definitions[id.0] = Some((key, parts));
-        Ok(Some(key))
-    }
-
-    fn content(&mut self, id: OpId) -> Result<Key, SolveError> {
-        if let Some((key, _)) = &self.contents[id.0] {
-            return Ok(*key);
-        }
-        let op = self.graph.op(id);
-        let values = self.input_values(op);
-        let parts = keys::parts(
-            op,
-            None,
-            &ByContent {
-                op,
-                store: self.solver.store,
-                values,
-            },
-        )
-        .map_err(|error| SolveError::key(&op.place, error))?
-        .expect("all inputs are done, so all their keys are known");
-        let key = KeyHasher::new("content", 1)
-            .part("key", parts.key().as_bytes())
-            .finish();
-        self.contents[id.0] = Some((key, parts));
-        Ok(key)
-    }
-
-    fn input_values(&self, op: &Op) -> Vec<Value> {
-        op.inputs
-            .iter()
-            .map(|edge| match &self.states[edge.op.0] {
-                State::Done(value) => value.clone(),
-                _ => unreachable!("asked only when the inputs are done"),
-            })
-            .collect()
     }
 
     fn hit(&mut self, id: OpId, record: &Record, alias: Option<Key>) -> Result<(), SolveError> {

@@ -125,6 +125,12 @@ impl Store {
         Lease::new(&self.leases())
     }
 
+    /// Whether [`Store::settle`] is worth calling although nothing was made: the database's log is long, which costs
+    /// everybody who opens the store.
+    pub fn is_log_long(&self) -> bool {
+        crate::db::is_log_long(&self.root)
+    }
+
     /// Tries to get the right to do the work of `key`.
     ///
     /// # Errors

@@ -60,6 +60,8 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
     }
     if worked {
         engine.sweep()?;
+    }
+    if worked || engine.store.is_log_long() {
         crate::worker::settle_later(&place.root);
     }
     Ok(ExitCode::SUCCESS)

@@ -260,6 +260,8 @@ impl Run<'_, '_> {
         let store = self.solver.store;
         let origin = &self.solver.options.origin;
         let mut builds = store.builds(Some(origin), EARLIER)?;
+        // Of those that failed before there was a plan nothing can be learnt.
+        builds.retain(|build| !build.build.steps.is_empty());
         if builds.is_empty() {
             let mut best = (
                 self.graph
