@@ -145,6 +145,10 @@ pub enum IndexError {
 impl LayerIndex {
     /// Sorts the entries. Where a path occurs twice, the later one wins.
     pub fn new(mut entries: Vec<Entry>) -> Self {
+        // Mostly they are as they should be, and large contexts are not worth a copy.
+        if entries.is_sorted_by(|a, b| a.path < b.path) {
+            return Self { entries };
+        }
         entries.sort_by(|a, b| a.path.cmp(&b.path));
         let mut unique: Vec<Entry> = Vec::with_capacity(entries.len());
         for entry in entries {

@@ -1,8 +1,9 @@
 //! The stat cache: what is known of the files of a context without opening them again.
 
+use std::cell::OnceCell;
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kiln_image::{FileDigest, LayerPath, Xattrs};
@@ -67,8 +68,10 @@ pub(crate) struct Known {
 /// One file for each context root; it is replaced as a whole.
 #[derive(Debug, Clone, Default)]
 pub struct StatCache {
-    /// As read from the file, decoded when it is gone through: large contexts need the memory.
-    stored: Vec<u8>,
+    file: Option<PathBuf>,
+    /// What is in the file, behind its head: read when it is first needed, and decoded when it is gone through, since large
+    /// contexts need the memory.
+    stored: OnceCell<Vec<u8>>,
     /// What a scan has learnt: it counts instead of what is stored. Sorted by path.
     learnt: Option<Vec<Known>>,
 }
@@ -83,20 +86,31 @@ impl StatCache {
         Self::default()
     }
 
-    /// Reads a cache file. One that is missing, damaged or of another version is as good as empty.
+    /// The cache of a file. One that is missing, damaged or of another version is as good as empty.
     pub fn load(file: &Path) -> Self {
-        let Ok(mut stored) = fs::read(file) else {
-            return Self::default();
-        };
-        let whole = stored
-            .strip_prefix(MAGIC)
-            .and_then(|rest| rest.split_first_chunk::<32>())
-            .is_some_and(|(sum, body)| blake3::hash(body).as_bytes() == sum);
-        stored.drain(..if whole { HEAD } else { stored.len() });
         Self {
-            stored,
-            learnt: None,
+            file: Some(file.to_owned()),
+            ..Self::default()
         }
+    }
+
+    fn stored(&self) -> &[u8] {
+        self.stored.get_or_init(|| {
+            let Some(mut stored) = self.file.as_ref().and_then(|file| fs::read(file).ok()) else {
+                return Vec::new();
+            };
+            let whole = stored
+                .strip_prefix(MAGIC)
+                .and_then(|rest| rest.split_first_chunk::<32>())
+                .is_some_and(|(sum, body)| blake3::hash(body).as_bytes() == sum);
+            stored.drain(..if whole { HEAD } else { stored.len() });
+            stored
+        })
+    }
+
+    /// Gives back the memory of what can be read again.
+    pub(crate) fn release(&mut self) {
+        self.stored.take();
     }
 
     /// Writes the cache, by rename, if it changed since it was loaded. Tells whether it did.
@@ -117,7 +131,7 @@ impl StatCache {
         out.write_all(blake3::hash(&body).as_bytes())?;
         out.write_all(&body)?;
         fs::rename(&temporary, file)?;
-        self.stored = body;
+        self.file = Some(file.to_owned());
         self.learnt = None;
         Ok(true)
     }
@@ -126,7 +140,7 @@ impl StatCache {
     pub fn len(&self) -> usize {
         match &self.learnt {
             Some(learnt) => learnt.len(),
-            None => postcard::take_from_bytes(&self.stored).map_or(0, |(count, _)| count),
+            None => postcard::take_from_bytes(self.stored()).map_or(0, |(count, _)| count),
         }
     }
 
@@ -140,7 +154,7 @@ impl StatCache {
         let learnt = self.learnt.as_deref();
         let mut stored: &[u8] = match learnt {
             Some(_) => &[],
-            None => postcard::take_from_bytes::<usize>(&self.stored).map_or(&[], |(_, rest)| rest),
+            None => postcard::take_from_bytes::<usize>(self.stored()).map_or(&[], |(_, rest)| rest),
         };
         let stored = std::iter::from_fn(move || {
             let (known, rest) = postcard::take_from_bytes(stored).ok()?;
@@ -157,7 +171,7 @@ impl StatCache {
         } else {
             merge(self.known(), learnt)
         });
-        self.stored = Vec::new();
+        self.release();
     }
 }
 

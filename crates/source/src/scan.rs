@@ -65,10 +65,12 @@ pub struct Scan {
     hashed: usize,
 }
 
-#[derive(Debug)]
+/// What was found, in path order.
+#[derive(Debug, Default)]
 struct Found {
-    entry: Entry,
-    mark: Mark,
+    entries: Vec<Entry>,
+    /// For each entry.
+    marks: Vec<Mark>,
 }
 
 /// What is known of an entry beside what counts of it.
@@ -124,11 +126,12 @@ pub fn scan(
     link_names(&mut found);
     let whole = *wanted == Wanted::All;
     let recalled = recall(&folder, root, &mut found, cache, clock)?;
-    let (entries, marks): (Vec<Entry>, Vec<Mark>) = found
-        .into_iter()
-        .map(|found| (found.entry, found.mark))
-        .unzip();
+    let Found { entries, marks } = found;
     let settled = marks.iter().filter(|mark| mark.may_be_kept(clock)).count();
+    let news = recalled != settled || whole && settled != cache.len();
+    if !news {
+        cache.release();
+    }
     Ok(Scan {
         root: root.to_owned(),
         folder,
@@ -136,7 +139,7 @@ pub fn scan(
         marks,
         clock,
         whole,
-        news: recalled != settled || whole && settled != cache.len(),
+        news,
         hashed: 0,
     })
 }
@@ -322,12 +325,22 @@ struct Listing {
 }
 
 struct Item {
-    /// `None` while the item is left out itself and only could lead to something that is not.
-    found: Option<Found>,
-    /// The entry to be used if something below is found.
-    fallback: Option<Found>,
+    seen: Seen,
+    /// It is not left out itself: not only a folder that could lead to something that is not.
+    wanted: bool,
     /// The listing of what is below.
     below: Option<usize>,
+}
+
+/// What a stat says about a path; entries are larger.
+struct Seen {
+    path: LayerPath,
+    stamp: Stamp,
+    /// With the kind.
+    mode: u32,
+    device: u64,
+    /// It has several names.
+    linked: bool,
 }
 
 #[derive(Default)]
@@ -341,11 +354,10 @@ struct Queue<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn run(&self, reach: &'a Reach, clock: SystemTime) -> Result<Vec<Found>, ScanError> {
+    fn run(&self, reach: &'a Reach, clock: SystemTime) -> Result<Found, ScanError> {
         let stat = rustix::fs::fstat(self.folder)
             .map_err(|errno| self.unreadable(&LayerPath::root(), errno))?;
-        let mut root = found_at(LayerPath::root(), &stat);
-        root.mark.settled = root.mark.stamp.settled(clock);
+        let root = Seen::new(LayerPath::root(), &stat);
         let queue = Mutex::new(Queue {
             next: 1,
             ..Queue::default()
@@ -372,10 +384,14 @@ impl<'a> Walk<'a> {
         if let Some(error) = queue.failed.take() {
             return Err(error);
         }
-        let mut all = Vec::with_capacity(queue.seen + 1);
+        let mut all = Found {
+            entries: Vec::with_capacity(queue.seen + 1),
+            marks: Vec::with_capacity(queue.seen + 1),
+        };
         all.push(root);
+        all.marks[0].settled = all.marks[0].stamp.settled(clock);
         let errno = flatten(&mut queue.done, 0, &mut all);
-        all[0].mark.unlisted = errno;
+        all.marks[0].unlisted = errno;
         Ok(all)
     }
 
@@ -485,15 +501,10 @@ impl<'a> Walk<'a> {
                 Err(errno) => return Err(self.unreadable(&path, errno)),
             };
             let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-            let found = found_at(path.clone(), &stat);
-            let (found, fallback) = if left_out {
-                (None, Some(found))
-            } else {
-                (Some(found), None)
-            };
             if left_out && !is_folder {
                 continue;
             }
+            let seen = Seen::new(path.clone(), &stat);
             if is_folder {
                 let reach = if task.reach.all {
                     Some(&EVERYTHING)
@@ -508,8 +519,8 @@ impl<'a> Walk<'a> {
                 ));
             }
             listing.items.push(Item {
-                found,
-                fallback,
+                seen,
+                wanted: !left_out,
                 below: None,
             });
         }
@@ -525,92 +536,101 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// What a stat says about a path.
-fn found_at(path: LayerPath, stat: &Stat) -> Found {
-    let stamp = Stamp::of(stat);
-    let device = || {
-        (
-            rustix::fs::major(stat.st_rdev),
-            rustix::fs::minor(stat.st_rdev),
-        )
-    };
-    let kind = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => Kind::Dir {
-            opaque: false,
-            implied: false,
-        },
-        FileType::Symlink => Kind::Symlink(Vec::new()),
-        FileType::CharacterDevice => Kind::Char(device().0, device().1),
-        FileType::BlockDevice => Kind::Block(device().0, device().1),
-        FileType::Fifo => Kind::Fifo,
-        FileType::Socket => Kind::File {
-            size: 0,
-            digest: FileDigest::new(*blake3::hash(b"").as_bytes()),
-        },
-        _ => Kind::File {
-            size: stamp.size,
-            digest: UNHASHED,
-        },
-    };
-    // Until the names are known, the number stands for "has several names".
-    let hardlink = (matches!(kind, Kind::File { .. }) && stat.st_nlink > 1).then_some(0);
-    let mode = (stat.st_mode & 0o7777) as u16;
-    let entry = Entry {
-        path,
-        kind,
-        mode,
-        uid: 0,
-        gid: 0,
-        mtime: stamp.mtime,
-        xattrs: Xattrs::new(),
-        hardlink,
-    };
-    let mark = Mark {
-        stamp,
-        unlisted: None,
-        settled: true,
-    };
-    Found { entry, mark }
+impl Seen {
+    fn new(path: LayerPath, stat: &Stat) -> Self {
+        Self {
+            path,
+            stamp: Stamp::of(stat),
+            mode: stat.st_mode,
+            device: stat.st_rdev,
+            linked: stat.st_nlink > 1,
+        }
+    }
+}
+
+impl Found {
+    fn push(&mut self, seen: Seen) {
+        let Seen {
+            path,
+            stamp,
+            mode,
+            device,
+            linked,
+        } = seen;
+        let device = || (rustix::fs::major(device), rustix::fs::minor(device));
+        let kind = match FileType::from_raw_mode(mode) {
+            FileType::Directory => Kind::Dir {
+                opaque: false,
+                implied: false,
+            },
+            FileType::Symlink => Kind::Symlink(Vec::new()),
+            FileType::CharacterDevice => Kind::Char(device().0, device().1),
+            FileType::BlockDevice => Kind::Block(device().0, device().1),
+            FileType::Fifo => Kind::Fifo,
+            FileType::Socket => Kind::File {
+                size: 0,
+                digest: FileDigest::new(*blake3::hash(b"").as_bytes()),
+            },
+            _ => Kind::File {
+                size: stamp.size,
+                digest: UNHASHED,
+            },
+        };
+        // Until the names are known, the number stands for "has several names".
+        let hardlink = (matches!(kind, Kind::File { .. }) && linked).then_some(0);
+        self.entries.push(Entry {
+            path,
+            kind,
+            mode: (mode & 0o7777) as u16,
+            uid: 0,
+            gid: 0,
+            mtime: stamp.mtime,
+            xattrs: Xattrs::new(),
+            hardlink,
+        });
+        self.marks.push(Mark {
+            stamp,
+            unlisted: None,
+            settled: true,
+        });
+    }
 }
 
 const POISON: &str = "a thread of the walk has panicked";
 
 /// Puts the listings into path order. Gives the error of the listing itself.
-fn flatten(done: &mut HashMap<usize, Listing>, id: usize, all: &mut Vec<Found>) -> Option<Errno> {
+fn flatten(done: &mut HashMap<usize, Listing>, id: usize, all: &mut Found) -> Option<Errno> {
     let listing = done.remove(&id)?;
     for item in listing.items {
-        let own = all.len();
-        let wanted = item.found.is_some();
-        let Some(found) = item.found.or(item.fallback) else {
-            continue;
-        };
-        all.push(found);
+        let own = all.entries.len();
+        all.push(item.seen);
         let Some(below) = item.below else { continue };
         let error = flatten(done, below, all);
-        if wanted {
-            all[own].mark.unlisted = error;
-        } else if all.len() == own + 1 {
+        if item.wanted {
+            all.marks[own].unlisted = error;
+        } else if all.entries.len() == own + 1 {
             // Left out, and nothing in it was taken back.
-            all.pop();
+            all.entries.pop();
+            all.marks.pop();
         }
     }
     listing.error
 }
 
 /// Numbers the files that have several names among the found ones.
-fn link_names(found: &mut [Found]) {
+fn link_names(found: &mut Found) {
     let mut names: HashMap<(u64, u64), Vec<usize>> = HashMap::new();
-    for (at, found) in found.iter_mut().enumerate() {
-        if found.entry.hardlink.take().is_some() {
+    for (at, (entry, mark)) in found.entries.iter_mut().zip(&found.marks).enumerate() {
+        if entry.hardlink.take().is_some() {
             names
-                .entry((found.mark.stamp.dev, found.mark.stamp.inode))
+                .entry((mark.stamp.dev, mark.stamp.inode))
                 .or_default()
                 .push(at);
         }
     }
     for names in names.into_values().filter(|names| names.len() > 1) {
         for &at in &names {
-            found[at].entry.hardlink = Some(names[0] as u32);
+            found.entries[at].hardlink = Some(names[0] as u32);
         }
     }
 }
@@ -620,31 +640,28 @@ fn link_names(found: &mut [Found]) {
 fn recall(
     folder: &OwnedFd,
     root: &Path,
-    found: &mut [Found],
+    found: &mut Found,
     cache: &StatCache,
     clock: SystemTime,
 ) -> Result<usize, ScanError> {
     let mut known = cache.known().peekable();
     let mut recalled = 0;
-    for found in found {
-        while known
-            .next_if(|known| known.path < found.entry.path)
-            .is_some()
-        {}
-        let stamp = found.mark.stamp;
-        let hit = known.next_if(|known| known.path == found.entry.path && known.stamp == stamp);
+    for (entry, mark) in found.entries.iter_mut().zip(&found.marks) {
+        while known.next_if(|known| known.path < entry.path).is_some() {}
+        let stamp = mark.stamp;
+        let hit = known.next_if(|known| known.path == entry.path && known.stamp == stamp);
         if let Some(hit) = hit {
-            recalled += usize::from(found.mark.may_be_kept(clock));
-            found.entry.xattrs = hit.xattrs;
-            match (&mut found.entry.kind, hit.digest, hit.target) {
+            recalled += usize::from(mark.may_be_kept(clock));
+            entry.xattrs = hit.xattrs;
+            match (&mut entry.kind, hit.digest, hit.target) {
                 (Kind::File { digest, .. }, Some(known), _) => *digest = known,
                 (Kind::Symlink(target), _, Some(known)) => *target = known,
                 _ => {}
             }
             continue;
         }
-        let path = &found.entry.path;
-        if let Kind::Symlink(target) = &mut found.entry.kind {
+        let path = &entry.path;
+        if let Kind::Symlink(target) = &mut entry.kind {
             let read = rustix::fs::readlinkat(folder, path.as_path(), Vec::new());
             let unreadable = |errno: Errno| ScanError::Unreadable {
                 root: root.to_owned(),
@@ -653,7 +670,7 @@ fn recall(
             };
             *target = read.map_err(unreadable)?.into_bytes();
         }
-        found.entry.xattrs = crate::xattr::read(&root.join(path.as_path()));
+        entry.xattrs = crate::xattr::read(&root.join(path.as_path()));
     }
     Ok(recalled)
 }

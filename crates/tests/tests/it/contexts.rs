@@ -124,8 +124,14 @@ fn what_is_ignored_is_not_entered_and_what_is_not_copied_is_not_opened() {
         return skipped("strace is not installed");
     }
     let context = kiln.context(&[
-        ("Dockerfile", "FROM scratch\nCOPY src /src\nCOPY some /some\n"),
-        (".dockerignore", "**/node_modules\nsome/*\n!some/taken/back\n"),
+        (
+            "Dockerfile",
+            "FROM scratch\nCOPY src /src\nCOPY some /some\n",
+        ),
+        (
+            ".dockerignore",
+            "**/node_modules\nsome/*\n!some/taken/back\n",
+        ),
         ("src/a", "a"),
         ("src/node_modules/deep/b", "b"),
         ("some/other/c", "c"),
@@ -136,10 +142,25 @@ fn what_is_ignored_is_not_entered_and_what_is_not_copied_is_not_opened() {
     let trace = kiln.file("trace");
     let file = trace.to_str().expect("a plain name");
     let strace = [
-        "strace", "-f", "-y", "-qq", "-s", "4096", "-e", "trace=open,openat,openat2", "-o", file,
+        "strace",
+        "-f",
+        "-y",
+        "-qq",
+        "-s",
+        "4096",
+        "-e",
+        "trace=open,openat,openat2",
+        "-o",
+        file,
     ];
-    let build = kiln.wrapped(&strace, &["build", "-t", "part", &context]).output();
-    Outcome::new("strace kiln build".to_owned(), &build.expect("strace starts")).ok();
+    let build = kiln
+        .wrapped(&strace, &["build", "-t", "part", &context])
+        .output();
+    Outcome::new(
+        "strace kiln build".to_owned(),
+        &build.expect("strace starts"),
+    )
+    .ok();
     let trace = std::fs::read_to_string(&trace).expect("strace wrote it");
     let opened = |path: &str| trace.lines().any(|line| line.contains(path));
     assert!(opened("src") && opened("some/taken"), "{trace}");
