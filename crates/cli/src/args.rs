@@ -122,6 +122,8 @@ pub(crate) enum Command {
     /// Look after cache mounts
     #[command(subcommand)]
     Cache(CacheCommand),
+    /// Show why the steps of a build were executed
+    Why(WhyArgs),
     /// Show where Kiln runs and how
     Info,
     /// Show the version
@@ -246,6 +248,21 @@ pub(crate) struct BuildArgs {
     /// RUN steps at once
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) jobs: usize,
+    /// Show what would be executed and why, and execute nothing
+    #[arg(long, conflicts_with_all = ["push", "iidfile", "metadata_file"])]
+    pub(crate) dry_run: bool,
+    /// Show all that is different of each step that was executed
+    #[arg(long)]
+    pub(crate) explain: bool,
+}
+
+/// `kiln why`.
+#[derive(Debug, Args)]
+pub(crate) struct WhyArgs {
+    /// The build: its number, or the name or id of its image [default: the last build]
+    pub(crate) build: Option<String>,
+    /// Only this step, with all that was different: 2/4, `build 2/4`, or words of the instruction
+    pub(crate) step: Option<String>,
 }
 
 /// `kiln debug`.

@@ -19,6 +19,7 @@ mod run;
 mod system;
 
 pub(crate) use limits::LimitArgs;
+mod why;
 
 use std::process::ExitCode;
 
@@ -145,6 +146,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         },
         Command::Image(ImageCommand::Prune(args)) => prune::image(&place, &args),
         Command::Cache(command) => cache::cache(&place, command),
+        Command::Why(args) => why::why(&place, &args),
         Command::Info => info::info(&place),
         Command::Version => {
             crate::format::say(&format!("kiln {}", env!("CARGO_PKG_VERSION")));

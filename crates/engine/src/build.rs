@@ -14,6 +14,7 @@ use kiln_graph::{Graph, Network, OpKind, Security};
 use kiln_image::LayerId;
 use kiln_progress::{Event, Sink};
 use kiln_solver::{OpReport, Options, Snapshot, SolveError, Solver};
+use kiln_store::BuildStep;
 
 use crate::bringing::Bringing;
 use crate::debug::{find_step, in_step};
@@ -22,7 +23,7 @@ use crate::inputs::Inputs;
 use crate::outputs::{Output, PutOut};
 use crate::room::Guard;
 use crate::rows::Rows;
-use crate::{BuildError, CancelFlag, Engine, StepState};
+use crate::{BuildError, CancelFlag, Engine, StepState, history};
 
 /// A build that finds damaged layers, one after the other, begins anew so often.
 const MOST_TRIES: u32 = 20;
@@ -62,6 +63,8 @@ pub struct BuildRequest {
     pub resolv_conf: String,
     /// Certificates of the host that RUN trusts.
     pub trust: Option<kiln_worker::Trust>,
+    /// The command line, for those who wait for this build, and for its history. Holds no secrets.
+    pub command: Vec<String>,
 }
 
 /// Rights that steps have only where the user gives them.
@@ -146,9 +149,22 @@ pub enum MainContext {
 }
 
 /// Where a build ended.
-enum Reached {
+pub(crate) enum Reached {
     Image(Box<Built>),
     Step(Box<StepState>),
+    /// What would be executed is known.
+    Looked,
+}
+
+/// How far a build goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Goal<'a> {
+    /// To its end.
+    Image,
+    /// Up to a step, as its user names it.
+    Step(&'a str),
+    /// Nowhere: it is only looked what would be executed.
+    Look,
 }
 
 /// A finished build.
@@ -175,9 +191,11 @@ impl Engine {
         sink: &dyn Sink,
         cancel: &CancelFlag,
     ) -> Result<Built, BuildError> {
-        match self.build_until(None, request, sink, cancel)? {
+        match self.build_until(Goal::Image, request, sink, cancel)? {
             Reached::Image(built) => Ok(*built),
-            Reached::Step(_) => Err(BuildError::new("the build stopped before its end")),
+            Reached::Step(_) | Reached::Looked => {
+                Err(BuildError::new("the build stopped before its end"))
+            }
         }
     }
 
@@ -193,34 +211,41 @@ impl Engine {
         sink: &dyn Sink,
         cancel: &CancelFlag,
     ) -> Result<StepState, BuildError> {
-        match self.build_until(Some(step), request, sink, cancel)? {
+        match self.build_until(Goal::Step(step), request, sink, cancel)? {
             Reached::Step(state) => Ok(*state),
-            Reached::Image(_) => Err(BuildError::new(format!("no step {step:?}"))),
+            Reached::Image(_) | Reached::Looked => {
+                Err(BuildError::new(format!("no step {step:?}")))
+            }
         }
     }
 
     fn build_until(
         &self,
-        step: Option<&str>,
+        goal: Goal<'_>,
         request: &BuildRequest,
         sink: &dyn Sink,
         cancel: &CancelFlag,
     ) -> Result<Reached, BuildError> {
-        let started = Instant::now();
-        let outcome = self.build_inner(step, request, sink, cancel);
+        let (started, began) = (Instant::now(), SystemTime::now());
+        let mut steps = Vec::new();
+        let outcome = self.build_inner(goal, request, sink, cancel, &mut steps);
+        let took = started.elapsed();
         sink.emit(Event::Ended {
-            took: started.elapsed(),
+            took,
             ok: outcome.is_ok(),
         });
+        self.remember(request, began, took, &outcome, steps);
         outcome
     }
 
-    fn build_inner(
+    /// What became of the steps is added to `steps`.
+    pub(crate) fn build_inner(
         &self,
-        step: Option<&str>,
+        goal: Goal<'_>,
         request: &BuildRequest,
         sink: &dyn Sink,
         cancel: &CancelFlag,
+        steps: &mut Vec<BuildStep>,
     ) -> Result<Reached, BuildError> {
         let lease = self.store.lease()?;
         let mut rows = Rows::new(sink);
@@ -248,7 +273,11 @@ impl Engine {
             sink.emit(Event::Note { text });
         }
         let clamp = plan.source_date_epoch;
-        let step = step.map(|step| find_step(&plan, step)).transpose()?;
+        let dry = goal == Goal::Look;
+        let step = match goal {
+            Goal::Step(step) => Some(find_step(&plan, step)?),
+            Goal::Image | Goal::Look => None,
+        };
         let (snapshot, reports) = match step.or(plan.result) {
             Some(target) => {
                 let now = SystemTime::now()
@@ -271,7 +300,11 @@ impl Engine {
                         guard: &guard,
                         begin: &begin,
                     };
-                    let sealed = |layer| self.digest_beside(scope, &digesting, layer, clamp);
+                    let sealed = |layer| {
+                        if !dry {
+                            self.digest_beside(scope, &digesting, layer, clamp);
+                        }
+                    };
                     let mut solver = Solver {
                         store: &self.store,
                         lease: &lease,
@@ -290,10 +323,21 @@ impl Engine {
                                     (seconds, 0)
                                 }),
                             first_vertex: rows.next,
+                            origin: history::origin(request),
+                            about: request.command.join(" ").replace(['\n', '\r'], " "),
+                            uncached: if request.options.no_cache {
+                                "--no-cache".to_owned()
+                            } else {
+                                "--no-cache-filter".to_owned()
+                            },
                         },
                         sealed: &sealed,
                     };
-                    let mut solved = solver.solve(&plan.graph, target);
+                    if dry {
+                        steps.extend(solver.look(&plan.graph, target)?);
+                        return Ok(None);
+                    }
+                    let mut solved = solver.solve(&plan.graph, target, steps);
                     // What was damaged is dropped, and made again in the same build.
                     while tries < MOST_TRIES
                         && let Err(SolveError::Damaged { layer, message, .. }) = &solved
@@ -302,7 +346,8 @@ impl Engine {
                         tries += 1;
                         solver.options.first_vertex += plan.graph.len() as u32;
                         self.worker.resume();
-                        solved = solver.solve(&plan.graph, target);
+                        steps.clear();
+                        solved = solver.solve(&plan.graph, target, steps);
                     }
                     guard.end();
                     digesting.wait(|| {
@@ -310,16 +355,20 @@ impl Engine {
                             self.worker.cancel();
                         }
                     });
-                    Ok::<_, BuildError>(solved)
-                })?;
+                    solved.map(Some)
+                });
                 rows.next += plan.graph.len() as u32 * tries;
                 let solved = solved.map_err(|error| {
                     let mut failed = inputs.explained(&error, &source);
                     failed.state = StepState::of(error, &lease).map(Box::new);
                     failed
                 })?;
-                (solved.snapshot, solved.reports)
+                match solved {
+                    Some(solved) => (solved.snapshot, solved.reports),
+                    None => return Ok(Reached::Looked),
+                }
             }
+            None if dry => return Ok(Reached::Looked),
             None => (Snapshot::default(), Vec::new()),
         };
         if cancel.is_set() {

@@ -7,6 +7,7 @@ mod apply;
 mod builder;
 mod copy;
 mod error;
+mod listing;
 mod mode;
 mod owner;
 mod select;
@@ -16,5 +17,6 @@ mod unpack;
 
 pub use apply::{Applied, apply};
 pub use error::FileOpError;
-pub use select::{Selected, selection, selection_key};
+pub use listing::{Changes, Listing};
+pub use select::{selection, selection_key};
 pub use tree::Tree;

@@ -10,15 +10,6 @@ use kiln_source::pattern::{Glob, MatchInfo, PatternMatcher};
 use crate::FileOpError;
 use crate::mode::Chmod;
 
-/// Something of the source tree that a copy reads.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Selected {
-    /// Where it is in the source tree, links resolved.
-    pub path: LayerPath,
-    /// Whether its content is read: it is a regular file.
-    pub content: bool,
-}
-
 /// One path that a copy's source stands for.
 #[derive(Debug)]
 pub(crate) struct Source<'a> {
@@ -52,19 +43,14 @@ pub(crate) struct Item<'a> {
 ///
 /// # Errors
 /// A source that is not there, or a pattern that is not well formed.
-pub fn selection(action: &CopyAction, tree: &MergedView) -> Result<Vec<Selected>, FileOpError> {
+pub fn selection<'a>(
+    action: &CopyAction,
+    tree: &'a MergedView,
+) -> Result<Vec<&'a Entry>, FileOpError> {
     let mut selected = Vec::new();
     for source in sources(action, tree)? {
-        let top = source.node.map(|node| (source.path.clone(), node));
-        let below = source
-            .below
-            .iter()
-            .map(|item| (item.node.entry.path.clone(), item.node));
-        let entries = top.into_iter().chain(below);
-        selected.extend(entries.map(|(path, node)| Selected {
-            path,
-            content: node.entry.is_file(),
-        }));
+        selected.extend(source.node.map(|node| node.entry));
+        selected.extend(source.below.iter().map(|item| item.node.entry));
     }
     Ok(selected)
 }
@@ -79,17 +65,20 @@ pub fn selection_key(
     tree: &MergedView,
     hasher: &mut KeyHasher,
 ) -> Result<(), FileOpError> {
-    let mode_is_set = match &action.mode {
-        Some(mode) => matches!(Chmod::parse(mode)?, Chmod::Octal(_)),
-        None => false,
-    };
+    let keeps_mode = keeps_mode(action)?;
     let add = |entry: &Entry, hasher: &mut KeyHasher| {
-        let mut entry = entry.clone();
+        // Its path has its own part, and copying it would be most of the work.
+        let mut entry = Entry {
+            path: LayerPath::root(),
+            kind: entry.kind.clone(),
+            xattrs: entry.xattrs.clone(),
+            ..*entry
+        };
         if let Kind::Dir { opaque, implied } = &mut entry.kind {
             // How the tree is made of layers does not matter.
             (*opaque, *implied) = (false, false);
         }
-        if mode_is_set && !matches!(entry.kind, Kind::Symlink(_)) {
+        if !keeps_mode && !matches!(entry.kind, Kind::Symlink(_)) {
             entry.mode = 0;
         }
         if action.owner.is_some() {
@@ -126,6 +115,14 @@ pub fn selection_key(
         }
     }
     Ok(())
+}
+
+/// Whether the modes of the files themselves have a say in what they become.
+pub(crate) fn keeps_mode(action: &CopyAction) -> Result<bool, FileOpError> {
+    Ok(match &action.mode {
+        Some(mode) => !matches!(Chmod::parse(mode)?, Chmod::Octal(_)),
+        None => true,
+    })
 }
 
 /// Finds the sources of a copy, in the order in which they are copied, with what is selected below them.

@@ -145,6 +145,10 @@ pub enum IndexError {
 impl LayerIndex {
     /// Sorts the entries. Where a path occurs twice, the later one wins.
     pub fn new(mut entries: Vec<Entry>) -> Self {
+        // Mostly they are as they should be, and large contexts are not worth a copy.
+        if entries.is_sorted_by(|a, b| a.path < b.path) {
+            return Self { entries };
+        }
         entries.sort_by(|a, b| a.path.cmp(&b.path));
         let mut unique: Vec<Entry> = Vec::with_capacity(entries.len());
         for entry in entries {
@@ -159,6 +163,11 @@ impl LayerIndex {
     /// The entries in path order.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
+    }
+
+    /// The entries in path order, to be changed. Their paths must stay as they are.
+    pub fn entries_mut(&mut self) -> &mut [Entry] {
+        &mut self.entries
     }
 
     /// Finds one path.

@@ -68,7 +68,7 @@ impl Plain {
             Event::Cached { .. } => printed.say(now, "CACHED"),
             Event::Reason { .. } => printed.say(
                 now,
-                &format!("because {}", vertex.reason.as_deref().unwrap_or("")),
+                &format!("why: {}", vertex.reason.as_deref().unwrap_or("")),
             ),
             Event::Waiting { .. } => printed.say(
                 now,

@@ -95,9 +95,7 @@ impl Renderer for RawJson {
                 ],
             ),
             // The stream has no place for these two, but every reader shows status rows.
-            Event::Reason { id, text } => {
-                self.status(id, &format!("because {text}"), 0, 0, true, now)
-            }
+            Event::Reason { id, text } => self.status(id, &format!("why: {text}"), 0, 0, true, now),
             Event::Waiting { id, text } => {
                 self.status(id, &format!("waiting {text}"), 0, 0, false, now)
             }

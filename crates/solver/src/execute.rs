@@ -58,7 +58,7 @@ impl Solver<'_> {
             outputs: outputs.iter().map(|tree| tree.layers.clone()).collect(),
             created: SystemTime::now(),
             took,
-            parts: task.parts.into_inner(),
+            parts: task.parts,
             step: step_name(&task.op.place),
         };
         let record = self.store.put_record(&task.keys, &record)?;

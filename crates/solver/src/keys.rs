@@ -168,35 +168,108 @@ fn exec_parts(exec: &ExecOp, op: &Op, inputs: &dyn InputKeys) -> Result<Option<P
         parts.add("platform", format!("{platform:?}"));
     }
     for mount in &exec.mounts {
-        parts.add(format!("mount {}", mount.dest), mount_identity(mount));
+        let selected = match mount.input {
+            Some(input) if mount.dest != "/" => inputs.selected(input, &mount_selection(mount))?,
+            _ => None,
+        };
+        let identity = mount_identity(mount, selected.is_none());
+        parts.add(format!("mount {}", mount.dest), identity);
         let Some(input) = mount.input else { continue };
-        let what = if mount.dest == "/" {
-            "base".to_owned()
-        } else {
-            format!("files mounted at {}", mount.dest)
-        };
-        let of_selection = if mount.dest == "/" {
-            None
-        } else {
-            inputs.selected(input, &mount_selection(mount))?
-        };
-        let key = match of_selection {
+        let key = match selected {
             Some(key) => key,
             None => match inputs.whole(input) {
                 Some(key) => key,
                 None => return Ok(None),
             },
         };
-        parts.add(what, key.as_bytes());
+        parts.add(mounted(mount), key.as_bytes());
     }
     Ok(Some(parts))
 }
 
+/// The part that stands for what a mount shows.
+fn mounted(mount: &Mount) -> String {
+    if mount.dest == "/" {
+        "base".to_owned()
+    } else {
+        format!("files mounted at {}", mount.dest)
+    }
+}
+
+/// The part that stands for what a copy reads.
+fn copied(copy: &CopyAction) -> String {
+    format!("files of {}", copy.src)
+}
+
+/// The parts that stand for whole inputs, each with the number of the input.
+pub(crate) fn named_inputs(op: &Op) -> Vec<(String, usize)> {
+    let named = |name: &str, input| (name.to_owned(), input);
+    match &op.kind {
+        OpKind::Source(_) => Vec::new(),
+        OpKind::Exec(exec) => exec
+            .mounts
+            .iter()
+            .filter_map(|mount| Some((mounted(mount), mount.input?)))
+            .collect(),
+        OpKind::File(file) => {
+            let mut names = Vec::new();
+            for action in &file.actions {
+                if let FileInput::Input(input) = action.on {
+                    names.push(named("base", input));
+                }
+                if let FileActionKind::Copy(copy) = &action.kind
+                    && let Some(FileInput::Input(input)) = copy.from
+                {
+                    names.push(named("source", input));
+                }
+            }
+            names
+        }
+        OpKind::Merge => (0..op.inputs.len())
+            .map(|input| named("layers", input))
+            .collect(),
+        OpKind::Diff { lower, upper } => {
+            let lower = lower.map(|input| named("lower", input));
+            lower
+                .into_iter()
+                .chain(upper.map(|input| named("upper", input)))
+                .collect()
+        }
+    }
+}
+
+/// The parts that stand for files of an input, each with the number of the input and the copy that reads them.
+pub(crate) fn selections(op: &Op) -> Vec<(String, usize, CopyAction)> {
+    match &op.kind {
+        OpKind::Exec(exec) => exec
+            .mounts
+            .iter()
+            .filter(|mount| mount.dest != "/")
+            .filter_map(|mount| Some((mounted(mount), mount.input?, mount_selection(mount))))
+            .collect(),
+        OpKind::File(file) => file
+            .actions
+            .iter()
+            .filter_map(|action| match &action.kind {
+                FileActionKind::Copy(copy) => match copy.from {
+                    Some(FileInput::Input(input)) => {
+                        Some((copied(copy), input, copy.as_ref().clone()))
+                    }
+                    _ => None,
+                },
+                _ => None,
+            })
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
 /// What counts of a mount besides its input. The names of secrets count, their values do not; of a cache mount only that
-/// it is there, for what it holds is not the step's to depend on.
-fn mount_identity(mount: &Mount) -> String {
+/// it is there, for what it holds is not the step's to depend on. Where a bind mount's files lie in their tree counts only
+/// if the whole tree stands for them.
+fn mount_identity(mount: &Mount, whole: bool) -> String {
     let kind = match &mount.kind {
-        MountKind::Bind => format!("bind {}", mount.selector),
+        MountKind::Bind => format!("bind {}", if whole { &mount.selector } else { "" }),
         MountKind::Cache { .. } => "cache".to_owned(),
         MountKind::Tmpfs { .. } => "tmpfs".to_owned(),
         MountKind::Secret {
@@ -224,10 +297,10 @@ fn mount_identity(mount: &Mount) -> String {
     )
 }
 
-/// The copy that reads just what a bind mount shows.
 /// Where what a mount takes of a local context lies in the tree made for it: a file or a folder.
 pub(crate) const MOUNTED: &str = "/mounted";
 
+/// The copy that reads just what a bind mount shows.
 pub(crate) fn mount_selection(mount: &Mount) -> CopyAction {
     let src = if mount.selector.is_empty() {
         "/".to_owned()
@@ -279,7 +352,7 @@ fn file_parts(file: &FileOp, inputs: &dyn InputKeys) -> Result<Option<Parts>, Ke
                 "copy",
                 serde_json::to_vec(&here).expect("an action always serialises"),
             );
-            parts.add(format!("files of {}", copy.src), key.as_bytes());
+            parts.add(copied(copy), key.as_bytes());
             continue;
         }
         parts.add(
@@ -302,3 +375,6 @@ fn last_component(path: &str) -> &str {
         .next()
         .unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,12 @@
 //! Decides what must be executed, and runs it: independent operations at once, equal ones once.
 
+mod dry;
+mod end;
 mod inputs;
+mod order;
 mod remote;
 mod start;
+mod why;
 
 use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -10,14 +14,14 @@ use std::thread::Scope;
 use std::time::{Duration, SystemTime};
 
 use kiln_graph::{Edge, Graph, Op, OpId, OpKind, Place, SourceOp};
-use kiln_image::{Key, KeyHasher};
+use kiln_image::Key;
 use kiln_progress::{Event, Sink, VertexId};
-use kiln_store::{Claim, Lease, Record, RecordId, Store};
+use kiln_store::{BuildStep, Claim, Lease, Record, RecordId, StepState, Store};
 use kiln_worker::{Limits, Trust, Worker};
 
-use self::inputs::{ByContent, ByDefinition};
+use self::why::Earlier;
 use crate::SolveError;
-use crate::keys::{self};
+use crate::explain::Reason;
 use crate::parts::Parts;
 use crate::providers::Providers;
 use crate::value::{Context, LocalTree, Snapshot, Value};
@@ -46,6 +50,13 @@ pub struct Options {
     pub now: (i64, u32),
     /// The number of the first vertex; earlier ones are the caller's.
     pub first_vertex: u32,
+    /// Under which earlier builds of the same build file in the same context are remembered: what is executed is
+    /// explained by them.
+    pub origin: String,
+    /// What others who wait for this build are told, in one line: its command.
+    pub about: String,
+    /// Why records are not read where they are not: `--no-cache`.
+    pub uncached: String,
 }
 
 /// What became of one operation.
@@ -57,6 +68,10 @@ pub struct OpReport {
     pub executed: bool,
     /// Why it was executed.
     pub reason: Option<String>,
+    /// All that was different, if known.
+    pub changes: Vec<String>,
+    /// When it began.
+    pub started: SystemTime,
     /// How long it took when it was executed.
     pub took: Duration,
 }
@@ -102,11 +117,14 @@ enum State {
     Identified,
     Running,
     Done(Value),
+    /// Nothing is executed, and its result is not known.
+    Unknown,
 }
 
 enum Message {
     Executed {
         op: OpId,
+        reason: Option<Reason>,
         outcome: Result<Executed, SolveError>,
     },
     Claimed {
@@ -138,7 +156,7 @@ pub(crate) struct Task {
     pub(crate) inputs: Vec<Value>,
     pub(crate) vertex: VertexId,
     pub(crate) keys: Vec<Key>,
-    pub(crate) parts: Parts,
+    pub(crate) parts: Vec<(String, Vec<u8>)>,
     pub(crate) claim: Option<Claim>,
 }
 
@@ -161,18 +179,42 @@ struct Run<'s, 'a> {
     claims: Vec<Option<Claim>>,
     /// Found in the cache, and not told yet.
     cached: Vec<OpId>,
+    /// Everything is there to start them.
+    ready: Vec<OpId>,
+    /// How long each operation takes, as far as can be told; empty until that matters.
+    expected: Vec<Duration>,
+    earlier: Option<Earlier>,
+    /// Operations that did not end well, and those that have no report although something was done for them.
+    ends: Vec<Option<StepState>>,
     execs: usize,
     others: usize,
     running: usize,
     failure: Option<SolveError>,
+    /// Nothing is executed.
+    dry: bool,
 }
 
 impl Solver<'_> {
-    /// Brings about the result of `target`.
+    /// Brings about the result of `target`. What became of the steps is added to `steps`, also when it fails.
     ///
     /// # Errors
     /// The first failure. What else ran is cancelled; what had been completed stays in the cache.
-    pub fn solve(&self, graph: &Graph, target: Edge) -> Result<Solved, SolveError> {
+    pub fn solve(
+        &self,
+        graph: &Graph,
+        target: Edge,
+        steps: &mut Vec<BuildStep>,
+    ) -> Result<Solved, SolveError> {
+        let mut run = self.begin(graph, target, false);
+        let solved = std::thread::scope(|scope| {
+            let (sender, receiver) = channel();
+            run.drive(scope, &sender, &receiver)
+        });
+        steps.extend(run.steps(solved.is_ok()));
+        solved
+    }
+
+    fn begin<'s>(&'s self, graph: &'s Graph, target: Edge, dry: bool) -> Run<'s, 's> {
         let mut tainted = vec![false; graph.len()];
         for (id, op) in graph.ops() {
             tainted[id.0] = op
@@ -188,7 +230,7 @@ impl Solver<'_> {
                 });
             }
         }
-        let mut run = Run {
+        Run {
             solver: self,
             graph,
             target,
@@ -203,15 +245,16 @@ impl Solver<'_> {
             records: Vec::new(),
             claims: (0..graph.len()).map(|_| None).collect(),
             cached: Vec::new(),
+            ready: Vec::new(),
+            expected: Vec::new(),
+            earlier: None,
+            ends: vec![None; graph.len()],
             execs: 0,
             others: 0,
             running: 0,
             failure: None,
-        };
-        std::thread::scope(|scope| {
-            let (sender, receiver) = channel();
-            run.drive(scope, &sender, &receiver)
-        })
+            dry,
+        }
     }
 
     pub(crate) fn vertex(&self, op: OpId) -> VertexId {
@@ -270,7 +313,7 @@ impl<'s> Run<'s, '_> {
                 if let Err(error) = self.advance_all(scope, sender) {
                     self.fail(error);
                 }
-                if matches!(self.states[self.target.op.0], State::Done(_)) && self.running == 0 {
+                if self.is_over() && self.running == 0 {
                     return self.finish();
                 }
                 if self.failure.is_none() && self.scan_one() {
@@ -290,6 +333,14 @@ impl<'s> Run<'s, '_> {
                 Err(RecvTimeoutError::Disconnected) => unreachable!("this thread holds a sender"),
             }
         }
+    }
+
+    /// Whether all is known of the target that can be.
+    fn is_over(&self) -> bool {
+        matches!(
+            self.states[self.target.op.0],
+            State::Done(_) | State::Unknown
+        )
     }
 
     fn want(&mut self, id: OpId) {
@@ -321,7 +372,8 @@ impl<'s> Run<'s, '_> {
     }
 
     /// Tells of an operation that failed before it was started: what it needs is not there.
-    fn tell_failed(&self, id: OpId, error: &SolveError) {
+    fn tell_failed(&mut self, id: OpId, error: &SolveError) {
+        self.ends[id.0] = Some(StepState::Failed);
         if matches!(error, SolveError::Step { .. } | SolveError::Missing { .. }) {
             let (id, at) = (self.solver.vertex(id), SystemTime::now());
             self.solver.sink.emit(Event::Started { id, at });
@@ -344,8 +396,9 @@ impl<'s> Run<'s, '_> {
     {
         loop {
             let mut changed = false;
+            self.ready.clear();
             for at in (0..self.graph.len()).rev() {
-                if matches!(self.states[self.target.op.0], State::Done(_)) {
+                if self.is_over() {
                     return Ok(());
                 }
                 if !matches!(self.states[at], State::Wanted { .. }) {
@@ -361,10 +414,35 @@ impl<'s> Run<'s, '_> {
                     }
                 }
             }
-            if !changed {
+            if !changed && !self.start_ready(scope, sender)? {
                 return Ok(());
             }
         }
+    }
+
+    /// Starts what is ready, as far as there are slots, that first which has most behind it; whether anything changed.
+    fn start_ready<'scope, 'env>(
+        &mut self,
+        scope: &'scope Scope<'scope, 'env>,
+        sender: &Sender<Message>,
+    ) -> Result<bool, SolveError>
+    where
+        's: 'scope,
+    {
+        let mut ready = std::mem::take(&mut self.ready);
+        if self.dry || ready.is_empty() {
+            return Ok(false);
+        }
+        if ready.len() > 1 {
+            let remaining = self.remaining()?;
+            // In the order of the graph where there is no difference.
+            ready.sort_by_key(|id| (std::cmp::Reverse(remaining[id.0]), *id));
+        }
+        let mut changed = false;
+        for id in ready {
+            changed |= self.start(id, scope, sender)?;
+        }
+        Ok(changed)
     }
 
     /// One step for one operation; whether anything changed.
@@ -391,6 +469,7 @@ impl<'s> Run<'s, '_> {
                     .map_err(|message| SolveError::step(&op.place, message, None))?;
                 match snapshot {
                     Some(snapshot) => self.done(id, Value::Trees(vec![snapshot]), true),
+                    None if self.dry => self.states[id.0] = State::Unknown,
                     None => self.fetch_image(id, op, reference, scope, sender),
                 }
                 return Ok(true);
@@ -427,11 +506,16 @@ impl<'s> Run<'s, '_> {
         }
         let mut waiting = false;
         let mut changed = false;
+        let mut unknown = false;
         let read = looked_up || !readable || matches!(op.kind, OpKind::Merge);
         for edge in &op.inputs {
             match self.states[edge.op.0] {
                 State::Idle => {
                     self.want(edge.op);
+                    changed = true;
+                }
+                State::Identified if read && self.dry => {
+                    self.states[edge.op.0] = State::Unknown;
                     changed = true;
                 }
                 State::Identified if read => {
@@ -440,10 +524,15 @@ impl<'s> Run<'s, '_> {
                 }
                 _ => {}
             }
-            waiting |= !matches!(self.states[edge.op.0], State::Done(_));
+            unknown |= matches!(self.states[edge.op.0], State::Unknown);
+            waiting |= !matches!(self.states[edge.op.0], State::Done(_) | State::Unknown);
         }
         if waiting {
             return Ok(changed);
+        }
+        if unknown {
+            self.states[id.0] = State::Unknown;
+            return Ok(true);
         }
         if let OpKind::Merge = op.kind {
             let merged = self
@@ -466,91 +555,11 @@ impl<'s> Run<'s, '_> {
                 }
             }
         }
-        self.start(id, scope, sender)
-    }
-
-    fn input_trees(&self, op: &Op) -> Vec<Snapshot> {
-        op.inputs
-            .iter()
-            .map(|edge| match &self.states[edge.op.0] {
-                State::Done(value) => value.tree(edge.output).cloned().unwrap_or_default(),
-                _ => unreachable!("asked only when the inputs are done"),
-            })
-            .collect()
-    }
-
-    /// The definition key; `None` when a context below has not been scanned.
-    fn definition(&mut self, id: OpId) -> Result<Option<Key>, SolveError> {
-        if let Some((key, _)) = &self.definitions[id.0] {
-            return Ok(Some(*key));
+        if self.dry {
+            return self.would_start(id).map(|()| true);
         }
-        let op = self.graph.op(id);
-        let mut keys = Vec::with_capacity(op.inputs.len());
-        let mut values = Vec::with_capacity(op.inputs.len());
-        for edge in &op.inputs {
-            let local = matches!(
-                self.graph.op(edge.op).kind,
-                OpKind::Source(SourceOp::Local { .. })
-            );
-            let value = match &self.states[edge.op.0] {
-                State::Done(value @ Value::Local(_)) => Some(value.clone()),
-                _ => None,
-            };
-            if local && value.is_none() {
-                return Ok(None);
-            }
-            let key = if local {
-                None
-            } else {
-                self.definition(edge.op)?
-            };
-            if !local && key.is_none() {
-                return Ok(None);
-            }
-            keys.push(key);
-            values.push(value);
-        }
-        let identity = self.identities[id.0].as_deref();
-        let parts = keys::parts(op, identity, &ByDefinition { op, keys, values })
-            .map_err(|error| SolveError::key(&op.place, error))?;
-        let Some(parts) = parts else { return Ok(None) };
-        let key = parts.key();
-        self.definitions[id.0] = Some((key, parts));
-        Ok(Some(key))
-    }
-
-    fn content(&mut self, id: OpId) -> Result<Key, SolveError> {
-        if let Some((key, _)) = &self.contents[id.0] {
-            return Ok(*key);
-        }
-        let op = self.graph.op(id);
-        let values = self.input_values(op);
-        let parts = keys::parts(
-            op,
-            None,
-            &ByContent {
-                op,
-                store: self.solver.store,
-                values,
-            },
-        )
-        .map_err(|error| SolveError::key(&op.place, error))?
-        .expect("all inputs are done, so all their keys are known");
-        let key = KeyHasher::new("content", 1)
-            .part("key", parts.key().as_bytes())
-            .finish();
-        self.contents[id.0] = Some((key, parts));
-        Ok(key)
-    }
-
-    fn input_values(&self, op: &Op) -> Vec<Value> {
-        op.inputs
-            .iter()
-            .map(|edge| match &self.states[edge.op.0] {
-                State::Done(value) => value.clone(),
-                _ => unreachable!("asked only when the inputs are done"),
-            })
-            .collect()
+        self.ready.push(id);
+        Ok(changed)
     }
 
     /// Takes what a record has; `false` when it was collected meanwhile.
@@ -617,103 +626,6 @@ impl<'s> Run<'s, '_> {
             return true;
         }
         false
-    }
-
-    fn take(&mut self, message: Message) {
-        self.running -= 1;
-        match message {
-            Message::Identified {
-                op,
-                outcome,
-                started,
-            } => self.identified(op, outcome, started),
-            Message::Fetched {
-                op,
-                outcome,
-                started,
-            } => self.fetched(op, *outcome, started),
-            Message::Claimed { op, claim } => {
-                // Looked up again, as if it had not been: the owner may have finished it, or died.
-                self.claims[op.0] = Some(claim);
-                self.states[op.0] = State::Wanted {
-                    looked_up: false,
-                    by_content: false,
-                };
-            }
-            Message::Executed { op: id, outcome } => {
-                let vertex = self.solver.vertex(id);
-                let at = SystemTime::now();
-                // One that waited for a claim held no slot.
-                if self.reports[id.0].is_some() {
-                    let exec = matches!(self.graph.op(id).kind, OpKind::Exec(_));
-                    *if exec {
-                        &mut self.execs
-                    } else {
-                        &mut self.others
-                    } -= 1;
-                }
-                match outcome {
-                    Ok(executed) => {
-                        self.solver.sink.emit(Event::Finished { id: vertex, at });
-                        self.records.extend(executed.record);
-                        if let Some(report) = &mut self.reports[id.0] {
-                            report.took = executed.took;
-                        }
-                        self.done(id, Value::Trees(executed.outputs), false);
-                    }
-                    Err(SolveError::Canceled) => {
-                        self.solver.sink.emit(Event::Canceled { id: vertex, at });
-                        self.fail(SolveError::Canceled);
-                    }
-                    Err(error) => {
-                        self.solver.sink.emit(Event::Failed {
-                            id: vertex,
-                            error: error.to_string(),
-                            at,
-                        });
-                        self.fail(error);
-                    }
-                }
-            }
-        }
-    }
-
-    fn finish(&mut self) -> Result<Solved, SolveError> {
-        for (id, _) in self.graph.ops() {
-            match self.states[id.0] {
-                State::Idle | State::Wanted { .. } => self.cached.push(id),
-                State::Identified if !self.told[id.0] => self.cached.push(id),
-                _ => {}
-            }
-        }
-        self.tell_cached();
-        let State::Done(value) = &self.states[self.target.op.0] else {
-            unreachable!("called when the target is done");
-        };
-        let snapshot = value.tree(self.target.output).cloned().unwrap_or_default();
-        for state in &self.states {
-            if let State::Done(Value::Local(local)) = state {
-                let mut context = local.lock();
-                let Context {
-                    cache, cache_file, ..
-                } = &mut *context;
-                // What cannot be remembered is found out again next time.
-                let _ = cache.save(cache_file);
-            }
-        }
-        // What the target stands on counts as used too, though nobody had to look at it.
-        let keys: Vec<Key> = self
-            .definitions
-            .iter()
-            .flatten()
-            .map(|(key, _)| *key)
-            .collect();
-        self.solver.store.touch(&self.records, &keys)?;
-        Ok(Solved {
-            snapshot,
-            reports: self.reports.iter_mut().filter_map(Option::take).collect(),
-            records: std::mem::take(&mut self.records),
-        })
     }
 }
 

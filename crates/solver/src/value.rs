@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kiln_graph::CopyAction;
 use kiln_image::view::MergedView;
-use kiln_image::{ContentId, Key, KeyHasher, LayerId, LayerIndex, LayerPath};
-use kiln_source::{Scan, StatCache};
+use kiln_image::{ContentId, Entry, Key, KeyHasher, Kind, LayerId, LayerIndex, LayerPath};
+use kiln_source::{Scan, StatCache, UNHASHED};
 
 use crate::keys::KeyError;
 
@@ -81,11 +81,24 @@ impl LocalTree {
     pub(crate) fn index_for(&self, copy: &CopyAction) -> Result<Arc<LayerIndex>, KeyError> {
         let Context { scan, cache, .. } = &mut *self.lock();
         let listing = MergedView::new([scan.index(|_| false, cache)?]);
+        // Nothing else is looked for: the paths of large contexts would take much memory.
+        let open = |entry: &&Entry| {
+            entry.is_dir()
+                || matches!(
+                    entry.kind,
+                    Kind::File {
+                        digest: UNHASHED,
+                        ..
+                    }
+                )
+        };
         let selected: HashSet<LayerPath> = kiln_fileop::selection(copy, &listing)
             .map_err(|error| self.named(error.into()))?
             .into_iter()
-            .map(|selected| selected.path)
+            .filter(open)
+            .map(|entry| entry.path.clone())
             .collect();
+        drop(listing);
         Ok(scan.index(|path| selected.contains(path), cache)?)
     }
 }

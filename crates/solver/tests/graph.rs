@@ -7,19 +7,21 @@ use std::io::Write;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use kiln_graph::{
     Edge, ExecOp, FileAction, FileActionKind, FileInput, FileOp, Graph, Mount, MountKind, Op,
     OpKind, Place, SourceOp,
 };
 use kiln_image::view::MergedView;
-use kiln_progress::{NoSink, VertexId};
+use kiln_progress::{Event, NoSink, Sink, VertexId};
 use kiln_sandbox::Isolation;
 use kiln_solver::{
     Context, Options, Providers, Snapshot, SolveError, Solved, Solver, SourceError, Watch,
 };
 use kiln_store::layer_fs::Ids;
-use kiln_store::{IdKind, OpenOptions, Store};
+use kiln_store::{BuildStep, IdKind, OpenOptions, StepState, Store};
 use kiln_worker::{Launch, Worker};
 
 const BUSYBOX: &str = "/bin/busybox";
@@ -58,6 +60,13 @@ fn main() -> ExitCode {
             "a_failure_keeps_what_was_done",
             a_failure_keeps_what_was_done,
         ),
+        ("the_longest_way_goes_first", the_longest_way_goes_first),
+        ("jobs_bound_processes", jobs_bound_processes),
+        (
+            "a_failure_ends_what_runs_at_once",
+            a_failure_ends_what_runs_at_once,
+        ),
+        ("a_look_executes_nothing", a_look_executes_nothing),
     ] {
         case();
         say(&format!("test {name} ... ok"));
@@ -108,26 +117,35 @@ impl Lab {
     }
 
     fn try_solve(&self, graph: &Graph, target: Edge) -> Result<Solved, SolveError> {
+        self.watched(&NoSink, 4, |solver| {
+            solver.solve(graph, target, &mut Vec::new())
+        })
+    }
+
+    fn watched<T>(&self, sink: &dyn Sink, jobs: usize, work: impl FnOnce(&Solver<'_>) -> T) -> T {
         let lease = self.store.lease().unwrap();
         let solver = Solver {
             store: &self.store,
             lease: &lease,
             worker: &self.worker,
-            sink: &NoSink,
+            sink,
             providers: &Nothing,
             options: Options {
                 keep_failed: false,
                 limits: kiln_worker::Limits::default(),
-                jobs: 4,
+                jobs,
                 cores: 2,
                 resolv_conf: String::new(),
                 trust: None,
                 now: (1_700_000_000, 0),
                 first_vertex: 0,
+                origin: String::new(),
+                about: String::new(),
+                uncached: "--no-cache".to_owned(),
             },
             sealed: &|_| {},
         };
-        solver.solve(graph, target)
+        work(&solver)
     }
 
     /// The paths of the result, and the titles of what was executed.
@@ -389,5 +407,158 @@ fn a_failure_keeps_what_was_done() {
     assert_eq!(
         lab.solve(&graph, done),
         (vec!["/busybox".into(), "/done".into()], vec![])
+    );
+}
+
+/// The beginnings (true) and ends of vertices, in order.
+#[derive(Default)]
+struct Seen(Mutex<Vec<(u32, bool)>>);
+
+impl Sink for Seen {
+    fn emit(&self, event: Event) {
+        let seen = match event {
+            Event::Started { id, .. } => (id.0, true),
+            Event::Finished { id, .. } | Event::Failed { id, .. } | Event::Canceled { id, .. } => {
+                (id.0, false)
+            }
+            _ => return,
+        };
+        self.0.lock().unwrap().push(seen);
+    }
+}
+
+/// A base that differs by `salt`, processes on it that do what `scripts` say, and a tree of all their results.
+fn side_by_side(salt: &str, scripts: &[(&str, &str)]) -> (Graph, Edge) {
+    let mut graph = Graph::default();
+    let busybox = std::fs::read(BUSYBOX).unwrap();
+    let seed = [("/busybox", &*busybox), ("/salt", salt.as_bytes())];
+    let base = add(&mut graph, "base", files(&seed), vec![]);
+    let mut merged = vec![base];
+    for (step, script) in scripts {
+        let root = vec![tree(Some(0), "/", Some(0))];
+        merged.push(add(&mut graph, step, shell(script, root), vec![base]));
+    }
+    let target = add(&mut graph, "merge", OpKind::Merge, merged);
+    (graph, target)
+}
+
+fn the_longest_way_goes_first() {
+    let lab = Lab::new();
+    // Times are learnt in a first build; the place in the graph would say otherwise.
+    let scripts = [
+        ("short", "/busybox true"),
+        ("middle", "/busybox sleep 0.2"),
+        ("long", "/busybox sleep 0.4"),
+    ];
+    let order = |salt: &str| {
+        let seen = Seen::default();
+        let (graph, target) = side_by_side(salt, &scripts);
+        let solved = lab.watched(&seen, 1, |solver| {
+            solver.solve(&graph, target, &mut Vec::new())
+        });
+        solved.unwrap();
+        let seen = seen.0.into_inner().unwrap();
+        let started = seen.into_iter().filter(|(id, start)| *start && *id > 0);
+        started.map(|(id, _)| id).collect::<Vec<_>>()
+    };
+    assert_eq!(order("a"), [1, 2, 3], "nothing is known yet");
+    assert_eq!(order("b"), [3, 2, 1]);
+}
+
+fn jobs_bound_processes() {
+    let lab = Lab::new();
+    let scripts = ["a", "b", "c", "d"].map(|name| (name, format!("/busybox sleep 0.2; : {name}")));
+    let scripts: Vec<_> = scripts
+        .iter()
+        .map(|(name, it)| (*name, it.as_str()))
+        .collect();
+    for (jobs, salt) in [(2, "x"), (4, "y")] {
+        let seen = Seen::default();
+        let (graph, target) = side_by_side(salt, &scripts);
+        let solved = lab.watched(&seen, jobs, |solver| {
+            solver.solve(&graph, target, &mut Vec::new())
+        });
+        solved.unwrap();
+        let (mut now, mut most) = (0, 0);
+        for (_, start) in seen.0.into_inner().unwrap() {
+            if start {
+                now += 1;
+                most = most.max(now);
+            } else {
+                now -= 1;
+            }
+        }
+        assert_eq!(most, jobs, "processes at once");
+    }
+}
+
+fn a_failure_ends_what_runs_at_once() {
+    let lab = Lab::new();
+    let (graph, target) = side_by_side(
+        "",
+        &[
+            ("kept", "/busybox true"),
+            ("hangs", "/busybox sleep 60"),
+            ("fails", "/busybox sleep 0.3; exit 3"),
+        ],
+    );
+    let mut steps = Vec::new();
+    let start = Instant::now();
+    let error = lab.watched(&NoSink, 4, |solver| {
+        solver.solve(&graph, target, &mut steps)
+    });
+    assert!(error.unwrap_err().to_string().contains("exit code: 3"));
+    assert!(
+        start.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        start.elapsed()
+    );
+    let states = |steps: &[BuildStep]| {
+        let states = steps.iter().map(|step| (step.step.clone(), step.state));
+        states.collect::<Vec<_>>()
+    };
+    use StepState::{Canceled, Done, Failed, NotReached};
+    let expected = [
+        ("base", Done),
+        ("kept", Done),
+        ("hangs", Canceled),
+        ("fails", Failed),
+        ("merge", NotReached),
+    ];
+    assert_eq!(
+        states(&steps),
+        expected.map(|(name, state)| (name.to_owned(), state))
+    );
+
+    // What had ended is kept.
+    let looked = lab
+        .watched(&NoSink, 4, |solver| solver.look(&graph, target))
+        .unwrap();
+    assert_eq!(looked[1].state, StepState::Cached);
+}
+
+fn a_look_executes_nothing() {
+    let lab = Lab::new();
+    let (graph, target) = side_by_side("", &[("one", "/busybox true")]);
+    let look = || {
+        let seen = Seen::default();
+        let steps = lab
+            .watched(&seen, 4, |solver| solver.look(&graph, target))
+            .unwrap();
+        assert_eq!(seen.0.into_inner().unwrap(), []);
+        let told = |step: BuildStep| (step.step, step.state, step.reason.unwrap_or_default());
+        steps.into_iter().map(told).collect::<Vec<_>>()
+    };
+    let told = |name: &str, state, reason: &str| (name.to_owned(), state, reason.to_owned());
+    let never = [
+        told("base", StepState::Would, "never built before"),
+        told("one", StepState::May, "depends on base"),
+        told("merge", StepState::May, "depends on base"),
+    ];
+    assert_eq!(look(), never);
+    lab.try_solve(&graph, target).unwrap();
+    assert_eq!(
+        look()[..2],
+        ["base", "one"].map(|name| told(name, StepState::Cached, ""))
     );
 }

@@ -1,8 +1,9 @@
 //! The stat cache: what is known of the files of a context without opening them again.
 
+use std::cell::OnceCell;
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kiln_image::{FileDigest, LayerPath, Xattrs};
@@ -67,12 +68,17 @@ pub(crate) struct Known {
 /// One file for each context root; it is replaced as a whole.
 #[derive(Debug, Clone, Default)]
 pub struct StatCache {
-    /// Sorted by path.
-    known: Vec<Known>,
-    changed: bool,
+    file: Option<PathBuf>,
+    /// What is in the file, behind its head: read when it is first needed, and decoded when it is gone through, since large
+    /// contexts need the memory.
+    stored: OnceCell<Vec<u8>>,
+    /// What a scan has learnt: it counts instead of what is stored. Sorted by path.
+    learnt: Option<Vec<Known>>,
 }
 
 const MAGIC: &[u8; 8] = b"kilnst1\n";
+/// The magic number and the sum of what follows.
+const HEAD: usize = 8 + 32;
 
 impl StatCache {
     /// A cache that knows nothing.
@@ -80,20 +86,31 @@ impl StatCache {
         Self::default()
     }
 
-    /// Reads a cache file. One that is missing, damaged or of another version is as good as empty.
+    /// The cache of a file. One that is missing, damaged or of another version is as good as empty.
     pub fn load(file: &Path) -> Self {
-        let decode = |bytes: Vec<u8>| {
-            let rest = bytes.strip_prefix(MAGIC)?;
-            let (sum, body) = rest.split_first_chunk::<32>()?;
-            if blake3::hash(body).as_bytes() != sum {
-                return None;
-            }
-            postcard::from_bytes(body).ok()
-        };
         Self {
-            known: fs::read(file).ok().and_then(decode).unwrap_or_default(),
-            changed: false,
+            file: Some(file.to_owned()),
+            ..Self::default()
         }
+    }
+
+    fn stored(&self) -> &[u8] {
+        self.stored.get_or_init(|| {
+            let Some(mut stored) = self.file.as_ref().and_then(|file| fs::read(file).ok()) else {
+                return Vec::new();
+            };
+            let whole = stored
+                .strip_prefix(MAGIC)
+                .and_then(|rest| rest.split_first_chunk::<32>())
+                .is_some_and(|(sum, body)| blake3::hash(body).as_bytes() == sum);
+            stored.drain(..if whole { HEAD } else { stored.len() });
+            stored
+        })
+    }
+
+    /// Gives back the memory of what can be read again.
+    pub(crate) fn release(&mut self) {
+        self.stored.take();
     }
 
     /// Writes the cache, by rename, if it changed since it was loaded. Tells whether it did.
@@ -101,10 +118,10 @@ impl StatCache {
     /// # Errors
     /// When the file cannot be written.
     pub fn save(&mut self, file: &Path) -> io::Result<bool> {
-        if !self.changed {
+        let Some(learnt) = &self.learnt else {
             return Ok(false);
-        }
-        let body = postcard::to_stdvec(&self.known).map_err(io::Error::other)?;
+        };
+        let body = postcard::to_stdvec(learnt).map_err(io::Error::other)?;
         // Two builds may write at once: each has a name of its own, the later rename wins.
         let mut name = file.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{}", std::process::id()));
@@ -114,43 +131,60 @@ impl StatCache {
         out.write_all(blake3::hash(&body).as_bytes())?;
         out.write_all(&body)?;
         fs::rename(&temporary, file)?;
-        self.changed = false;
+        self.file = Some(file.to_owned());
+        self.learnt = None;
         Ok(true)
     }
 
     /// How many paths are known.
     pub fn len(&self) -> usize {
-        self.known.len()
+        match &self.learnt {
+            Some(learnt) => learnt.len(),
+            None => postcard::take_from_bytes(self.stored()).map_or(0, |(count, _)| count),
+        }
     }
 
     /// Whether nothing is known.
     pub fn is_empty(&self) -> bool {
-        self.known.is_empty()
+        self.len() == 0
     }
 
-    pub(crate) fn known(&self) -> &[Known] {
-        &self.known
+    /// What is known, by path.
+    pub(crate) fn known(&self) -> impl Iterator<Item = Known> {
+        let learnt = self.learnt.as_deref();
+        let mut stored: &[u8] = match learnt {
+            Some(_) => &[],
+            None => postcard::take_from_bytes::<usize>(self.stored()).map_or(&[], |(_, rest)| rest),
+        };
+        let stored = std::iter::from_fn(move || {
+            let (known, rest) = postcard::take_from_bytes(stored).ok()?;
+            stored = rest;
+            Some(known)
+        });
+        learnt.unwrap_or_default().iter().cloned().chain(stored)
     }
 
     /// Takes over what a scan has learnt, sorted by path. `whole`: paths that the scan does not mention are gone.
     pub(crate) fn update(&mut self, learnt: Vec<Known>, whole: bool) {
-        let old = std::mem::take(&mut self.known);
-        let new = if whole { learnt } else { merge(&old, learnt) };
-        self.changed |= new != old;
-        self.known = new;
+        self.learnt = Some(if whole {
+            learnt
+        } else {
+            merge(self.known(), learnt)
+        });
+        self.release();
     }
 }
 
-fn merge(old: &[Known], learnt: Vec<Known>) -> Vec<Known> {
-    let mut merged = Vec::with_capacity(old.len() + learnt.len());
-    let mut old = old.iter().peekable();
+fn merge(old: impl Iterator<Item = Known>, learnt: Vec<Known>) -> Vec<Known> {
+    let mut merged = Vec::with_capacity(learnt.len());
+    let mut old = old.peekable();
     for new in learnt {
         while let Some(earlier) = old.next_if(|known| known.path < new.path) {
-            merged.push(earlier.clone());
+            merged.push(earlier);
         }
         old.next_if(|known| known.path == new.path);
         merged.push(new);
     }
-    merged.extend(old.cloned());
+    merged.extend(old);
     merged
 }

@@ -54,16 +54,28 @@ pub struct Scan {
     root: PathBuf,
     folder: OwnedFd,
     /// In path order.
-    found: Vec<Found>,
+    index: Arc<LayerIndex>,
+    /// For each entry of the index.
+    marks: Vec<Mark>,
     /// When the walk began.
     clock: SystemTime,
     whole: bool,
+    /// The cache does not know all that was found.
+    news: bool,
     hashed: usize,
 }
 
-#[derive(Debug)]
+/// What was found, in path order.
+#[derive(Debug, Default)]
 struct Found {
-    entry: Entry,
+    entries: Vec<Entry>,
+    /// For each entry.
+    marks: Vec<Mark>,
+}
+
+/// What is known of an entry beside what counts of it.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
     stamp: Stamp,
     /// Why it (a folder) could not be listed: an error once something in it is asked for.
     unlisted: Option<Errno>,
@@ -112,16 +124,31 @@ pub fn scan(
     };
     let mut found = walk.run(&reach, clock)?;
     link_names(&mut found);
-    recall(&folder, root, &mut found, cache)?;
     let whole = *wanted == Wanted::All;
+    let recalled = recall(&folder, root, &mut found, cache, clock)?;
+    let Found { entries, marks } = found;
+    let settled = marks.iter().filter(|mark| mark.may_be_kept(clock)).count();
+    let news = recalled != settled || whole && settled != cache.len();
+    if !news {
+        cache.release();
+    }
     Ok(Scan {
         root: root.to_owned(),
         folder,
-        found,
+        index: Arc::new(LayerIndex::new(entries)),
+        marks,
         clock,
         whole,
+        news,
         hashed: 0,
     })
+}
+
+impl Mark {
+    /// Whether the cache may keep what is known of the entry, seen from the beginning of the walk.
+    fn may_be_kept(&self, clock: SystemTime) -> bool {
+        self.settled && self.stamp.settled(clock)
+    }
 }
 
 impl Scan {
@@ -132,12 +159,12 @@ impl Scan {
 
     /// How many entries there are.
     pub fn len(&self) -> usize {
-        self.found.len()
+        self.marks.len()
     }
 
     /// Whether nothing was found, not even the root.
     pub fn is_empty(&self) -> bool {
-        self.found.is_empty()
+        self.marks.is_empty()
     }
 
     /// How many files have been opened and hashed so far.
@@ -161,58 +188,63 @@ impl Scan {
             source,
         };
         let mut open = Vec::new();
-        for (at, found) in self.found.iter().enumerate() {
+        for (at, (entry, mark)) in self.index.entries().iter().zip(&self.marks).enumerate() {
             let unhashed = matches!(
-                found.entry.kind,
+                entry.kind,
                 Kind::File {
                     digest: UNHASHED,
                     ..
                 }
             );
-            if !unhashed && found.unlisted.is_none() || !selected(&found.entry.path) {
+            if !unhashed && mark.unlisted.is_none() || !selected(&entry.path) {
                 continue;
             }
-            match found.unlisted {
-                Some(errno) => return Err(unreadable(&self.root, &found.entry.path, errno.into())),
-                None => open.push((at, found.entry.path.clone(), found.stamp)),
+            match mark.unlisted {
+                Some(errno) => return Err(unreadable(&self.root, &entry.path, errno.into())),
+                None => open.push((at, entry.path.clone(), mark.stamp)),
             }
         }
-        for (at, outcome) in hash::hash_all(&self.folder, &open) {
-            let found = &mut self.found[at];
-            let hashed =
-                outcome.map_err(|source| unreadable(&self.root, &found.entry.path, source))?;
-            found.entry.kind = Kind::File {
-                size: hashed.size,
-                digest: hashed.digest,
-            };
-            found.entry.mode = hashed.mode;
-            found.entry.mtime = hashed.stamp.mtime;
-            found.settled = hashed.settled;
-            found.stamp = hashed.stamp;
-            self.hashed += 1;
+        if !open.is_empty() {
+            let outcomes = hash::hash_all(&self.folder, &open);
+            // Copied only if somebody still holds an earlier index.
+            let entries = Arc::make_mut(&mut self.index).entries_mut();
+            for (at, outcome) in outcomes {
+                let (entry, mark) = (&mut entries[at], &mut self.marks[at]);
+                let hashed =
+                    outcome.map_err(|source| unreadable(&self.root, &entry.path, source))?;
+                entry.kind = Kind::File {
+                    size: hashed.size,
+                    digest: hashed.digest,
+                };
+                entry.mode = hashed.mode;
+                entry.mtime = hashed.stamp.mtime;
+                mark.settled = hashed.settled;
+                mark.stamp = hashed.stamp;
+                self.hashed += 1;
+            }
+            self.news = true;
         }
-        self.teach(cache);
-        Ok(Arc::new(LayerIndex::new(
-            self.found.iter().map(|found| found.entry.clone()).collect(),
-        )))
+        if self.news {
+            self.teach(cache);
+            self.news = false;
+        }
+        Ok(Arc::clone(&self.index))
     }
 
     /// The stamps of the regular files that were selected and hashed, or known from the cache.
     pub fn stamps(&self, selected: impl Fn(&LayerPath) -> bool) -> Stamps {
-        let files = self
-            .found
-            .iter()
-            .filter(|found| found.entry.is_file() && selected(&found.entry.path));
+        let entries = self.index.entries().iter().zip(&self.marks);
+        let files = entries.filter(|(entry, _)| entry.is_file() && selected(&entry.path));
         Stamps(
             files
-                .map(|found| (found.entry.path.clone(), found.stamp))
+                .map(|(entry, mark)| (entry.path.clone(), mark.stamp))
                 .collect(),
         )
     }
 
     fn teach(&self, cache: &mut StatCache) {
-        let known = |found: &Found| {
-            let (digest, target) = match &found.entry.kind {
+        let known = |(entry, mark): (&Entry, &Mark)| {
+            let (digest, target) = match &entry.kind {
                 Kind::File {
                     digest: UNHASHED, ..
                 } => (None, None),
@@ -222,17 +254,15 @@ impl Scan {
             };
             // A file without a digest is worth remembering too: its attributes need not be read again.
             Known {
-                path: found.entry.path.clone(),
-                stamp: found.stamp,
+                path: entry.path.clone(),
+                stamp: mark.stamp,
                 digest,
                 target,
-                xattrs: found.entry.xattrs.clone(),
+                xattrs: entry.xattrs.clone(),
             }
         };
-        let settled = self
-            .found
-            .iter()
-            .filter(|found| found.settled && found.stamp.settled(self.clock));
+        let entries = self.index.entries().iter().zip(&self.marks);
+        let settled = entries.filter(|(_, mark)| mark.may_be_kept(self.clock));
         cache.update(settled.map(known).collect(), self.whole);
     }
 }
@@ -295,12 +325,22 @@ struct Listing {
 }
 
 struct Item {
-    /// `None` while the item is left out itself and only could lead to something that is not.
-    found: Option<Found>,
-    /// The entry to be used if something below is found.
-    fallback: Option<Found>,
+    seen: Seen,
+    /// It is not left out itself: not only a folder that could lead to something that is not.
+    wanted: bool,
     /// The listing of what is below.
     below: Option<usize>,
+}
+
+/// What a stat says about a path; entries are larger.
+struct Seen {
+    path: LayerPath,
+    stamp: Stamp,
+    /// With the kind.
+    mode: u32,
+    device: u64,
+    /// It has several names.
+    linked: bool,
 }
 
 #[derive(Default)]
@@ -314,11 +354,10 @@ struct Queue<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn run(&self, reach: &'a Reach, clock: SystemTime) -> Result<Vec<Found>, ScanError> {
+    fn run(&self, reach: &'a Reach, clock: SystemTime) -> Result<Found, ScanError> {
         let stat = rustix::fs::fstat(self.folder)
             .map_err(|errno| self.unreadable(&LayerPath::root(), errno))?;
-        let mut root = found_at(LayerPath::root(), &stat);
-        root.settled = root.stamp.settled(clock);
+        let root = Seen::new(LayerPath::root(), &stat);
         let queue = Mutex::new(Queue {
             next: 1,
             ..Queue::default()
@@ -345,10 +384,14 @@ impl<'a> Walk<'a> {
         if let Some(error) = queue.failed.take() {
             return Err(error);
         }
-        let mut all = Vec::with_capacity(queue.seen + 1);
+        let mut all = Found {
+            entries: Vec::with_capacity(queue.seen + 1),
+            marks: Vec::with_capacity(queue.seen + 1),
+        };
         all.push(root);
+        all.marks[0].settled = all.marks[0].stamp.settled(clock);
         let errno = flatten(&mut queue.done, 0, &mut all);
-        all[0].unlisted = errno;
+        all.marks[0].unlisted = errno;
         Ok(all)
     }
 
@@ -458,15 +501,10 @@ impl<'a> Walk<'a> {
                 Err(errno) => return Err(self.unreadable(&path, errno)),
             };
             let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-            let found = found_at(path.clone(), &stat);
-            let (found, fallback) = if left_out {
-                (None, Some(found))
-            } else {
-                (Some(found), None)
-            };
             if left_out && !is_folder {
                 continue;
             }
+            let seen = Seen::new(path.clone(), &stat);
             if is_folder {
                 let reach = if task.reach.all {
                     Some(&EVERYTHING)
@@ -481,8 +519,8 @@ impl<'a> Walk<'a> {
                 ));
             }
             listing.items.push(Item {
-                found,
-                fallback,
+                seen,
+                wanted: !left_out,
                 below: None,
             });
         }
@@ -498,123 +536,132 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// What a stat says about a path.
-fn found_at(path: LayerPath, stat: &Stat) -> Found {
-    let stamp = Stamp::of(stat);
-    let device = || {
-        (
-            rustix::fs::major(stat.st_rdev),
-            rustix::fs::minor(stat.st_rdev),
-        )
-    };
-    let kind = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => Kind::Dir {
-            opaque: false,
-            implied: false,
-        },
-        FileType::Symlink => Kind::Symlink(Vec::new()),
-        FileType::CharacterDevice => Kind::Char(device().0, device().1),
-        FileType::BlockDevice => Kind::Block(device().0, device().1),
-        FileType::Fifo => Kind::Fifo,
-        FileType::Socket => Kind::File {
-            size: 0,
-            digest: FileDigest::new(*blake3::hash(b"").as_bytes()),
-        },
-        _ => Kind::File {
-            size: stamp.size,
-            digest: UNHASHED,
-        },
-    };
-    // Until the names are known, the number stands for "has several names".
-    let hardlink = (matches!(kind, Kind::File { .. }) && stat.st_nlink > 1).then_some(0);
-    let mode = (stat.st_mode & 0o7777) as u16;
-    let entry = Entry {
-        path,
-        kind,
-        mode,
-        uid: 0,
-        gid: 0,
-        mtime: stamp.mtime,
-        xattrs: Xattrs::new(),
-        hardlink,
-    };
-    Found {
-        entry,
-        stamp,
-        unlisted: None,
-        settled: true,
+impl Seen {
+    fn new(path: LayerPath, stat: &Stat) -> Self {
+        Self {
+            path,
+            stamp: Stamp::of(stat),
+            mode: stat.st_mode,
+            device: stat.st_rdev,
+            linked: stat.st_nlink > 1,
+        }
+    }
+}
+
+impl Found {
+    fn push(&mut self, seen: Seen) {
+        let Seen {
+            path,
+            stamp,
+            mode,
+            device,
+            linked,
+        } = seen;
+        let device = || (rustix::fs::major(device), rustix::fs::minor(device));
+        let kind = match FileType::from_raw_mode(mode) {
+            FileType::Directory => Kind::Dir {
+                opaque: false,
+                implied: false,
+            },
+            FileType::Symlink => Kind::Symlink(Vec::new()),
+            FileType::CharacterDevice => Kind::Char(device().0, device().1),
+            FileType::BlockDevice => Kind::Block(device().0, device().1),
+            FileType::Fifo => Kind::Fifo,
+            FileType::Socket => Kind::File {
+                size: 0,
+                digest: FileDigest::new(*blake3::hash(b"").as_bytes()),
+            },
+            _ => Kind::File {
+                size: stamp.size,
+                digest: UNHASHED,
+            },
+        };
+        // Until the names are known, the number stands for "has several names".
+        let hardlink = (matches!(kind, Kind::File { .. }) && linked).then_some(0);
+        self.entries.push(Entry {
+            path,
+            kind,
+            mode: (mode & 0o7777) as u16,
+            uid: 0,
+            gid: 0,
+            mtime: stamp.mtime,
+            xattrs: Xattrs::new(),
+            hardlink,
+        });
+        self.marks.push(Mark {
+            stamp,
+            unlisted: None,
+            settled: true,
+        });
     }
 }
 
 const POISON: &str = "a thread of the walk has panicked";
 
 /// Puts the listings into path order. Gives the error of the listing itself.
-fn flatten(done: &mut HashMap<usize, Listing>, id: usize, all: &mut Vec<Found>) -> Option<Errno> {
+fn flatten(done: &mut HashMap<usize, Listing>, id: usize, all: &mut Found) -> Option<Errno> {
     let listing = done.remove(&id)?;
     for item in listing.items {
-        let own = all.len();
-        let wanted = item.found.is_some();
-        let Some(found) = item.found.or(item.fallback) else {
-            continue;
-        };
-        all.push(found);
+        let own = all.entries.len();
+        all.push(item.seen);
         let Some(below) = item.below else { continue };
         let error = flatten(done, below, all);
-        if wanted {
-            all[own].unlisted = error;
-        } else if all.len() == own + 1 {
+        if item.wanted {
+            all.marks[own].unlisted = error;
+        } else if all.entries.len() == own + 1 {
             // Left out, and nothing in it was taken back.
-            all.pop();
+            all.entries.pop();
+            all.marks.pop();
         }
     }
     listing.error
 }
 
 /// Numbers the files that have several names among the found ones.
-fn link_names(found: &mut [Found]) {
+fn link_names(found: &mut Found) {
     let mut names: HashMap<(u64, u64), Vec<usize>> = HashMap::new();
-    for (at, found) in found.iter_mut().enumerate() {
-        if found.entry.hardlink.take().is_some() {
+    for (at, (entry, mark)) in found.entries.iter_mut().zip(&found.marks).enumerate() {
+        if entry.hardlink.take().is_some() {
             names
-                .entry((found.stamp.dev, found.stamp.inode))
+                .entry((mark.stamp.dev, mark.stamp.inode))
                 .or_default()
                 .push(at);
         }
     }
     for names in names.into_values().filter(|names| names.len() > 1) {
         for &at in &names {
-            found[at].entry.hardlink = Some(names[0] as u32);
+            found.entries[at].hardlink = Some(names[0] as u32);
         }
     }
 }
 
-/// Fills in digests, link targets and attributes, from the cache where the stamp is the same, else by reading.
+/// Fills in digests, link targets and attributes, from the cache where the stamp is the same, else by reading. Gives how
+/// many of those that the cache may keep it knows.
 fn recall(
     folder: &OwnedFd,
     root: &Path,
-    found: &mut [Found],
+    found: &mut Found,
     cache: &StatCache,
-) -> Result<(), ScanError> {
-    let mut known = cache.known().iter().peekable();
-    for found in found {
-        while known
-            .next_if(|known| known.path < found.entry.path)
-            .is_some()
-        {}
-        let hit = known
-            .peek()
-            .filter(|known| known.path == found.entry.path && known.stamp == found.stamp);
+    clock: SystemTime,
+) -> Result<usize, ScanError> {
+    let mut known = cache.known().peekable();
+    let mut recalled = 0;
+    for (entry, mark) in found.entries.iter_mut().zip(&found.marks) {
+        while known.next_if(|known| known.path < entry.path).is_some() {}
+        let stamp = mark.stamp;
+        let hit = known.next_if(|known| known.path == entry.path && known.stamp == stamp);
         if let Some(hit) = hit {
-            found.entry.xattrs.clone_from(&hit.xattrs);
-            match (&mut found.entry.kind, hit.digest, &hit.target) {
+            recalled += usize::from(mark.may_be_kept(clock));
+            entry.xattrs = hit.xattrs;
+            match (&mut entry.kind, hit.digest, hit.target) {
                 (Kind::File { digest, .. }, Some(known), _) => *digest = known,
-                (Kind::Symlink(target), _, Some(known)) => target.clone_from(known),
+                (Kind::Symlink(target), _, Some(known)) => *target = known,
                 _ => {}
             }
             continue;
         }
-        let path = &found.entry.path;
-        if let Kind::Symlink(target) = &mut found.entry.kind {
+        let path = &entry.path;
+        if let Kind::Symlink(target) = &mut entry.kind {
             let read = rustix::fs::readlinkat(folder, path.as_path(), Vec::new());
             let unreadable = |errno: Errno| ScanError::Unreadable {
                 root: root.to_owned(),
@@ -623,7 +670,7 @@ fn recall(
             };
             *target = read.map_err(unreadable)?.into_bytes();
         }
-        found.entry.xattrs = crate::xattr::read(&root.join(path.as_path()));
+        entry.xattrs = crate::xattr::read(&root.join(path.as_path()));
     }
-    Ok(())
+    Ok(recalled)
 }

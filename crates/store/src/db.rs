@@ -211,6 +211,7 @@ impl Db {
             "PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 4096;",
         )?;
         connection.execute_batch(ADDITIONS)?;
+        connection.execute_batch(crate::history::TABLES)?;
         Ok(Self(Mutex::new(connection)))
     }
 
@@ -242,9 +243,7 @@ impl Db {
 
     /// Moves the log into the database file if it is long: the next opening has to read all of it.
     pub(crate) fn checkpoint(&self, root: &Path) -> Result<(), StoreError> {
-        const LONG: u64 = 256 * 1024;
-        let log = std::fs::metadata(root.join(format!("{FILE}-wal")));
-        if log.map_or(0, |log| log.len()) < LONG {
+        if !is_log_long(root) {
             return Ok(());
         }
         let connection = self.read();
@@ -254,6 +253,13 @@ impl Db {
         connection.busy_timeout(BUSY_TIMEOUT)?;
         Ok(result?)
     }
+}
+
+/// Whether the log is long: whoever opens the database has to read all of it.
+pub(crate) fn is_log_long(root: &Path) -> bool {
+    const LONG: u64 = 256 * 1024;
+    let log = std::fs::metadata(root.join(format!("{FILE}-wal")));
+    log.is_ok_and(|log| log.len() >= LONG)
 }
 
 fn transaction<T>(

@@ -28,6 +28,11 @@ struct LockFile {
 impl LockFile {
     /// Makes and locks the file; `None` if somebody holds it.
     fn acquire(path: &Path) -> io::Result<Option<Self>> {
+        Self::acquire_for(path, "")
+    }
+
+    /// The same; `what` is what it is for, in one line, for whoever waits.
+    fn acquire_for(path: &Path, what: &str) -> io::Result<Option<Self>> {
         loop {
             let mut file = OpenOptions::new()
                 .read(true)
@@ -44,7 +49,7 @@ impl LockFile {
                 // For messages only, so a full disk does not matter.
                 let _ = file
                     .set_len(0)
-                    .and_then(|()| write!(file, "{}", std::process::id()));
+                    .and_then(|()| write!(file, "{}\n{what}", std::process::id()));
                 return Ok(Some(Self {
                     path: path.to_owned(),
                     _file: file,
@@ -189,17 +194,30 @@ pub enum ClaimAttempt {
 /// Waits for a claim that somebody else holds.
 pub struct Waiter {
     path: PathBuf,
+    /// What it is wanted for.
+    what: String,
+}
+
+/// Who holds a claim. For messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// The process.
+    pub pid: u32,
+    /// What for: see [`Store::claim_for`](crate::Store::claim_for).
+    pub what: String,
 }
 
 impl ClaimAttempt {
-    pub(crate) fn new(folder: &Path, key: Key) -> Result<Self, StoreError> {
+    pub(crate) fn new(folder: &Path, key: Key, what: &str) -> Result<Self, StoreError> {
         let path = folder.join(key.hex());
-        Ok(
-            match LockFile::acquire(&path).map_err(StoreError::io("lock", &path))? {
-                Some(file) => Self::Held(Claim(file)),
-                None => Self::Busy(Waiter { path }),
-            },
-        )
+        let file = LockFile::acquire_for(&path, what).map_err(StoreError::io("lock", &path))?;
+        Ok(match file {
+            Some(file) => Self::Held(Claim(file)),
+            None => Self::Busy(Waiter {
+                path,
+                what: what.to_owned(),
+            }),
+        })
     }
 }
 
@@ -212,8 +230,8 @@ impl Waiter {
     pub fn wait(&self, timeout: Duration) -> Result<Option<Claim>, StoreError> {
         let end = Instant::now() + timeout;
         loop {
-            if let Some(file) =
-                LockFile::acquire(&self.path).map_err(StoreError::io("lock", &self.path))?
+            if let Some(file) = LockFile::acquire_for(&self.path, &self.what)
+                .map_err(StoreError::io("lock", &self.path))?
             {
                 return Ok(Some(Claim(file)));
             }
@@ -227,6 +245,16 @@ impl Waiter {
 
     /// The process that holds the claim, if it could be read. For messages.
     pub fn holder(&self) -> Option<u32> {
-        fs::read_to_string(&self.path).ok()?.parse().ok()
+        Some(self.held_by()?.pid)
+    }
+
+    /// Who holds the claim and what for, if it could be read. For messages.
+    pub fn held_by(&self) -> Option<Holder> {
+        let text = fs::read_to_string(&self.path).ok()?;
+        let (pid, what) = text.split_once('\n')?;
+        Some(Holder {
+            pid: pid.parse().ok()?,
+            what: what.to_owned(),
+        })
     }
 }

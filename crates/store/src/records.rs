@@ -59,7 +59,7 @@ pub struct RecordUse {
     pub layers: Vec<LayerId>,
 }
 
-const COLUMNS: &str = "id, outputs, created, took, step";
+pub(crate) const COLUMNS: &str = "id, outputs, created, took, step";
 
 impl Store {
     /// The record under a key; only if all its layers are sealed and their folders are there. Protect its layers before
@@ -258,7 +258,7 @@ impl Store {
     }
 }
 
-fn row(row: &Row<'_>) -> rusqlite::Result<Result<Record, StoreError>> {
+pub(crate) fn row(row: &Row<'_>) -> rusqlite::Result<Result<Record, StoreError>> {
     let outputs = row.get_ref(1)?.as_blob()?;
     let outputs = match postcard::from_bytes(outputs) {
         Ok(outputs) => outputs,

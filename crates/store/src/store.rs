@@ -128,12 +128,26 @@ impl Store {
         Lease::new(&self.leases())
     }
 
+    /// Whether [`Store::settle`] is worth calling although nothing was made: the database's log is long, which costs
+    /// everybody who opens the store.
+    pub fn is_log_long(&self) -> bool {
+        crate::db::is_log_long(&self.root)
+    }
+
     /// Tries to get the right to do the work of `key`.
     ///
     /// # Errors
     /// When the claim's file cannot be made.
     pub fn claim(&self, key: Key) -> Result<ClaimAttempt, StoreError> {
-        ClaimAttempt::new(&self.root.join("claims"), key)
+        self.claim_for(key, "")
+    }
+
+    /// The same; `what` tells those who wait what it is held for, in one line.
+    ///
+    /// # Errors
+    /// As [`Store::claim`].
+    pub fn claim_for(&self, key: Key, what: &str) -> Result<ClaimAttempt, StoreError> {
+        ClaimAttempt::new(&self.root.join("claims"), key, what)
     }
 
     pub(crate) fn leases(&self) -> PathBuf {

@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
+use kiln_engine::BuildError;
 use kiln_progress::Mode;
 
-use super::{build_options, display, outputs};
+use super::{build_options, display, outputs, why};
 use crate::args::BuildArgs;
 use crate::context::Place;
 use crate::format::{complain, say};
@@ -16,6 +17,17 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
     let engine = place.engine()?;
     let cancel = crate::signals::give_up_on_signal()?;
     let display = kiln_progress::display(display::options(mode));
+    if args.dry_run {
+        let looked = engine.look_ahead(&request, &display, &cancel);
+        let _ = display.finish();
+        return match looked {
+            Ok(steps) => {
+                why::say_plan(&steps);
+                Ok(ExitCode::SUCCESS)
+            }
+            Err(error) => Ok(failed(&error)),
+        };
+    }
     let built = engine.build(&request, &display, &cancel);
     // Who closes standard error does not want to see it.
     let _ = display.finish();
@@ -25,22 +37,21 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
     if worked && built.is_err() && !asked {
         engine.worker.end();
     }
+    if args.explain
+        && let Some(build) = engine.latest_build(&request)?
+    {
+        why::complain_all(&build.build.steps);
+    }
     let built = match built {
         Ok(built) => built,
         Err(error) => {
-            if let Some(excerpt) = &error.excerpt {
-                complain(excerpt.trim_end_matches('\n'));
-            }
-            complain(&format!("ERROR: failed to build: failed to solve: {error}"));
-            if let Some(hint) = &error.hint {
-                complain(&format!("hint: {hint}"));
-            }
+            let code = failed(&error);
             if let Some(state) = &error.state {
                 super::debug::shell(&engine, state, &args.invoke)?;
                 engine.worker.end();
                 engine.sweep()?;
             }
-            return Ok(ExitCode::from(if error.canceled { 130 } else { 1 }));
+            return Ok(code);
         }
     };
     if let Some(path) = &args.metadata_file {
@@ -58,7 +69,21 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
     }
     if worked {
         engine.sweep()?;
+    }
+    if worked || engine.store.is_log_long() {
         crate::worker::settle_later(place);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says why there is no image.
+fn failed(error: &BuildError) -> ExitCode {
+    if let Some(excerpt) = &error.excerpt {
+        complain(excerpt.trim_end_matches('\n'));
+    }
+    complain(&format!("ERROR: failed to build: failed to solve: {error}"));
+    if let Some(hint) = &error.hint {
+        complain(&format!("hint: {hint}"));
+    }
+    ExitCode::from(if error.canceled { 130 } else { 1 })
 }

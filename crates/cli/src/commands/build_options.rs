@@ -140,7 +140,35 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
         limits: args.limits.limits(&args.resources)?,
         resolv_conf: crate::context::resolv_conf(),
         trust: crate::certificates::trust(&args.trust, crate::context::certificates())?,
+        command: command_line(args),
     })
+}
+
+/// The command line as others may see it: without the values of build arguments that should not be known.
+fn command_line(args: &BuildArgs) -> Vec<String> {
+    let hidden: Vec<&String> = args
+        .build_args
+        .iter()
+        .filter(|pair| {
+            let name = pair.split('=').next().unwrap_or_default();
+            kiln_engine::is_secret_name(name)
+        })
+        .collect();
+    let word = |word: std::ffi::OsString| {
+        let word = word.to_string_lossy().into_owned();
+        match hidden.iter().find(|pair| word.ends_with(pair.as_str())) {
+            Some(pair) => {
+                let value = pair.split_once('=').map_or(0, |(_, value)| value.len());
+                format!("{}***", &word[..word.len() - value])
+            }
+            None => word,
+        }
+    };
+    let mut line: Vec<String> = std::env::args_os().map(word).collect();
+    if let Some(program) = line.first_mut() {
+        "kiln".clone_into(program);
+    }
+    line
 }
 
 fn read_limited(from: impl Read, name: &str) -> Result<Vec<u8>> {

@@ -577,7 +577,7 @@ fn selections() {
                 format!(
                     "{}{}",
                     selected.path,
-                    if selected.content { "" } else { "/" }
+                    if selected.is_file() { "" } else { "/" }
                 )
             })
             .collect()

@@ -130,7 +130,7 @@ fn block(vertex: &Vertex, now: SystemTime, columns: usize, log_lines: usize) -> 
         reason: vertex
             .reason
             .as_ref()
-            .map(|reason| row(&format!(" => => because {reason}"), None, tone)),
+            .map(|reason| row(&format!(" => => why: {reason}"), None, tone)),
         waiting: vertex
             .waiting
             .as_ref()

@@ -1,11 +1,13 @@
 //! The keys of an operation's inputs: by what they are made by, and by what is in them.
 
-use kiln_graph::{CopyAction, Op};
+use kiln_graph::{CopyAction, Op, OpId, OpKind, SourceOp};
 use kiln_image::view::MergedView;
 use kiln_image::{Key, KeyHasher};
 use kiln_store::Store;
 
-use crate::keys::{InputKeys, KeyError};
+use super::{Run, State};
+use crate::SolveError;
+use crate::keys::{self, InputKeys, KeyError};
 use crate::value::{LocalTree, Snapshot, Value};
 
 /// Keys of inputs by definition: what they are made by.
@@ -61,6 +63,92 @@ impl InputKeys for ByContent<'_> {
                 selection_key(copy, &MergedView::new(indexes)).map(Some)
             }
         }
+    }
+}
+
+impl Run<'_, '_> {
+    pub(super) fn input_trees(&self, op: &Op) -> Vec<Snapshot> {
+        op.inputs
+            .iter()
+            .map(|edge| match &self.states[edge.op.0] {
+                State::Done(value) => value.tree(edge.output).cloned().unwrap_or_default(),
+                _ => unreachable!("asked only when the inputs are done"),
+            })
+            .collect()
+    }
+
+    /// The definition key; `None` when a context below has not been scanned.
+    pub(super) fn definition(&mut self, id: OpId) -> Result<Option<Key>, SolveError> {
+        if let Some((key, _)) = &self.definitions[id.0] {
+            return Ok(Some(*key));
+        }
+        let op = self.graph.op(id);
+        let mut keys = Vec::with_capacity(op.inputs.len());
+        let mut values = Vec::with_capacity(op.inputs.len());
+        for edge in &op.inputs {
+            let local = matches!(
+                self.graph.op(edge.op).kind,
+                OpKind::Source(SourceOp::Local { .. })
+            );
+            let value = match &self.states[edge.op.0] {
+                State::Done(value @ Value::Local(_)) => Some(value.clone()),
+                _ => None,
+            };
+            if local && value.is_none() {
+                return Ok(None);
+            }
+            let key = if local {
+                None
+            } else {
+                self.definition(edge.op)?
+            };
+            if !local && key.is_none() {
+                return Ok(None);
+            }
+            keys.push(key);
+            values.push(value);
+        }
+        let identity = self.identities[id.0].as_deref();
+        let parts = keys::parts(op, identity, &ByDefinition { op, keys, values })
+            .map_err(|error| SolveError::key(&op.place, error))?;
+        let Some(parts) = parts else { return Ok(None) };
+        let key = parts.key();
+        self.definitions[id.0] = Some((key, parts));
+        Ok(Some(key))
+    }
+
+    pub(super) fn content(&mut self, id: OpId) -> Result<Key, SolveError> {
+        if let Some((key, _)) = &self.contents[id.0] {
+            return Ok(*key);
+        }
+        let op = self.graph.op(id);
+        let values = self.input_values(op);
+        let parts = keys::parts(
+            op,
+            None,
+            &ByContent {
+                op,
+                store: self.solver.store,
+                values,
+            },
+        )
+        .map_err(|error| SolveError::key(&op.place, error))?
+        .expect("all inputs are done, so all their keys are known");
+        let key = KeyHasher::new("content", 1)
+            .part("key", parts.key().as_bytes())
+            .finish();
+        self.contents[id.0] = Some((key, parts));
+        Ok(key)
+    }
+
+    pub(super) fn input_values(&self, op: &Op) -> Vec<Value> {
+        op.inputs
+            .iter()
+            .map(|edge| match &self.states[edge.op.0] {
+                State::Done(value) => value.clone(),
+                _ => unreachable!("asked only when the inputs are done"),
+            })
+            .collect()
     }
 }
 

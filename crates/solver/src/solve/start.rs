@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use kiln_graph::{Op, OpId, OpKind};
 use kiln_progress::Event;
-use kiln_store::ClaimAttempt;
+use kiln_store::{ClaimAttempt, Holder};
 
-use super::{Executed, Message, OpReport, Run, State, TICK, Task, step_name};
-use crate::{SolveError, explain};
+use super::{Executed, Message, OpReport, Run, State, TICK, Task};
+use crate::SolveError;
 
 impl<'s> Run<'s, '_> {
     /// Fetches an image beside everything else.
@@ -42,7 +42,11 @@ impl<'s> Run<'s, '_> {
                 Err(error) if error.canceled => Err(SolveError::Canceled),
                 Err(error) => Err(SolveError::step(&op.place, error.message, error.hint)),
             };
-            let _ = sender.send(Message::Executed { op: id, outcome });
+            let _ = sender.send(Message::Executed {
+                op: id,
+                reason: None,
+                outcome,
+            });
         });
     }
 
@@ -66,7 +70,8 @@ impl<'s> Run<'s, '_> {
         let content = self.content(id)?;
         let definition = self.definition(id)?;
         if self.claims[id.0].is_none() && !op.ignore_cache {
-            match self.solver.store.claim(content)? {
+            let about = &self.solver.options.about;
+            match self.solver.store.claim_for(content, about)? {
                 ClaimAttempt::Held(claim) => {
                     // Another process may have finished between the look-up and the claim.
                     if let Some(record) = self.solver.find(content)?
@@ -78,10 +83,18 @@ impl<'s> Run<'s, '_> {
                 }
                 ClaimAttempt::Busy(waiter) => {
                     let vertex = self.solver.vertex(id);
-                    let holder = waiter
-                        .holder()
-                        .map_or_else(String::new, |pid| format!(" (process {pid})"));
-                    let text = format!("for the same step in another build{holder}");
+                    let text = match waiter.held_by() {
+                        Some(holder) if holder.pid == std::process::id() => {
+                            "for the same step of this build".to_owned()
+                        }
+                        Some(Holder { pid, what }) if what.is_empty() => {
+                            format!("for the same step in another build (process {pid})")
+                        }
+                        Some(Holder { pid, what }) => {
+                            format!("for the same step in another build (process {pid}: {what})")
+                        }
+                        None => "for the same step in another build".to_owned(),
+                    };
                     self.solver.sink.emit(Event::Waiting { id: vertex, text });
                     self.states[id.0] = State::Running;
                     self.running += 1;
@@ -91,6 +104,7 @@ impl<'s> Run<'s, '_> {
                             if solver.providers.is_canceled() || solver.worker.is_canceled() {
                                 break Message::Executed {
                                     op: id,
+                                    reason: None,
                                     outcome: Err(SolveError::Canceled),
                                 };
                             }
@@ -100,6 +114,7 @@ impl<'s> Run<'s, '_> {
                                 Err(error) => {
                                     break Message::Executed {
                                         op: id,
+                                        reason: None,
                                         outcome: Err(error.into()),
                                     };
                                 }
@@ -115,32 +130,28 @@ impl<'s> Run<'s, '_> {
         if self.reports.iter().all(Option::is_none) {
             self.solver.providers.before_first();
         }
-        let reason = self.reason(id)?;
+        let question = self.ask(id)?;
         self.tell_cached();
         let vertex = self.solver.vertex(id);
+        let started = SystemTime::now();
         self.solver.sink.emit(Event::Started {
             id: vertex,
-            at: SystemTime::now(),
+            at: started,
         });
-        if let Some(text) = &reason {
-            self.solver.sink.emit(Event::Reason {
-                id: vertex,
-                text: text.clone(),
-            });
-        }
         self.reports[id.0] = Some(OpReport {
             op: id,
             executed: true,
-            reason,
+            reason: None,
+            changes: Vec::new(),
+            started,
             took: Duration::ZERO,
         });
-        let (_, parts) = self.contents[id.0].clone().expect("made above");
         let task = Task {
             op: op.clone(),
             inputs: self.input_values(op),
             vertex,
             keys: definition.into_iter().chain([content]).collect(),
-            parts,
+            parts: question.parts().to_vec(),
             claim: self.claims[id.0].take(),
         };
         self.states[id.0] = State::Running;
@@ -152,28 +163,27 @@ impl<'s> Run<'s, '_> {
         } += 1;
         let (sender, solver) = (sender.clone(), self.solver);
         scope.spawn(move || {
+            let reason = solver.explain(&question);
+            if let Ok(reason) = &reason
+                && !reason.first
+            {
+                solver.sink.emit(Event::Reason {
+                    id: vertex,
+                    text: reason.text.clone(),
+                });
+            }
             let outcome = solver.execute(task);
-            let _ = sender.send(Message::Executed { op: id, outcome });
+            let well = outcome.is_ok();
+            let _ = sender.send(Message::Executed {
+                op: id,
+                // A step is not worth failing for want of an explanation.
+                reason: reason.ok(),
+                outcome,
+            });
+            if well {
+                solver.keep_listings(&question);
+            }
         });
         Ok(true)
-    }
-
-    /// Why an operation is executed, in words; `None` when it is simply new.
-    fn reason(&self, id: OpId) -> Result<Option<String>, SolveError> {
-        let op = self.graph.op(id);
-        if op.ignore_cache {
-            return Ok(Some("the cache is not used (--no-cache)".to_owned()));
-        }
-        let Some((_, parts)) = self.contents[id.0].as_ref() else {
-            return Ok(None);
-        };
-        let step = step_name(&op.place);
-        Ok(self
-            .solver
-            .store
-            .latest_record_of_step(&step)?
-            .map(|record| self.solver.store.record_parts(record.id))
-            .transpose()?
-            .map(|before| explain::difference(parts, &before)))
     }
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::process::Command;
 
 use kiln_tests::server::Server;
-use kiln_tests::{Kiln, Outcome, Setting, in_each_setting};
+use kiln_tests::{Kiln, Outcome, Setting, in_each_setting, skipped};
 
 use crate::sources::repository;
 
@@ -113,4 +113,60 @@ fn a_missing_file_is_explained() {
     build("sever.go")
         .says(&["\"sever.go\": not found in build context", "did you mean"])
         .silent_about(&[".dockerignore: "]);
+}
+
+#[test]
+fn what_is_ignored_is_not_entered_and_what_is_not_copied_is_not_opened() {
+    let Some(kiln) = Kiln::fresh(Setting::Root, &[]) else {
+        return;
+    };
+    if xtask::process::find("strace").is_none() {
+        return skipped("strace is not installed");
+    }
+    let context = kiln.context(&[
+        (
+            "Dockerfile",
+            "FROM scratch\nCOPY src /src\nCOPY some /some\n",
+        ),
+        (
+            ".dockerignore",
+            "**/node_modules\nsome/*\n!some/taken/back\n",
+        ),
+        ("src/a", "a"),
+        ("src/node_modules/deep/b", "b"),
+        ("some/other/c", "c"),
+        ("some/taken/back", "d"),
+        ("some/taken/not", "e"),
+        ("unused/f", "f"),
+    ]);
+    let trace = kiln.file("trace");
+    let file = trace.to_str().expect("a plain name");
+    let strace = [
+        "strace",
+        "-f",
+        "-y",
+        "-qq",
+        "-s",
+        "4096",
+        "-e",
+        "trace=open,openat,openat2",
+        "-o",
+        file,
+    ];
+    let build = kiln
+        .wrapped(&strace, &["build", "-t", "part", &context])
+        .output();
+    Outcome::new(
+        "strace kiln build".to_owned(),
+        &build.expect("strace starts"),
+    )
+    .ok();
+    let trace = std::fs::read_to_string(&trace).expect("strace wrote it");
+    let opened = |path: &str| trace.lines().any(|line| line.contains(path));
+    assert!(opened("src") && opened("some/taken"), "{trace}");
+    for left in ["node_modules", "some/other", "some/taken/not", "unused/f"] {
+        assert!(!opened(left), "{left} was opened:\n{trace}");
+    }
+    let files = kiln.save("part").files;
+    assert!(files.get(b"some/taken/back").is_some() && files.get(b"some/taken/not").is_none());
 }

@@ -13,6 +13,7 @@ mod docker;
 mod escapes;
 mod escapes_files;
 mod examples;
+mod explained;
 mod git_contexts;
 mod host_ca;
 mod images;

@@ -3,7 +3,7 @@
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use kiln_tests::{Kiln, Setting, in_each_setting};
+use kiln_tests::{Kiln, Outcome, Setting, in_each_setting};
 
 in_each_setting! { equal_builds_do_the_work_once different_builds_run_at_once independent_stages_run_at_once }
 
@@ -81,4 +81,76 @@ fn independent_stages_run_at_once(setting: Setting) {
     );
     let context = kiln.context(&[("Dockerfile", &dockerfile)]);
     together(&kiln, &[("abc", &context)], Duration::from_millis(4500));
+}
+
+#[test]
+fn twenty_builds_share_what_they_have_in_common() {
+    let Some(kiln) = Kiln::fresh(Setting::Root, &["busybox"]) else {
+        return;
+    };
+    let builds: Vec<(String, String)> = (0..20)
+        .map(|number| {
+            let dockerfile = format!(
+                "FROM busybox AS common\nRUN sleep 3; cat /proc/sys/kernel/random/uuid > /id\n\
+                 FROM common AS group\nCOPY group /\nRUN cat /proc/sys/kernel/random/uuid > /group-id\n\
+                 FROM group\nCOPY own /\nRUN cat /own >> /all\nCMD cat /id /group-id /all\n"
+            );
+            let files = [
+                ("Dockerfile", dockerfile.as_str()),
+                ("group", &format!("{}\n", number % 4)),
+                ("own", &format!("{number}\n")),
+            ];
+            (format!("build-{number}"), kiln.context(&files))
+        })
+        .collect();
+    let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
+        let build = |(tag, context): &(String, String)| kiln.build(&["-t", tag, context]);
+        let threads: Vec<_> = builds
+            .iter()
+            .map(|it| scope.spawn(move || build(it)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|it| it.join().expect("no panic").ok())
+            .collect()
+    });
+    let waiting = outcomes
+        .iter()
+        .filter(|it| {
+            it.stderr
+                .contains("waiting for the same step in another build (process ")
+        })
+        .count();
+    assert!(waiting >= 10, "only {waiting} say for whom they waited");
+    assert!(
+        outcomes.iter().any(|it| it
+            .stderr
+            .contains(": kiln build --progress plain -t build-")),
+        "what the other build is, is not said"
+    );
+    let mut ids = Vec::new();
+    let mut groups = Vec::new();
+    for (number, (tag, _)) in builds.iter().enumerate() {
+        let said = kiln.run(&["run", "--rm", tag]).ok().stdout;
+        let lines: Vec<String> = said.lines().map(str::to_owned).collect();
+        let [id, group, own] = &lines[..] else {
+            panic!("{tag} says {said}");
+        };
+        assert_eq!(own, &number.to_string());
+        ids.push(id.clone());
+        groups.push(group.clone());
+    }
+    ids.dedup();
+    groups.sort_unstable();
+    groups.dedup();
+    assert_eq!(
+        (ids.len(), groups.len()),
+        (1, 4),
+        "equal work was done more than once"
+    );
+    for (tag, context) in &builds {
+        let again = kiln.build(&["-t", tag, context]).ok();
+        assert!(again.executed().is_empty(), "{again}");
+    }
+    kiln.leaves_nothing();
 }

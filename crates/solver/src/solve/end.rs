@@ -1,0 +1,166 @@
+//! What happens when something ends: an operation, the build.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use kiln_graph::{OpKind, SourceOp};
+use kiln_image::Key;
+use kiln_progress::Event;
+use kiln_store::{BuildStep, StepState};
+
+use super::{Message, Run, Solved, State};
+use crate::SolveError;
+use crate::value::{Context, Snapshot, Value};
+
+impl Run<'_, '_> {
+    pub(super) fn take(&mut self, message: Message) {
+        self.running -= 1;
+        match message {
+            Message::Identified {
+                op,
+                outcome,
+                started,
+            } => self.identified(op, outcome, started),
+            Message::Fetched {
+                op,
+                outcome,
+                started,
+            } => self.fetched(op, *outcome, started),
+            Message::Claimed { op, claim } => {
+                // Looked up again, as if it had not been: the owner may have finished it, or died.
+                self.claims[op.0] = Some(claim);
+                self.states[op.0] = State::Wanted {
+                    looked_up: false,
+                    by_content: false,
+                };
+            }
+            Message::Executed {
+                op: id,
+                reason,
+                outcome,
+            } => {
+                let vertex = self.solver.vertex(id);
+                let at = SystemTime::now();
+                // One that waited for a claim held no slot.
+                if self.reports[id.0].is_some() {
+                    let exec = matches!(self.graph.op(id).kind, OpKind::Exec(_));
+                    *if exec {
+                        &mut self.execs
+                    } else {
+                        &mut self.others
+                    } -= 1;
+                }
+                if let (Some(report), Some(reason)) = (&mut self.reports[id.0], reason) {
+                    report.reason = Some(reason.text);
+                    report.changes = reason.changes;
+                }
+                self.ends[id.0] = Some(match &outcome {
+                    Ok(_) => StepState::Done,
+                    Err(SolveError::Canceled) => StepState::Canceled,
+                    Err(_) => StepState::Failed,
+                });
+                match outcome {
+                    Ok(executed) => {
+                        self.solver.sink.emit(Event::Finished { id: vertex, at });
+                        self.records.extend(executed.record);
+                        if let Some(report) = &mut self.reports[id.0] {
+                            report.took = executed.took;
+                        }
+                        self.done(id, Value::Trees(executed.outputs), false);
+                    }
+                    Err(SolveError::Canceled) => {
+                        self.solver.sink.emit(Event::Canceled { id: vertex, at });
+                        self.fail(SolveError::Canceled);
+                    }
+                    Err(error) => {
+                        self.solver.sink.emit(Event::Failed {
+                            id: vertex,
+                            error: error.to_string(),
+                            at,
+                        });
+                        self.fail(error);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn finish(&mut self) -> Result<Solved, SolveError> {
+        for (id, _) in self.graph.ops() {
+            match self.states[id.0] {
+                State::Idle | State::Wanted { .. } => self.cached.push(id),
+                State::Identified if !self.told[id.0] => self.cached.push(id),
+                _ => {}
+            }
+        }
+        self.tell_cached();
+        let snapshot = match &self.states[self.target.op.0] {
+            State::Done(value) => value.tree(self.target.output).cloned().unwrap_or_default(),
+            // Nothing was executed.
+            _ => Snapshot::default(),
+        };
+        for state in &self.states {
+            if let State::Done(Value::Local(local)) = state {
+                let mut context = local.lock();
+                let Context {
+                    cache, cache_file, ..
+                } = &mut *context;
+                // What cannot be remembered is found out again next time.
+                let _ = cache.save(cache_file);
+            }
+        }
+        // What the target stands on counts as used too, though nobody had to look at it.
+        let definitions = self.definitions.iter().flatten();
+        let keys: Vec<Key> = definitions.map(|(key, _)| *key).collect();
+        self.solver.store.touch(&self.records, &keys)?;
+        Ok(Solved {
+            snapshot,
+            reports: self.reports.iter().flatten().cloned().collect(),
+            records: std::mem::take(&mut self.records),
+        })
+    }
+
+    /// What became of the steps, in the order of the graph.
+    pub(super) fn steps(&mut self, well: bool) -> Vec<BuildStep> {
+        let mut steps = Vec::with_capacity(self.graph.len());
+        for (id, op) in self.graph.ops() {
+            let local = matches!(op.kind, OpKind::Source(SourceOp::Local { .. }));
+            if local || op.place.title.is_empty() && op.place.step.is_empty() {
+                continue;
+            }
+            let state = match (&self.states[id.0], self.ends[id.0]) {
+                (_, Some(end)) => end,
+                (State::Done(_), None) => StepState::Cached,
+                (State::Unknown, None) => StepState::May,
+                // A hit further up made it needless.
+                _ if well => StepState::Cached,
+                _ => StepState::NotReached,
+            };
+            let report = self.reports[id.0].take();
+            let known = [&self.definitions[id.0], &self.contents[id.0]];
+            let mut step = BuildStep {
+                number: id.0 as u32,
+                title: op.place.title.clone(),
+                stage: op.place.stage.clone(),
+                step: op.place.step.clone(),
+                state,
+                started: None,
+                took: None,
+                reason: None,
+                changes: Vec::new(),
+                keys: known.into_iter().flatten().map(|(key, _)| *key).collect(),
+            };
+            if let Some(report) = report {
+                let since = report
+                    .started
+                    .duration_since(UNIX_EPOCH)
+                    .unwrap_or_default();
+                step.started = i64::try_from(since.as_nanos()).ok();
+                step.took = Some(report.took);
+                step.reason = report.reason;
+                step.changes = report.changes;
+            }
+            steps.push(step);
+        }
+        steps
+    }
+}
