@@ -286,11 +286,11 @@ impl Stage<'_, '_> {
             return Ok(());
         }
         let path = LayerPath::clean(source);
-        let ignored = self
-            .builder
-            .bases
-            .ignored()?
-            .is_some_and(|matcher| matcher.matches_or_parent_matches(path.as_bytes()));
+        let ignored = self.builder.bases.ignored()?.is_some_and(|matcher| {
+            // What `!` takes back below a folder is still copied with it.
+            matcher.matches_or_parent_matches(path.as_bytes())
+                && !matcher.may_take_back_below(path.as_bytes())
+        });
         if ignored && !path.is_root() {
             let keyword = if add { "Add" } else { "Copy" };
             let message = format!(

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use kiln_dockerfile::{
     Diagnostic, Dockerfile, Expanded, Expander, Instruction, Kind, Lines, Rule, Variables,
-    did_you_mean, parse_trigger,
+    description, did_you_mean, parse_trigger,
 };
 use kiln_image::{Platform, Reference};
 
@@ -49,6 +49,10 @@ pub(crate) struct Node {
     pub triggered: bool,
     /// The `FROM` line, or the instruction that first names it.
     pub lines: Lines,
+    /// What the comment above it says.
+    pub description: Option<String>,
+    /// The variables that its `FROM` line uses.
+    pub from_args: BTreeSet<String>,
 }
 
 /// An instruction of a node.
@@ -103,6 +107,7 @@ fn fail(file: &str, lines: Lines, message: impl Into<String>) -> Box<Diagnostic>
         lines: Some(lines),
         message: message.into(),
         hint: None,
+        about: None,
     })
 }
 
@@ -136,6 +141,7 @@ impl<'a> Nodes<'a> {
                 })
             };
             let base = expand(&stage.base, &globals.all)?;
+            invalid_default(&stage.base, expander, globals, lines, checks);
             undefined_in_from(&base, globals, lines, checks);
             if base.text.is_empty() {
                 let hint = suggest(&base.missing, &globals.all);
@@ -145,12 +151,13 @@ impl<'a> Nodes<'a> {
                     ..*fail(file, lines, message)
                 }));
             }
-            invalid_default(&stage.base, expander, globals, lines, checks);
+            let mut from_args = base.used;
             let platform = match &stage.platform {
                 None => None,
                 Some(text) => {
                     let expanded = expand(text, &globals.all)?;
                     undefined_in_from(&expanded, globals, lines, checks);
+                    from_args.extend(expanded.used.iter().cloned());
                     check_platform(text, &expanded, stage.name.as_deref(), lines, checks);
                     let hint = suggest(&expanded.missing, &globals.all);
                     if expanded.text.is_empty() {
@@ -175,6 +182,11 @@ impl<'a> Nodes<'a> {
                 .as_deref()
                 .and_then(|name| context(options, name));
             let is_replaced = replaced.is_some();
+            let description = stage
+                .name
+                .as_deref()
+                .and_then(|name| description(&stage.comments, name))
+                .map(str::to_owned);
             let origin = match replaced {
                 Some(key) => Origin::Context(key),
                 None => nodes.origin(&base.text, lines, at)?,
@@ -199,6 +211,8 @@ impl<'a> Nodes<'a> {
                 },
                 triggered: is_replaced,
                 lines,
+                description,
+                from_args,
             });
         }
         for node in 0..nodes.stages {
@@ -269,6 +283,8 @@ impl<'a> Nodes<'a> {
             steps: Vec::new(),
             triggered: true,
             lines,
+            description: None,
+            from_args: BTreeSet::new(),
         });
         Ok(self.all.len() - 1)
     }
@@ -318,7 +334,7 @@ impl<'a> Nodes<'a> {
     }
 
     /// What a node needs directly.
-    fn needed(&self, node: NodeId) -> impl Iterator<Item = NodeId> {
+    pub(crate) fn needed(&self, node: NodeId) -> impl Iterator<Item = NodeId> {
         let base = if let Origin::Stage(base) = self.all[node].origin {
             Some(base)
         } else {
@@ -380,6 +396,7 @@ impl<'a> Nodes<'a> {
             lines: None,
             message: format!("target stage {target:?} could not be found"),
             hint: did_you_mean(target, names),
+            about: None,
         }))
     }
 
@@ -494,7 +511,7 @@ fn check_platform(
     lines: Lines,
     checks: &mut Checks,
 ) {
-    if matches!(text, "$TARGETPLATFORM" | "${TARGETPLATFORM}") {
+    if expanded.missing.is_empty() && expanded.used.iter().eq(["TARGETPLATFORM"]) {
         let message = format!(
             "Setting platform to predefined {text} in FROM is redundant as this is the default behavior"
         );
@@ -502,9 +519,11 @@ fn check_platform(
     }
     let constant = expanded.used.is_empty() && expanded.missing.is_empty();
     // A stage for one platform that says so in its name means it.
-    let architecture = expanded.text.split('/').nth(1).unwrap_or_default();
-    let named_after_it =
-        name.is_some_and(|name| !architecture.is_empty() && name.contains(architecture));
+    let named_after_it = name.is_some_and(|name| {
+        parse_platform(&expanded.text).is_ok_and(|platform| {
+            name.contains(&platform.os) || name.contains(&platform.architecture)
+        })
+    });
     if constant && !named_after_it {
         let message = format!(
             "FROM --platform flag should not use constant value {:?}",
