@@ -2,6 +2,7 @@
 
 mod build;
 mod build_options;
+mod call;
 mod display;
 mod images;
 mod info;

@@ -165,3 +165,42 @@ impl CheckSettings {
         !self.skip_all && !named(&self.skip)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Rule;
+
+    /// The page tells of every rule in the rule's own words.
+    #[test]
+    fn documented() {
+        let page = include_str!("../../../docs/checks.md");
+        for rule in Rule::ALL {
+            let (name, about) = (rule.name(), rule.about());
+            match rule.hint() {
+                Some(hint) => {
+                    let section = format!("### {name}\n\n{about}.\n");
+                    let (_, rest) = page.split_once(&section).expect(name);
+                    let section = rest.split("\n### ").next().unwrap_or_default();
+                    assert!(section.contains(&format!("\nFix: {hint}.\n")), "{name}");
+                    assert!(section.contains("```"), "{name}: an example");
+                    assert_eq!(
+                        rule.url(),
+                        format!("docs/checks.md#{}", name.to_lowercase())
+                    );
+                }
+                None => {
+                    let mark = if rule.experimental() {
+                        " (experimental)"
+                    } else {
+                        ""
+                    };
+                    assert!(
+                        page.contains(&format!("| `{name}`{mark} | {about} |")),
+                        "{name}"
+                    );
+                }
+            }
+        }
+        assert_eq!(Rule::ALL.iter().filter(|rule| !rule.is_own()).count(), 22);
+    }
+}

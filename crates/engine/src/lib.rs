@@ -2,6 +2,7 @@
 //!
 //! Nothing here reads the working folder, the environment or a configuration file: everything comes in the request.
 
+mod analyse;
 mod bringing;
 mod build;
 mod error;
@@ -12,8 +13,9 @@ mod remote;
 mod rows;
 mod run;
 
+pub use analyse::{Analysis, Answer, Question};
 pub use build::{Allowed, BuildRequest, Built, Dockerfile, DockerfileFrom, MainContext, Secret};
-pub use error::BuildError;
+pub use error::{BuildError, Place};
 pub use kiln_worker::Trust;
 pub use outputs::{Output, To};
 pub use remote::{Pulled, PushRequest};

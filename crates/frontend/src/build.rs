@@ -49,6 +49,12 @@ pub(crate) struct Wrong {
 }
 
 impl Wrong {
+    /// The same with what would help.
+    pub(crate) fn hint(mut self, hint: &str) -> Self {
+        self.hint = Some(hint.to_owned());
+        self
+    }
+
     /// The same, pointing at a piece of the Dockerfile.
     pub(crate) fn at(mut self, about: impl Into<String>) -> Self {
         self.about = Some(about.into());
@@ -396,7 +402,9 @@ impl Stage<'_, '_> {
             Kind::StopSignal(signal) => {
                 let signal = self.word(signal)?;
                 if !config::is_signal(&signal) {
-                    return Err(Wrong::new(format!("invalid signal: {signal}")));
+                    return Err(Wrong::new(format!("invalid signal: {signal}"))
+                        .at(&instruction.original[self.keyword.len()..])
+                        .hint("a number, or a name such as SIGTERM"));
                 }
                 self.history(format!("STOPSIGNAL {signal}"), false);
                 self.state.config.config.stop_signal = signal;
@@ -596,7 +604,8 @@ impl Stage<'_, '_> {
             // BuildKit does not look for undefined variables here.
             let expanded = expanded.map_err(|error| self.cannot_expand(&error))?;
             for word in expanded.words {
-                let exposed = config::expose(&word).map_err(Wrong::new)?;
+                let exposed =
+                    config::expose(&word).map_err(|message| Wrong::new(message).at(argument))?;
                 if exposed.odd_case {
                     let message = format!(
                         "Defined protocol '{word}' in EXPOSE instruction should be lowercase"

@@ -95,14 +95,18 @@ impl Stage<'_, '_> {
         for source in &copy.sources {
             match git::parse(source) {
                 Some(parsed) => {
-                    let parsed = parsed.map_err(Wrong::new)?;
+                    let parsed = parsed.map_err(|message| Wrong::new(message).at(source))?;
                     if !add {
-                        return Err(Wrong::new("source can't be a git ref for COPY"));
+                        return Err(Wrong::new("source can't be a git ref for COPY")
+                            .at(source)
+                            .hint("ADD takes git repositories"));
                     }
                     self.add_git(parsed, &copy, &place, &mut copies)?;
                 }
                 None if is_http(source) && !add => {
-                    return Err(Wrong::new("source can't be a URL for COPY"));
+                    return Err(Wrong::new("source can't be a URL for COPY")
+                        .at(source)
+                        .hint("ADD takes addresses"));
                 }
                 None if is_http(source) => self.add_http(source, &copy, &place, &mut copies),
                 None => self.add_path(source, &copy, add, from, &mut copies)?,
@@ -196,16 +200,16 @@ impl Stage<'_, '_> {
             return Ok(());
         }
         if !add {
-            return Err(Wrong::new("checksum can't be specified for COPY"));
+            return Err(Wrong::new("checksum can't be specified for COPY").at("--checksum"));
         }
         match &copy.sources[..] {
             [source] if copy.heredocs.is_empty() && is_remote(source) => Ok(()),
             [_] if copy.heredocs.is_empty() => {
-                Err(Wrong::new("checksum requires HTTP(S) or Git sources"))
+                Err(Wrong::new("checksum requires HTTP(S) or Git sources").at("--checksum"))
             }
-            _ => Err(Wrong::new(
-                "checksum can't be specified for multiple sources",
-            )),
+            _ => {
+                Err(Wrong::new("checksum can't be specified for multiple sources").at("--checksum"))
+            }
         }
     }
 
@@ -234,7 +238,9 @@ impl Stage<'_, '_> {
     ) -> Result<(), Wrong> {
         let keep = match (copy.keep_git_dir, source.keep_git_dir) {
             (Some(flag), Some(query)) if flag != query => {
-                return Err(Wrong::new("inconsistent keep-git-dir configuration"));
+                return Err(
+                    Wrong::new("inconsistent keep-git-dir configuration").at("--keep-git-dir")
+                );
             }
             (flag, query) => query.or(flag).unwrap_or(false),
         };
@@ -322,6 +328,7 @@ impl Stage<'_, '_> {
                     Wrong::new(format!(
                         "cannot copy from stage {name:?}, it needs to be defined before current stage {own:?}"
                     ))
+                    .at(name)
                 };
                 self.builder.built(node).ok_or_else(later)?.edge
             }
@@ -385,7 +392,8 @@ fn chmod(text: &str) -> Result<String, Wrong> {
             Ok(mode) if mode <= 0o7777 => Ok(text.to_owned()),
             _ => Err(Wrong::new(format!(
                 "invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777"
-            ))),
+            ))
+            .at(text)),
         };
     }
     let clause = |clause: &str| {
@@ -406,7 +414,8 @@ fn chmod(text: &str) -> Result<String, Wrong> {
     }
     Err(Wrong::new(format!(
         "invalid chmod parameter: '{text}'. it should be octal or symbolic (u=rwX,go=rX)"
-    )))
+    ))
+    .at(text))
 }
 
 fn history(keyword: &str, copy: &Transfer) -> String {

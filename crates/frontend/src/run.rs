@@ -291,10 +291,10 @@ impl Stage<'_, '_> {
     fn target(&self, mount: &RunMount) -> Result<String, Wrong> {
         let target = absolute(&self.state.cwd, &mount.target);
         if target == "/" {
-            return Err(Wrong::new(format!(
-                "invalid mount target {:?}",
-                mount.target
-            )));
+            let message = format!("invalid mount target {:?}", mount.target);
+            return Err(Wrong::new(message)
+                .at("--mount")
+                .hint("a target is a path below the root, as in target=/data"));
         }
         Ok(target)
     }

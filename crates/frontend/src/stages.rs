@@ -136,6 +136,7 @@ impl<'a> Nodes<'a> {
                     let hint = suggest(&error.missing, variables);
                     Box::new(Diagnostic {
                         hint,
+                        about: Some(text.to_owned()),
                         ..*fail(file, lines, error.to_string())
                     })
                 })
@@ -147,7 +148,10 @@ impl<'a> Nodes<'a> {
                 let hint = suggest(&base.missing, &globals.all);
                 let message = format!("base name ({}) should not be blank", stage.base);
                 return Err(Box::new(Diagnostic {
-                    hint,
+                    hint: hint.or(Some(
+                        "give its arguments a value with --build-arg or by default".to_owned(),
+                    )),
+                    about: Some(stage.base),
                     ..*fail(file, lines, message)
                 }));
             }
@@ -164,6 +168,7 @@ impl<'a> Nodes<'a> {
                         let message = format!("empty platform value from expression {text}");
                         return Err(Box::new(Diagnostic {
                             hint,
+                            about: Some(text.clone()),
                             ..*fail(file, lines, message)
                         }));
                     }
@@ -171,6 +176,7 @@ impl<'a> Nodes<'a> {
                         let message = format!("failed to parse platform {text}: {error}");
                         Box::new(Diagnostic {
                             hint,
+                            about: Some(text.clone()),
                             ..*fail(file, lines, message)
                         })
                     })?;
@@ -189,7 +195,7 @@ impl<'a> Nodes<'a> {
                 .map(str::to_owned);
             let origin = match replaced {
                 Some(key) => Origin::Context(key),
-                None => nodes.origin(&base.text, lines, at)?,
+                None => nodes.origin(&base.text, &stage.base, lines, at)?,
             };
             let step = |instruction| Step {
                 instruction,
@@ -237,7 +243,14 @@ impl<'a> Nodes<'a> {
             .rposition(same)
     }
 
-    fn origin(&self, base: &str, lines: Lines, before: usize) -> Result<Origin, Box<Diagnostic>> {
+    /// What a name stands for; `written` is how the file has it.
+    fn origin(
+        &self,
+        base: &str,
+        written: &str,
+        lines: Lines,
+        before: usize,
+    ) -> Result<Origin, Box<Diagnostic>> {
         if let Some(stage) = self.named(base, before) {
             return Ok(Origin::Stage(stage));
         }
@@ -255,6 +268,7 @@ impl<'a> Nodes<'a> {
             let message = format!("failed to parse stage name {base:?}: {error}");
             Box::new(Diagnostic {
                 hint,
+                about: Some(written.to_owned()),
                 ..*fail(self.file, lines, message)
             })
         })
@@ -265,7 +279,7 @@ impl<'a> Nodes<'a> {
         if let Some(stage) = self.named(from, self.stages) {
             return Ok(stage);
         }
-        let origin = self.origin(from, lines, 0)?;
+        let origin = self.origin(from, from, lines, 0)?;
         if let Some(known) = self
             .all
             .iter()
@@ -304,7 +318,10 @@ impl<'a> Nodes<'a> {
                 if expanded.is_ok_and(|expanded| expanded.text != *from) {
                     let message = "variable expansion is not supported for --from, define a new stage with FROM \
                                    using ARG from global scope as a workaround";
-                    return Err(fail(self.file, lines, message));
+                    return Err(Box::new(Diagnostic {
+                        about: Some(from.clone()),
+                        ..*fail(self.file, lines, message)
+                    }));
                 }
                 if let Ok(index) = from.parse::<i64>() {
                     let stage = usize::try_from(index)
@@ -312,11 +329,11 @@ impl<'a> Nodes<'a> {
                         .filter(|index| *index < self.stages);
                     return match stage {
                         Some(stage) => Ok(vec![Some(stage)]),
-                        None => Err(fail(
-                            self.file,
-                            lines,
-                            format!("invalid stage index {index}"),
-                        )),
+                        None => Err(Box::new(Diagnostic {
+                            about: Some(format!("--from={from}")),
+                            hint: Some(format!("the stages are 0 to {}", self.stages - 1)),
+                            ..*fail(self.file, lines, format!("invalid stage index {index}"))
+                        })),
                     };
                 }
                 Ok(vec![Some(self.source(from, lines)?)])
@@ -369,7 +386,10 @@ impl<'a> Nodes<'a> {
                             "circular dependency detected on stage: {}",
                             self.all[start].label
                         );
-                        return Err(fail(self.file, step.instruction.lines, message));
+                        return Err(Box::new(Diagnostic {
+                            about: self.all[source].name.clone(),
+                            ..*fail(self.file, step.instruction.lines, message)
+                        }));
                     }
                 }
             }

@@ -3,14 +3,19 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
+use kiln_engine::BuildError;
 use kiln_progress::Mode;
 
+use super::call::Call;
 use super::{build_options, display, outputs};
 use crate::args::BuildArgs;
 use crate::context::Place;
 use crate::format::{complain, say};
 
 pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
+    if let Some(call) = Call::of(args)? {
+        return call.answer(place, args);
+    }
     let request = build_options::request(args)?;
     let mode = display::mode(args.quiet, &args.progress)?;
     let engine = place.engine()?;
@@ -26,16 +31,7 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
     }
     let built = match built {
         Ok(built) => built,
-        Err(error) => {
-            if let Some(excerpt) = &error.excerpt {
-                complain(excerpt.trim_end_matches('\n'));
-            }
-            complain(&format!("ERROR: failed to build: failed to solve: {error}"));
-            if let Some(hint) = &error.hint {
-                complain(&format!("hint: {hint}"));
-            }
-            return Ok(ExitCode::from(if error.canceled { 130 } else { 1 }));
-        }
+        Err(error) => return Ok(failed(&error)),
     };
     if let Some(path) = &args.metadata_file {
         let metadata = outputs::metadata(&engine, &built, &request.outputs)?;
@@ -55,4 +51,16 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
         crate::worker::settle_later(&place.root);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tells why a build failed.
+pub(super) fn failed(error: &BuildError) -> ExitCode {
+    if let Some(excerpt) = &error.excerpt {
+        complain(excerpt.trim_end_matches('\n'));
+    }
+    complain(&format!("ERROR: failed to build: failed to solve: {error}"));
+    if let Some(hint) = &error.hint {
+        complain(&format!("hint: {hint}"));
+    }
+    ExitCode::from(if error.canceled { 130 } else { 1 })
 }

@@ -3,6 +3,7 @@
 mod bad_input;
 mod cache_mounts;
 mod cached;
+mod checks;
 mod conformance;
 mod contexts;
 mod docker;
