@@ -28,9 +28,10 @@ macro_rules! rules {
                 match self { $(Self::$name => $about,)* $(Self::$own => $own_about),* }
             }
 
-            /// The page that explains the rule.
+            /// The page that explains the rule; empty if there is none.
             pub fn url(self) -> &'static str {
                 match self {
+                    $(Self::$name if $slug.is_empty() => "",)*
                     $(Self::$name => concat!("https://docs.docker.com/go/dockerfile/rule/", $slug, "/"),)*
                     $(Self::$own => concat!("docs/checks.md#", $own_slug)),*
                 }
@@ -70,7 +71,7 @@ docker {
     UndefinedVar "undefined-var" "Variables should be defined before their use" false,
     MultipleInstructionsDisallowed "multiple-instructions-disallowed" "Multiple instructions of the same type should not be used in the same stage" false,
     LegacyKeyValueFormat "legacy-key-value-format" "Legacy key/value format with whitespace separator should not be used" false,
-    InvalidBaseImagePlatform "invalid-base-image-platform" "Base image platform does not match expected target platform" false,
+    InvalidBaseImagePlatform "" "Base image platform does not match expected target platform" false,
     RedundantTargetPlatform "redundant-target-platform" "Setting platform to predefined $TARGETPLATFORM in FROM is redundant as this is the default behavior" false,
     SecretsUsedInArgOrEnv "secrets-used-in-arg-or-env" "Sensitive data should not be used in the ARG or ENV commands" false,
     InvalidDefaultArgInFrom "invalid-default-arg-in-from" "Default value for global ARG results in an empty or invalid base image name" false,

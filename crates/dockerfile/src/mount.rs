@@ -204,7 +204,7 @@ impl Mount {
 
     fn validate(&self, sharing: Option<MountSharing>) -> Result<(), Complaint> {
         let kind = self.kind.name();
-        let complain = |message: String| Err(Complaint::new(message));
+        let complain = |message: String| Err(Complaint::new(message).at("--mount"));
         if matches!(self.kind, MountType::Bind | MountType::Tmpfs) {
             let given = [
                 ("mode", self.mode.is_some()),

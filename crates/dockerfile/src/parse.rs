@@ -126,7 +126,13 @@ fn parse_lines(
             about: complaint.about,
         })
     };
-    outcome.map_err(|error| fail(error.lines, Complaint::new(error.message)))?;
+    outcome.map_err(|error| {
+        let first = error.lines.map_or(0, |lines| lines.first as usize);
+        let line = first.checked_sub(1);
+        let line = line.and_then(|line| source.text.lines().nth(line));
+        let complaint = Complaint::new(error.message).at(line.unwrap_or_default());
+        fail(error.lines, complaint)
+    })?;
     warnings.append(&mut lexed.warnings);
     let escape = lexed.directives.escape.unwrap_or('\\');
     let mut dockerfile = Dockerfile {
@@ -305,7 +311,7 @@ fn instruction(logical: &Logical, escape: char) -> Result<Instruction, Complaint
         "SHELL" => match words::json(arguments) {
             Json::Strings(shell) if shell.is_empty() => return Err(at_least_one("SHELL")),
             Json::Strings(shell) => Kind::Shell(shell),
-            Json::Mixed => return Err(mixed()),
+            Json::Mixed => return Err(mixed(arguments)),
             Json::No if arguments.is_empty() => return Err(at_least_one("SHELL")),
             Json::No => {
                 return Err(
@@ -337,8 +343,9 @@ fn at_least_one(keyword: &str) -> Complaint {
     Complaint::new(format!("{keyword} requires at least one argument")).at(keyword)
 }
 
-fn mixed() -> Complaint {
+fn mixed(arguments: &str) -> Complaint {
     Complaint::new("when using JSON array syntax, arrays must be comprised of strings only")
+        .at(arguments)
 }
 
 fn one(arguments: &str, keyword: &str) -> Result<String, Complaint> {
@@ -352,7 +359,7 @@ fn one(arguments: &str, keyword: &str) -> Result<String, Complaint> {
 fn command(arguments: &str) -> Result<Command, Complaint> {
     match words::json(arguments) {
         Json::Strings(words) => Ok(Command::Exec(words)),
-        Json::Mixed => Err(mixed()),
+        Json::Mixed => Err(mixed(arguments)),
         Json::No => Ok(Command::Shell(arguments.to_owned())),
     }
 }
@@ -360,7 +367,7 @@ fn command(arguments: &str) -> Result<Command, Complaint> {
 fn list(arguments: &str, keyword: &str) -> Result<Vec<String>, Complaint> {
     let words = match words::json(arguments) {
         Json::Strings(words) => words,
-        Json::Mixed => return Err(mixed()),
+        Json::Mixed => return Err(mixed(arguments)),
         Json::No => words::blanks(arguments),
     };
     if words.is_empty() {
@@ -432,7 +439,7 @@ fn transfer(logical: &Logical, keyword: &str, flags: &mut Flags) -> Result<Trans
     }
     let mut words = match words::json(&logical.arguments) {
         Json::Strings(words) => words,
-        Json::Mixed => return Err(mixed()),
+        Json::Mixed => return Err(mixed(&logical.arguments)),
         // The sign of a here-document and its name may stand apart.
         Json::No if logical.heredocs.is_empty() => words::blanks(&logical.arguments),
         Json::No => join_heredoc_signs(words::blanks(&logical.arguments)),

@@ -66,6 +66,7 @@ impl Engine {
         let source = SourceText::new(&inputs.dockerfile.name, &inputs.dockerfile.bytes);
         let failed = |error: Box<Diagnostic>| BuildError::diagnostic(&error, &source);
         let mut asking = Asking {
+            engine: self,
             inputs: &inputs,
             source: &source,
             images: Images::new(self, request, cancel),
@@ -107,6 +108,7 @@ impl Engine {
 }
 
 struct Asking<'a> {
+    engine: &'a Engine,
     inputs: &'a Inputs,
     source: &'a SourceText,
     images: Images<'a>,
@@ -116,6 +118,18 @@ struct Asking<'a> {
 }
 
 impl Asking<'_> {
+    /// What the store knows of an image for the platform of this machine, so that a check can tell that it is for
+    /// another one than the file asks for.
+    fn for_another_platform(&self, reference: &str) -> Option<ImageFact> {
+        let name = reference.parse().ok()?;
+        let platform = &self.inputs.options.build_platform;
+        let found = self.engine.local_image(&name, platform).ok()??;
+        Some(ImageFact {
+            digest: found.manifest,
+            config: found.config,
+        })
+    }
+
     fn find_out(&mut self, needs: Vec<Need>) -> Result<(), BuildError> {
         for need in needs {
             let asked = need.clone();
@@ -137,14 +151,16 @@ impl Asking<'_> {
                         ..
                     },
                 ) if !error.canceled => {
-                    self.notes.push(format!(
-                        "nothing is known of {reference}: what depends on it is not checked ({error})"
-                    ));
-                    let fact = ImageFact {
-                        digest: Digest::new([0; 32]),
-                        config: ImageConfig::scratch(&platform),
-                    };
-                    self.facts.unknown.insert(reference.clone());
+                    let fact = self.for_another_platform(&reference).unwrap_or_else(|| {
+                        self.notes.push(format!(
+                            "nothing is known of {reference}: what depends on it is not checked ({error})"
+                        ));
+                        self.facts.unknown.insert(reference.clone());
+                        ImageFact {
+                            digest: Digest::new([0; 32]),
+                            config: ImageConfig::scratch(&platform),
+                        }
+                    });
                     self.facts.images.insert((reference, platform), fact);
                 }
                 (outcome, _) => outcome?,

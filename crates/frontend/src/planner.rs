@@ -66,12 +66,13 @@ pub(crate) fn run(
 
 #[expect(clippy::unnecessary_box_returns, reason = "every caller wants the box")]
 fn wrong(source: &SourceText, lines: Option<Lines>, message: String) -> Box<Diagnostic> {
+    let line = lines.and_then(|lines| source.text.lines().nth(lines.first as usize - 1));
     Box::new(Diagnostic {
         file: source.name.clone(),
         lines,
         message,
         hint: None,
-        about: None,
+        about: line.map(str::to_owned),
     })
 }
 

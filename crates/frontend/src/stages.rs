@@ -331,7 +331,10 @@ impl<'a> Nodes<'a> {
                         Some(stage) => Ok(vec![Some(stage)]),
                         None => Err(Box::new(Diagnostic {
                             about: Some(format!("--from={from}")),
-                            hint: Some(format!("the stages are 0 to {}", self.stages - 1)),
+                            hint: Some(match self.stages {
+                                1 => "there is only stage 0".to_owned(),
+                                stages => format!("there are stages 0 to {}", stages - 1),
+                            }),
                             ..*fail(self.file, lines, format!("invalid stage index {index}"))
                         })),
                     };

@@ -57,6 +57,7 @@ struct Own<'a> {
 struct WarningDocument<'a> {
     rule_name: &'a str,
     description: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
     url: &'a str,
     detail: &'a str,
     location: Location,

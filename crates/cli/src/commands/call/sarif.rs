@@ -68,6 +68,7 @@ fn rule_of(rule: Rule) -> Value {
     });
     match rule.hint() {
         Some(hint) => object["help"] = json!({ "text": hint }),
+        None if rule.url().is_empty() => {}
         None => object["helpUri"] = json!(rule.url()),
     }
     object

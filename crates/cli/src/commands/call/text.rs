@@ -90,12 +90,11 @@ pub(super) fn subrequests() -> String {
 
 fn warning(warning: &Warning, source: &SourceText, text: &mut String) {
     let (rule, message) = (warning.rule, &warning.message);
-    let _ = writeln!(
-        text,
-        "\nWARNING: {} - {}\n{message}",
-        rule.name(),
-        rule.url()
-    );
+    let page = match rule.url() {
+        "" => String::new(),
+        url => format!(" - {url}"),
+    };
+    let _ = writeln!(text, "\nWARNING: {}{page}\n{message}", rule.name());
     text.push_str(&excerpt(source, warning.lines).unwrap_or_default());
 }
 
