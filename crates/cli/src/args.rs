@@ -175,6 +175,13 @@ pub(crate) struct BuildArgs {
     /// Platform to build for
     #[arg(long, value_name = "OS/ARCH", env = "DOCKER_DEFAULT_PLATFORM")]
     pub(crate) platform: Option<String>,
+    /// Check the Dockerfile instead of building it: --call check
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// What to do with the Dockerfile: build, check, outline, targets or subrequests.describe; with ,format=json (and
+    /// ,format=sarif for check) as a document
+    #[arg(long, value_name = "WHAT[,format=FORM]", default_value = "build")]
+    pub(crate) call: String,
     /// How progress is shown: auto, plain, tty, quiet or rawjson
     #[arg(
         long,

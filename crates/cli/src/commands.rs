@@ -3,6 +3,7 @@
 mod build;
 mod build_options;
 mod cache;
+mod call;
 mod containers;
 mod cp;
 mod debug;

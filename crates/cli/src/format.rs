@@ -11,6 +11,15 @@ pub(crate) fn say(text: &str) {
     }
 }
 
+/// Writes a whole text to standard output, as [`say`] does a line.
+pub(crate) fn say_all(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    if written.is_err() {
+        std::process::exit(0);
+    }
+}
+
 /// Writes a line to standard error.
 pub(crate) fn complain(text: &str) {
     // There is nobody left to tell.

@@ -2,6 +2,7 @@
 
 use crate::heredoc::Heredoc;
 use crate::lint::Warning;
+use crate::parse::Complaint;
 use crate::{Lines, Mount};
 
 /// A parsed Dockerfile.
@@ -34,7 +35,7 @@ pub struct Stage {
     pub original: String,
     /// Where the `FROM` line stands.
     pub lines: Lines,
-    /// The comment lines right above.
+    /// The comment lines since the instruction before; an empty one is an empty text.
     pub comments: Vec<String>,
     /// The instructions after it.
     pub instructions: Vec<Instruction>,
@@ -51,8 +52,24 @@ pub struct Instruction {
     pub original: String,
     /// Where it stands.
     pub lines: Lines,
-    /// The comment lines right above.
+    /// The comment lines since the instruction before; an empty one is an empty text.
     pub comments: Vec<String>,
+}
+
+/// What comments say of a stage or an argument: the rest of the first line that begins with its name.
+pub fn description<'a>(comments: &'a [String], name: &str) -> Option<&'a str> {
+    comments
+        .iter()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+        .map(str::trim)
+}
+
+impl Instruction {
+    /// The first word as it is written.
+    pub fn written_keyword(&self) -> &str {
+        let end = self.original.find(crate::words::is_blank);
+        end.map_or(&self.original, |end| &self.original[..end])
+    }
 }
 
 /// The instructions. Nothing is expanded yet.
@@ -130,7 +147,7 @@ impl Run {
     pub fn mounts(
         &self,
         mut expand: impl FnMut(&str) -> Result<String, String>,
-    ) -> Result<Vec<Mount>, (String, Option<String>)> {
+    ) -> Result<Vec<Mount>, Complaint> {
         self.mounts
             .iter()
             .map(|text| Mount::parse(text, &mut expand))

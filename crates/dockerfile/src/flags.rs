@@ -40,9 +40,8 @@ impl Flags {
         let mut all = self.take(name);
         let first = all.next();
         if all.next().is_some() {
-            return Err(Complaint::new(format!(
-                "duplicate flag specified: --{name}"
-            )));
+            let message = format!("duplicate flag specified: --{name}");
+            return Err(Complaint::new(message).at(format!("--{name}")));
         }
         Ok(first)
     }
@@ -50,7 +49,7 @@ impl Flags {
     /// The value of a flag that may be given once.
     pub(crate) fn string(&mut self, name: &'static str) -> Result<Option<String>, Complaint> {
         match self.take_one(name)? {
-            Some(None) => Err(Complaint::new(format!("missing a value on flag: --{name}"))),
+            Some(None) => Err(missing(name)),
             Some(value) => Ok(value.filter(|value| !value.is_empty())),
             None => Ok(None),
         }
@@ -58,9 +57,8 @@ impl Flags {
 
     /// The values of a flag that may be given many times.
     pub(crate) fn strings(&mut self, name: &'static str) -> Result<Vec<String>, Complaint> {
-        let missing = || Complaint::new(format!("missing a value on flag: --{name}"));
         self.take(name)
-            .map(|value| value.ok_or_else(missing))
+            .map(|value| value.ok_or_else(|| missing(name)))
             .collect()
     }
 
@@ -72,10 +70,11 @@ impl Flags {
         match value.as_deref().map(str::to_lowercase).as_deref() {
             None | Some("true") => Ok(Some(true)),
             Some("false") => Ok(Some(false)),
-            Some("") => Err(Complaint::new(format!("missing a value on flag: --{name}"))),
-            Some(other) => Err(Complaint::new(format!(
-                "expecting boolean value for flag --{name}, not: {other}"
-            ))),
+            Some("") => Err(missing(name)),
+            Some(other) => {
+                let message = format!("expecting boolean value for flag --{name}, not: {other}");
+                Err(Complaint::new(message).at(format!("--{name}={other}")))
+            }
         }
     }
 
@@ -85,9 +84,12 @@ impl Flags {
             return Ok(());
         };
         let hint = did_you_mean(name, self.known);
-        Err(Complaint {
-            message: format!("unknown flag: --{name}"),
-            hint: hint.map(|hint| hint.replace("mean ", "mean --")),
-        })
+        Err(Complaint::new(format!("unknown flag: --{name}"))
+            .hint(hint.map(|hint| hint.replace("mean ", "mean --")))
+            .at(format!("--{name}")))
     }
+}
+
+fn missing(name: &str) -> Complaint {
+    Complaint::new(format!("missing a value on flag: --{name}")).at(format!("--{name}"))
 }

@@ -20,7 +20,7 @@ pub(crate) struct Logical {
     pub original: String,
     /// From the first word to the end of the last here-document.
     pub lines: Lines,
-    /// The comment lines right above, without their signs.
+    /// The comment lines since the instruction before, without their signs; an empty one is an empty text.
     pub comments: Vec<String>,
     /// The here-documents in order.
     pub heredocs: Vec<Heredoc>,
@@ -84,9 +84,8 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Reads a whole file.
-pub(crate) fn lex(text: &str) -> Result<Lexed, LexError> {
-    let mut lexed = Lexed::default();
+/// Reads a whole file. What was read before an error is kept.
+pub(crate) fn lex(text: &str, lexed: &mut Lexed) -> Result<(), LexError> {
     let mut input = Input {
         rest: text.strip_prefix('\u{feff}').unwrap_or(text),
         line: 0,
@@ -97,18 +96,15 @@ pub(crate) fn lex(text: &str) -> Result<Lexed, LexError> {
         let line = trim_line_end(line).trim_start();
         if in_directives {
             in_directives = directive(line, input.line, &mut lexed.directives)?;
+            if in_directives {
+                continue;
+            }
         }
         if let Some(comment) = line.strip_prefix('#') {
-            let comment = comment.trim();
-            if comment.is_empty() {
-                comments.clear();
-            } else {
-                comments.push(comment.to_owned());
-            }
+            comments.push(comment.trim().to_owned());
             continue;
         }
         if line.is_empty() {
-            comments.clear();
             continue;
         }
         let escape = lexed.directives.escape.unwrap_or('\\');
@@ -133,15 +129,11 @@ pub(crate) fn lex(text: &str) -> Result<Lexed, LexError> {
         if gap {
             lexed.warnings.push(Warning {
                 rule: Rule::NoEmptyContinuation,
-                message: format!("Empty continuation line found in: {original}"),
-                lines: Lines {
-                    first,
-                    last: input.line,
-                },
+                message: "Empty continuation line".to_owned(),
+                lines: Lines::one(input.line),
             });
         }
         if original.is_empty() {
-            comments.clear();
             continue;
         }
         let (keyword, rest) = original
@@ -194,7 +186,7 @@ pub(crate) fn lex(text: &str) -> Result<Lexed, LexError> {
             message: message.to_owned(),
         });
     }
-    Ok(lexed)
+    Ok(())
 }
 
 fn trim_line_end(line: &str) -> &str {
@@ -241,7 +233,7 @@ fn directive(line: &str, number: u32, directives: &mut Directives) -> Result<boo
         "syntax" => directives.syntax.replace(value.to_owned()).is_some(),
         "check" => directives
             .check
-            .replace((value.to_owned(), number))
+            .replace((first_word(value).to_owned(), number))
             .is_some(),
         "escape" => {
             let char = match value {
@@ -263,6 +255,11 @@ fn directive(line: &str, number: u32, directives: &mut Directives) -> Result<boo
         ));
     }
     Ok(true)
+}
+
+/// The settings of the checks end at the first blank, as in `BuildKit`.
+fn first_word(value: &str) -> &str {
+    value.split_whitespace().next().unwrap_or_default()
 }
 
 /// `# key = value`.

@@ -10,6 +10,7 @@ mod heredoc;
 mod lexer;
 mod lint;
 mod mount;
+mod own_checks;
 mod parse;
 mod parse_checks;
 mod suggest;
@@ -17,12 +18,14 @@ mod words;
 
 pub use ast::{
     Command, Dockerfile, Healthcheck, Instruction, Kind, Pair, Run, RunNetwork, Stage, Transfer,
+    description,
 };
-pub use diagnostic::{Diagnostic, Lines, SourceText, excerpt};
+pub use diagnostic::{Diagnostic, Lines, SourceText, Span, excerpt, locate, marked_excerpt};
 pub use expand::{ExpandError, ExpandErrorKind, Expanded, Expander, MAX_EXPANDED, Variables};
 pub use glob::PatternError;
 pub use heredoc::Heredoc;
 pub use lint::{CheckSettings, Rule, Warning};
 pub use mount::{Mount, MountSharing, MountType};
-pub use parse::{parse, parse_trigger};
+pub use own_checks::own_checks;
+pub use parse::{Complaint, Parsed, parse, parse_checked, parse_trigger};
 pub use suggest::{did_you_mean, nearest};

@@ -3,41 +3,61 @@
 use crate::Lines;
 
 macro_rules! rules {
-    ($($name:ident $slug:literal $about:literal $experimental:literal),* $(,)?) => {
+    (
+        docker { $($name:ident $slug:literal $about:literal $experimental:literal),* $(,)? }
+        own { $($own:ident $own_slug:literal $own_about:literal $hint:literal),* $(,)? }
+    ) => {
         /// A check, by the name that `# check=skip=` takes.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Rule {
-            $(#[doc = $about] $name),*
+            $(#[doc = $about] $name,)*
+            $(#[doc = $own_about] $own),*
         }
 
         impl Rule {
             /// All rules.
-            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+            pub const ALL: &'static [Self] = &[$(Self::$name,)* $(Self::$own),*];
 
             /// `StageNameCasing`.
             pub fn name(self) -> &'static str {
-                match self { $(Self::$name => stringify!($name)),* }
+                match self { $(Self::$name => stringify!($name),)* $(Self::$own => stringify!($own)),* }
             }
 
             /// What the rule asks for, one sentence.
             pub fn about(self) -> &'static str {
-                match self { $(Self::$name => $about),* }
+                match self { $(Self::$name => $about,)* $(Self::$own => $own_about),* }
             }
 
-            /// The page that explains the rule.
+            /// The page that explains the rule; empty if there is none.
             pub fn url(self) -> &'static str {
-                match self { $(Self::$name => concat!("https://docs.docker.com/go/dockerfile/rule/", $slug, "/")),* }
+                match self {
+                    $(Self::$name if $slug.is_empty() => "",)*
+                    $(Self::$name => concat!("https://docs.docker.com/go/dockerfile/rule/", $slug, "/"),)*
+                    $(Self::$own => concat!("docs/checks.md#", $own_slug)),*
+                }
             }
 
             /// Only checked when asked for.
             pub fn experimental(self) -> bool {
-                match self { $(Self::$name => $experimental),* }
+                match self { $(Self::$name => $experimental,)* $(Self::$own => false),* }
+            }
+
+            /// What would help; Kiln's own rules have one.
+            pub fn hint(self) -> Option<&'static str> {
+                match self { $(Self::$name => None,)* $(Self::$own => Some($hint)),* }
+            }
+
+            /// Whether the rule is Kiln's own and not one of `BuildKit`'s. What it finds is shown, but fails nothing:
+            /// neither the exit code of a check nor `error=true` count it, so that a file passes in both or in neither.
+            pub fn is_own(self) -> bool {
+                self.hint().is_some()
             }
         }
     };
 }
 
 rules! {
+docker {
     StageNameCasing "stage-name-casing" "Stage names should be lowercase" false,
     FromAsCasing "from-as-casing" "The 'as' keyword should match the case of the 'from' keyword" false,
     NoEmptyContinuation "no-empty-continuation" "Empty continuation lines will become errors in a future release" false,
@@ -51,7 +71,7 @@ rules! {
     UndefinedVar "undefined-var" "Variables should be defined before their use" false,
     MultipleInstructionsDisallowed "multiple-instructions-disallowed" "Multiple instructions of the same type should not be used in the same stage" false,
     LegacyKeyValueFormat "legacy-key-value-format" "Legacy key/value format with whitespace separator should not be used" false,
-    InvalidBaseImagePlatform "invalid-base-image-platform" "Base image platform does not match expected target platform" false,
+    InvalidBaseImagePlatform "" "Base image platform does not match expected target platform" false,
     RedundantTargetPlatform "redundant-target-platform" "Setting platform to predefined $TARGETPLATFORM in FROM is redundant as this is the default behavior" false,
     SecretsUsedInArgOrEnv "secrets-used-in-arg-or-env" "Sensitive data should not be used in the ARG or ENV commands" false,
     InvalidDefaultArgInFrom "invalid-default-arg-in-from" "Default value for global ARG results in an empty or invalid base image name" false,
@@ -60,6 +80,13 @@ rules! {
     InvalidDefinitionDescription "invalid-definition-description" "Comment for build stage or argument should follow the format: `# <arg/stage name> <description>`. If this is not intended to be a description comment, add an empty line or comment between the instruction and the comment." true,
     ExposeProtoCasing "expose-proto-casing" "Protocol in EXPOSE instruction should be lowercase" false,
     ExposeInvalidFormat "expose-invalid-format" "IP address and host-port mapping should not be used in EXPOSE instruction. This will become an error in a future release" false,
+}
+own {
+    KilnUnusedBuildArg "kilnunusedbuildarg" "Build arguments should be declared by an ARG instruction" "declare it with ARG where it is needed, or do not give it",
+    KilnHeredocWithoutSetE "kilnheredocwithoutsete" "Shell here-documents of several commands should stop at the first one that fails" "begin the here-document with set -e",
+    KilnSecretValue "kilnsecretvalue" "Secrets should not be written into a Dockerfile" "revoke it, and give the new one to the step with RUN --mount=type=secret",
+    KilnCopyBeforeInstall "kilncopybeforeinstall" "Dependencies should be installed before the whole context is copied" "copy the files that list the dependencies first, install, then copy the rest",
+}
 }
 
 /// What a check found.
@@ -95,11 +122,10 @@ impl CheckSettings {
     /// With a sentence, when a part is none of these.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut settings = Self::default();
-        for part in text
-            .split(';')
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
-        {
+        if text.trim().is_empty() {
+            return Ok(settings);
+        }
+        for part in text.trim().split(';') {
             let Some((key, value)) = part.split_once('=') else {
                 return Err(format!("invalid check option {part:?}"));
             };
@@ -118,9 +144,9 @@ impl CheckSettings {
                     settings.error = match value.trim() {
                         "true" | "1" | "t" | "T" | "TRUE" | "True" => true,
                         "false" | "0" | "f" | "F" | "FALSE" | "False" => false,
-                        other => {
+                        _ => {
                             return Err(format!(
-                                "failed to parse check option \"error\": invalid boolean {other:?}"
+                                "failed to parse check option {part:?}: expected true or false"
                             ));
                         }
                     }
@@ -133,14 +159,49 @@ impl CheckSettings {
 
     /// Whether `rule` is checked.
     pub fn wants(&self, rule: Rule) -> bool {
-        let named = |names: &[String]| {
-            names
-                .iter()
-                .any(|name| name.eq_ignore_ascii_case(rule.name()))
-        };
+        let named = |names: &[String]| names.iter().any(|name| name == rule.name());
         if rule.experimental() && !self.experimental_all && !named(&self.experimental) {
             return false;
         }
         !self.skip_all && !named(&self.skip)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Rule;
+
+    /// The page tells of every rule in the rule's own words.
+    #[test]
+    fn documented() {
+        let page = include_str!("../../../docs/checks.md");
+        for rule in Rule::ALL {
+            let (name, about) = (rule.name(), rule.about());
+            match rule.hint() {
+                Some(hint) => {
+                    let section = format!("### {name}\n\n{about}.\n");
+                    let (_, rest) = page.split_once(&section).expect(name);
+                    let section = rest.split("\n### ").next().unwrap_or_default();
+                    assert!(section.contains(&format!("\nFix: {hint}.\n")), "{name}");
+                    assert!(section.contains("```"), "{name}: an example");
+                    assert_eq!(
+                        rule.url(),
+                        format!("docs/checks.md#{}", name.to_lowercase())
+                    );
+                }
+                None => {
+                    let mark = if rule.experimental() {
+                        " (experimental)"
+                    } else {
+                        ""
+                    };
+                    assert!(
+                        page.contains(&format!("| `{name}`{mark} | {about} |")),
+                        "{name}"
+                    );
+                }
+            }
+        }
+        assert_eq!(Rule::ALL.iter().filter(|rule| !rule.is_own()).count(), 22);
     }
 }

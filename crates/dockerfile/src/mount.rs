@@ -1,5 +1,6 @@
 //! `RUN --mount`.
 
+use crate::parse::Complaint;
 use crate::suggest::did_you_mean;
 
 /// A mount of a RUN instruction, with its values expanded.
@@ -73,8 +74,6 @@ pub enum MountSharing {
     Locked,
 }
 
-type Complaint = (String, Option<String>);
-
 const KEYS: &[&str] = &[
     "type",
     "from",
@@ -117,7 +116,7 @@ impl Mount {
             let key = key.to_lowercase();
             let value = match value {
                 Some(value) if key == "from" => Some(value.to_owned()),
-                Some(value) => Some(expand(value).map_err(|message| (message, None))?),
+                Some(value) => Some(expand(value).map_err(Complaint::new)?),
                 None => None,
             };
             match (key.as_str(), &value) {
@@ -130,14 +129,13 @@ impl Mount {
                     mount.required = boolean(&key, value.as_deref())?;
                 }
                 (key, None) if KEYS.contains(&key) => {
-                    return Err((
-                        format!("invalid field '{field}' must be a key=value pair"),
-                        None,
-                    ));
+                    let message = format!("invalid field '{field}' must be a key=value pair");
+                    return Err(Complaint::new(message).at(field));
                 }
                 (key, None) => {
                     let message = format!("invalid field '{field}' must be a key=value pair");
-                    return Err((message, did_you_mean(key, KEYS.iter().copied())));
+                    let hint = did_you_mean(key, KEYS.iter().copied());
+                    return Err(Complaint::new(message).hint(hint).at(field));
                 }
                 (key, Some(value)) => match key {
                     "type" => mount.kind = kind(value)?,
@@ -148,8 +146,10 @@ impl Mount {
                         if mount.kind != MountType::Tmpfs {
                             return Err(mount.unexpected(key));
                         }
-                        mount.size = bytes(value)
-                            .ok_or_else(|| (format!("invalid value for {key}: {value}"), None))?;
+                        mount.size = bytes(value).ok_or_else(|| {
+                            let message = format!("invalid value for {key}: {value}");
+                            Complaint::new(message).at(value)
+                        })?;
                     }
                     "id" => mount.id.clone_from(value),
                     "sharing" => sharing = Some(parse_sharing(value)?),
@@ -164,7 +164,8 @@ impl Mount {
                     "env" => mount.env = Some(value.clone()),
                     _ => {
                         let message = format!("unexpected key '{key}' in '{field}'");
-                        return Err((message, did_you_mean(key, KEYS.iter().copied())));
+                        let hint = did_you_mean(key, KEYS.iter().copied());
+                        return Err(Complaint::new(message).hint(hint).at(key));
                     }
                 },
             }
@@ -188,7 +189,7 @@ impl Mount {
                     let message = format!(
                         "'{key}' doesn't support variable expansion, define alias stage instead"
                     );
-                    return Err((message, None));
+                    return Err(Complaint::new(message).at(value));
                 }
                 from = Some(value.to_owned()).filter(|from| !from.is_empty());
             }
@@ -197,18 +198,13 @@ impl Mount {
     }
 
     fn unexpected(&self, key: &str) -> Complaint {
-        (
-            format!(
-                "unexpected key '{key}' for mount type '{}'",
-                self.kind.name()
-            ),
-            None,
-        )
+        let kind = self.kind.name();
+        Complaint::new(format!("unexpected key '{key}' for mount type '{kind}'")).at(key)
     }
 
     fn validate(&self, sharing: Option<MountSharing>) -> Result<(), Complaint> {
         let kind = self.kind.name();
-        let complain = |message: String| Err((message, None));
+        let complain = |message: String| Err(Complaint::new(message).at("--mount"));
         if matches!(self.kind, MountType::Bind | MountType::Tmpfs) {
             let given = [
                 ("mode", self.mode.is_some()),
@@ -216,7 +212,8 @@ impl Mount {
                 ("gid", self.gid.is_some()),
             ];
             if let Some((key, _)) = given.iter().find(|(_, given)| *given) {
-                return complain(format!("{key} not allowed for {kind:?} type mounts"));
+                let message = format!("{key} not allowed for {kind:?} type mounts");
+                return Err(Complaint::new(message).at(*key));
             }
         }
         if self.env.is_some() && self.kind != MountType::Secret {
@@ -248,7 +245,7 @@ impl Mount {
 }
 
 fn invalid(key: &str, value: &str) -> Complaint {
-    (format!("invalid value {value} for {key}"), None)
+    Complaint::new(format!("invalid value {value} for {key}")).at(value)
 }
 
 /// A flag alone is true. Go's `strconv.ParseBool` otherwise.
@@ -256,7 +253,10 @@ fn boolean(key: &str, value: Option<&str>) -> Result<bool, Complaint> {
     match value {
         None | Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(true),
         Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(false),
-        Some(value) => Err((format!("invalid value for {key}: {value}"), None)),
+        Some(value) => {
+            let message = format!("invalid value for {key}: {value}");
+            Err(Complaint::new(message).at(value))
+        }
     }
 }
 
@@ -272,7 +272,9 @@ fn kind(value: &str) -> Result<MountType, Complaint> {
         .find(|kind| value.eq_ignore_ascii_case(kind.name()))
         .ok_or_else(|| {
             let hint = did_you_mean(value, all.iter().map(|kind| kind.name()));
-            (format!("unsupported mount type {value:?}"), hint)
+            Complaint::new(format!("unsupported mount type {value:?}"))
+                .hint(hint)
+                .at(value)
         })
 }
 
@@ -283,7 +285,8 @@ fn parse_sharing(value: &str) -> Result<MountSharing, Complaint> {
         "locked" => Ok(MountSharing::Locked),
         _ => {
             let hint = did_you_mean(value, ["shared", "private", "locked"]);
-            Err((format!("unsupported sharing value {value:?}"), hint))
+            let message = format!("unsupported sharing value {value:?}");
+            Err(Complaint::new(message).hint(hint).at(value))
         }
     }
 }
@@ -311,7 +314,7 @@ fn bytes(text: &str) -> Option<u64> {
 
 /// One record of comma-separated values (RFC 4180, as Go's `encoding/csv` reads it).
 fn csv(text: &str) -> Result<Vec<String>, Complaint> {
-    let bad = |what: &str| (format!("failed to parse csv mounts: {what}"), None);
+    let bad = |what: &str| Complaint::new(format!("failed to parse csv mounts: {what}")).at(text);
     if text.is_empty() {
         return Err(bad("EOF"));
     }

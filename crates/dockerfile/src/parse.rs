@@ -5,17 +5,22 @@ use crate::ast::{
 };
 use crate::flags::Flags;
 use crate::heredoc::Heredoc;
-use crate::lexer::{self, Logical};
-use crate::parse_checks::{check_casing, check_instruction, check_stage};
+use crate::lexer::{self, Lexed, Logical};
+use crate::lint::Warning;
+use crate::parse_checks::{check_casing, check_duplicates, check_instruction, check_stage};
 use crate::suggest::did_you_mean;
 use crate::words::{self, Json};
 use crate::{Diagnostic, Lines, Mount, SourceText, duration};
 
 /// What is wrong with one instruction.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Complaint {
+pub struct Complaint {
+    /// One sentence.
     pub message: String,
+    /// What would help.
     pub hint: Option<String>,
+    /// The piece of the instruction that is wrong, as written.
+    pub about: Option<String>,
 }
 
 impl Complaint {
@@ -23,13 +28,20 @@ impl Complaint {
         Self {
             message: message.into(),
             hint: None,
+            about: None,
         }
     }
-}
 
-impl From<(String, Option<String>)> for Complaint {
-    fn from((message, hint): (String, Option<String>)) -> Self {
-        Self { message, hint }
+    /// The same with what would help.
+    pub(crate) fn hint(mut self, hint: Option<String>) -> Self {
+        self.hint = hint;
+        self
+    }
+
+    /// The same, pointing at a piece of the instruction.
+    pub(crate) fn at(mut self, about: impl Into<String>) -> Self {
+        self.about = Some(about.into());
+        self
     }
 }
 
@@ -54,11 +66,50 @@ const KEYWORDS: &[&str] = &[
     "WORKDIR",
 ];
 
+/// What came of reading a Dockerfile, right or wrong.
+#[derive(Debug)]
+pub struct Parsed {
+    /// The tree, or the first thing that is wrong.
+    pub dockerfile: Result<Dockerfile, Box<Diagnostic>>,
+    /// What the checks of the parser found before that, all of it: skipping is up to the caller.
+    pub warnings: Vec<Warning>,
+    /// The `check` directive, and its line.
+    pub check: Option<(String, u32)>,
+}
+
 /// Parses a Dockerfile.
 ///
 /// # Errors
 /// With the first thing that is wrong.
 pub fn parse(source: &SourceText) -> Result<Dockerfile, Box<Diagnostic>> {
+    let parsed = parse_checked(source);
+    let dockerfile = parsed.dockerfile?;
+    Ok(Dockerfile {
+        warnings: parsed.warnings,
+        ..dockerfile
+    })
+}
+
+/// Parses a Dockerfile and keeps what the checks found, also when something is wrong.
+pub fn parse_checked(source: &SourceText) -> Parsed {
+    let mut lexed = Lexed::default();
+    let outcome = lexer::lex(&source.text, &mut lexed);
+    let check = lexed.directives.check.clone();
+    let mut warnings = Vec::new();
+    let dockerfile = parse_lines(source, outcome, &mut lexed, &mut warnings);
+    Parsed {
+        dockerfile,
+        warnings,
+        check,
+    }
+}
+
+fn parse_lines(
+    source: &SourceText,
+    outcome: Result<(), lexer::LexError>,
+    lexed: &mut Lexed,
+    warnings: &mut Vec<Warning>,
+) -> Result<Dockerfile, Box<Diagnostic>> {
     let fail = |lines: Option<Lines>, complaint: Complaint| {
         let message = match lines {
             Some(lines) => format!(
@@ -72,29 +123,30 @@ pub fn parse(source: &SourceText) -> Result<Dockerfile, Box<Diagnostic>> {
             lines,
             message,
             hint: complaint.hint,
+            about: complaint.about,
         })
     };
-    let lexed = lexer::lex(&source.text)
-        .map_err(|error| fail(error.lines, Complaint::new(error.message)))?;
+    outcome.map_err(|error| {
+        let first = error.lines.map_or(0, |lines| lines.first as usize);
+        let line = first.checked_sub(1);
+        let line = line.and_then(|line| source.text.lines().nth(line));
+        let complaint = Complaint::new(error.message).at(line.unwrap_or_default());
+        fail(error.lines, complaint)
+    })?;
+    warnings.append(&mut lexed.warnings);
     let escape = lexed.directives.escape.unwrap_or('\\');
     let mut dockerfile = Dockerfile {
         escape,
-        syntax: lexed.directives.syntax,
-        check: lexed.directives.check,
+        syntax: lexed.directives.syntax.take(),
+        check: lexed.directives.check.take(),
         global_args: Vec::new(),
         stages: Vec::new(),
-        warnings: lexed.warnings,
+        warnings: Vec::new(),
     };
-    check_casing(&lexed.logical, &mut dockerfile.warnings);
     for logical in &lexed.logical {
         if logical.keyword.eq_ignore_ascii_case("FROM") {
             let stage = from(logical).map_err(|complaint| fail(Some(logical.lines), complaint))?;
-            check_stage(
-                logical,
-                &stage,
-                &dockerfile.stages,
-                &mut dockerfile.warnings,
-            );
+            check_stage(logical, &stage, warnings);
             dockerfile.stages.push(stage);
             continue;
         }
@@ -102,17 +154,19 @@ pub fn parse(source: &SourceText) -> Result<Dockerfile, Box<Diagnostic>> {
             .map_err(|complaint| fail(Some(logical.lines), complaint))?;
         match dockerfile.stages.last_mut() {
             Some(stage) => {
-                check_instruction(&instruction, &mut dockerfile.warnings);
+                check_instruction(&instruction, warnings);
                 stage.instructions.push(instruction);
             }
             None if matches!(instruction.kind, Kind::Arg(_)) => {
-                check_instruction(&instruction, &mut dockerfile.warnings);
+                check_instruction(&instruction, warnings);
                 dockerfile.global_args.push(instruction);
             }
             None => {
                 return Err(fail(
                     Some(logical.lines),
-                    Complaint::new("no build stage in current context"),
+                    Complaint::new("no build stage in current context")
+                        .at(&logical.keyword)
+                        .hint(Some("begin with FROM".to_owned())),
                 ));
             }
         }
@@ -123,6 +177,8 @@ pub fn parse(source: &SourceText) -> Result<Dockerfile, Box<Diagnostic>> {
             Complaint::new("dockerfile contains no stages to build"),
         ));
     }
+    check_duplicates(&dockerfile.stages, warnings);
+    check_casing(&lexed.logical, warnings);
     Ok(dockerfile)
 }
 
@@ -141,9 +197,11 @@ pub fn parse_trigger(text: &str, lines: Lines, file: &str) -> Result<Instruction
             lines: Some(lines),
             message,
             hint: complaint.hint,
+            about: None,
         })
     };
-    let lexed = lexer::lex(text).map_err(|error| fail(Complaint::new(error.message)))?;
+    let mut lexed = Lexed::default();
+    lexer::lex(text, &mut lexed).map_err(|error| fail(Complaint::new(error.message)))?;
     let [logical] = &lexed.logical[..] else {
         return Err(fail(Complaint::new(
             "onbuild trigger should be a single expression",
@@ -156,12 +214,13 @@ pub fn parse_trigger(text: &str, lines: Lines, file: &str) -> Result<Instruction
 
 fn refuse_as_trigger(keyword: &str) -> Result<(), Complaint> {
     match keyword.to_uppercase().as_str() {
-        "ONBUILD" => Err(Complaint::new(
-            "Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed",
-        )),
-        word @ ("MAINTAINER" | "FROM") => Err(Complaint::new(format!(
-            "{word} isn't allowed as an ONBUILD trigger"
-        ))),
+        "ONBUILD" => Err(
+            Complaint::new("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed")
+                .at("ONBUILD ONBUILD"),
+        ),
+        word @ ("MAINTAINER" | "FROM") => {
+            Err(Complaint::new(format!("{word} isn't allowed as an ONBUILD trigger")).at(keyword))
+        }
         _ => Ok(()),
     }
 }
@@ -176,10 +235,19 @@ fn from(logical: &Logical) -> Result<Stage, Complaint> {
         [base, keyword, name] if keyword.eq_ignore_ascii_case("as") => {
             (base, Some(stage_name(name)?))
         }
-        _ => {
-            return Err(Complaint::new(
-                "FROM requires either one or three arguments",
-            ));
+        [] => {
+            return Err(
+                Complaint::new("FROM requires either one or three arguments")
+                    .at(&logical.keyword)
+                    .hint(Some("FROM IMAGE or FROM IMAGE AS NAME".to_owned())),
+            );
+        }
+        [_, rest @ ..] => {
+            return Err(
+                Complaint::new("FROM requires either one or three arguments")
+                    .at(&rest[0])
+                    .hint(Some("FROM IMAGE or FROM IMAGE AS NAME".to_owned())),
+            );
         }
     };
     Ok(Stage {
@@ -204,7 +272,7 @@ fn stage_name(word: &str) -> Result<String, Complaint> {
     let message = format!(
         "invalid name for build stage: {word:?}, name can't start with a number or contain symbols"
     );
-    Err(Complaint::new(message))
+    Err(Complaint::new(message).at(word))
 }
 
 fn instruction(logical: &Logical, escape: char) -> Result<Instruction, Complaint> {
@@ -223,7 +291,9 @@ fn instruction(logical: &Logical, escape: char) -> Result<Instruction, Complaint
         "MAINTAINER" => Kind::Maintainer(one(arguments, "MAINTAINER")?),
         "STOPSIGNAL" => {
             if words::blanks(arguments).len() != 1 {
-                return Err(Complaint::new("STOPSIGNAL requires exactly one argument"));
+                return Err(
+                    Complaint::new("STOPSIGNAL requires exactly one argument").at(&logical.keyword)
+                );
             }
             Kind::StopSignal(arguments.to_owned())
         }
@@ -241,22 +311,22 @@ fn instruction(logical: &Logical, escape: char) -> Result<Instruction, Complaint
         "SHELL" => match words::json(arguments) {
             Json::Strings(shell) if shell.is_empty() => return Err(at_least_one("SHELL")),
             Json::Strings(shell) => Kind::Shell(shell),
-            Json::Mixed => return Err(mixed()),
+            Json::Mixed => return Err(mixed(arguments)),
             Json::No if arguments.is_empty() => return Err(at_least_one("SHELL")),
             Json::No => {
-                return Err(Complaint::new(
-                    "SHELL requires the arguments to be in JSON form",
-                ));
+                return Err(
+                    Complaint::new("SHELL requires the arguments to be in JSON form")
+                        .at(arguments)
+                        .hint(Some(r#"as in SHELL ["/bin/sh", "-c"]"#.to_owned())),
+                );
             }
         },
         "HEALTHCHECK" => Kind::Healthcheck(healthcheck(arguments, &mut flags)?),
         "ONBUILD" => Kind::Onbuild(onbuild(logical, escape)?),
         _ => {
             let message = format!("unknown instruction: {}", logical.keyword);
-            return Err(Complaint {
-                message,
-                hint: did_you_mean(&keyword, KEYWORDS.iter().copied()),
-            });
+            let hint = did_you_mean(&keyword, KEYWORDS.iter().copied());
+            return Err(Complaint::new(message).hint(hint).at(&logical.keyword));
         }
     };
     flags.finish()?;
@@ -270,18 +340,18 @@ fn instruction(logical: &Logical, escape: char) -> Result<Instruction, Complaint
 }
 
 fn at_least_one(keyword: &str) -> Complaint {
-    Complaint::new(format!("{keyword} requires at least one argument"))
+    Complaint::new(format!("{keyword} requires at least one argument")).at(keyword)
 }
 
-fn mixed() -> Complaint {
+fn mixed(arguments: &str) -> Complaint {
     Complaint::new("when using JSON array syntax, arrays must be comprised of strings only")
+        .at(arguments)
 }
 
 fn one(arguments: &str, keyword: &str) -> Result<String, Complaint> {
     if arguments.is_empty() {
-        return Err(Complaint::new(format!(
-            "{keyword} requires exactly one argument"
-        )));
+        let message = format!("{keyword} requires exactly one argument");
+        return Err(Complaint::new(message).at(keyword));
     }
     Ok(arguments.to_owned())
 }
@@ -289,7 +359,7 @@ fn one(arguments: &str, keyword: &str) -> Result<String, Complaint> {
 fn command(arguments: &str) -> Result<Command, Complaint> {
     match words::json(arguments) {
         Json::Strings(words) => Ok(Command::Exec(words)),
-        Json::Mixed => Err(mixed()),
+        Json::Mixed => Err(mixed(arguments)),
         Json::No => Ok(Command::Shell(arguments.to_owned())),
     }
 }
@@ -297,7 +367,7 @@ fn command(arguments: &str) -> Result<Command, Complaint> {
 fn list(arguments: &str, keyword: &str) -> Result<Vec<String>, Complaint> {
     let words = match words::json(arguments) {
         Json::Strings(words) => words,
-        Json::Mixed => return Err(mixed()),
+        Json::Mixed => return Err(mixed(arguments)),
         Json::No => words::blanks(arguments),
     };
     if words.is_empty() {
@@ -346,10 +416,9 @@ fn choice(what: &str, given: &str, options: &[&str]) -> Complaint {
         "{what} {given:?} is not valid, use one of {}",
         options.join(", ")
     );
-    Complaint {
-        message,
-        hint: did_you_mean(given, options.iter().copied()),
-    }
+    Complaint::new(message)
+        .hint(did_you_mean(given, options.iter().copied()))
+        .at(given)
 }
 
 fn transfer(logical: &Logical, keyword: &str, flags: &mut Flags) -> Result<Transfer, Complaint> {
@@ -370,7 +439,7 @@ fn transfer(logical: &Logical, keyword: &str, flags: &mut Flags) -> Result<Trans
     }
     let mut words = match words::json(&logical.arguments) {
         Json::Strings(words) => words,
-        Json::Mixed => return Err(mixed()),
+        Json::Mixed => return Err(mixed(&logical.arguments)),
         // The sign of a here-document and its name may stand apart.
         Json::No if logical.heredocs.is_empty() => words::blanks(&logical.arguments),
         Json::No => join_heredoc_signs(words::blanks(&logical.arguments)),
@@ -379,16 +448,15 @@ fn transfer(logical: &Logical, keyword: &str, flags: &mut Flags) -> Result<Trans
         let message = format!(
             "{keyword} requires at least two arguments, but only one was provided. Destination could not be determined"
         );
-        Complaint::new(message)
+        Complaint::new(message).at(&logical.keyword)
     };
     transfer.destination = words.pop().ok_or_else(no_destination)?;
     if words.is_empty() {
         return Err(no_destination());
     }
     if Heredoc::parse(&transfer.destination).is_some() {
-        return Err(Complaint::new(format!(
-            "{keyword} cannot accept a heredoc as a destination"
-        )));
+        let message = format!("{keyword} cannot accept a heredoc as a destination");
+        return Err(Complaint::new(message).at(transfer.destination));
     }
     for word in words {
         let sign = Heredoc::parse(&word);
@@ -425,7 +493,10 @@ fn pairs(arguments: &str, keyword: &str, escape: char) -> Result<Vec<Pair>, Comp
     };
     if !first.contains('=') {
         let Some((name, value)) = arguments.split_once(words::is_blank) else {
-            return Err(Complaint::new(format!("{keyword} must have two arguments")));
+            let message = format!("{keyword} must have two arguments");
+            return Err(Complaint::new(message)
+                .at(arguments)
+                .hint(Some(format!("as in {keyword} NAME=VALUE"))));
         };
         let value = value.trim_start_matches(words::is_blank);
         return Ok(vec![Pair {
@@ -438,10 +509,11 @@ fn pairs(arguments: &str, keyword: &str, escape: char) -> Result<Vec<Pair>, Comp
         let Some((name, value)) = word.split_once('=') else {
             let message =
                 format!("Syntax error - can't find = in {word:?}. Must be of the form: name=value");
-            return Err(Complaint::new(message));
+            return Err(Complaint::new(message).at(word));
         };
         if name.is_empty() {
-            return Err(Complaint::new(format!("{keyword} names can not be blank")));
+            let message = format!("{keyword} names can not be blank");
+            return Err(Complaint::new(message).at(word));
         }
         Ok(Pair {
             name: name.to_owned(),
@@ -458,7 +530,7 @@ fn arg(arguments: &str, escape: char) -> Result<Vec<(String, Option<String>)>, C
         return Err(at_least_one("ARG"));
     }
     let definition = |word: String| match word.split_once('=') {
-        Some(("", _)) => Err(Complaint::new("ARG names can not be blank")),
+        Some(("", _)) => Err(Complaint::new("ARG names can not be blank").at(&word)),
         Some((name, value)) => Ok((name.to_owned(), Some(value.to_owned()))),
         None => Ok((word, None)),
     };
@@ -475,14 +547,13 @@ fn healthcheck(arguments: &str, flags: &mut Flags) -> Result<Healthcheck, Compla
             return Ok(0);
         };
         let Some(nanos) = duration::parse(&text) else {
-            return Err(Complaint::new(format!(
-                "invalid duration {text:?} on flag --{name}"
-            )));
+            let message = format!("invalid duration {text:?} on flag --{name}");
+            let hint = "a number with ns, us, ms, s, m or h behind it, as in 1m30s";
+            return Err(Complaint::new(message).at(text).hint(Some(hint.to_owned())));
         };
         if nanos != 0 && nanos < duration::MILLISECOND {
-            return Err(Complaint::new(format!(
-                "interval {name:?} cannot be less than 1ms"
-            )));
+            let message = format!("interval {name:?} cannot be less than 1ms");
+            return Err(Complaint::new(message).at(text));
         }
         Ok(nanos)
     };
@@ -494,19 +565,19 @@ fn healthcheck(arguments: &str, flags: &mut Flags) -> Result<Healthcheck, Compla
         ..Healthcheck::default()
     };
     if let Some(retries) = flags.string("retries")? {
-        let invalid = |_| Complaint::new(format!("invalid number {retries:?} on flag --retries"));
+        let invalid = |_| {
+            Complaint::new(format!("invalid number {retries:?} on flag --retries")).at(&retries)
+        };
         check.retries = retries.parse::<i32>().map_err(invalid)?.into();
         if check.retries < 0 {
-            return Err(Complaint::new(format!(
-                "--retries cannot be negative ({})",
-                check.retries
-            )));
+            let message = format!("--retries cannot be negative ({})", check.retries);
+            return Err(Complaint::new(message).at(&retries));
         }
     }
     match kind.to_uppercase().as_str() {
         "" => return Err(at_least_one("HEALTHCHECK")),
         "NONE" if !rest.is_empty() => {
-            return Err(Complaint::new("HEALTHCHECK NONE takes no arguments"));
+            return Err(Complaint::new("HEALTHCHECK NONE takes no arguments").at(rest));
         }
         "NONE" => check.test = vec!["NONE".to_owned()],
         "CMD" => match command(rest)? {
@@ -516,14 +587,12 @@ fn healthcheck(arguments: &str, flags: &mut Flags) -> Result<Healthcheck, Compla
             Command::Shell(text) if !text.is_empty() => {
                 check.test = vec!["CMD-SHELL".to_owned(), text];
             }
-            _ => return Err(Complaint::new("missing command after HEALTHCHECK CMD")),
+            _ => return Err(Complaint::new("missing command after HEALTHCHECK CMD").at(kind)),
         },
         other => {
             let hint = did_you_mean(other, ["CMD", "NONE"]);
-            return Err(Complaint {
-                message: format!("unknown type {other:?} in HEALTHCHECK (try CMD)"),
-                hint,
-            });
+            let message = format!("unknown type {other:?} in HEALTHCHECK (try CMD)");
+            return Err(Complaint::new(message).hint(hint).at(kind));
         }
     }
     Ok(check)

@@ -1,5 +1,7 @@
 //! The checks that need nothing but the text.
 
+use std::collections::HashSet;
+
 use crate::ast::{Instruction, Kind, Stage};
 use crate::lexer::Logical;
 use crate::lint::{Rule, Warning};
@@ -39,12 +41,7 @@ pub(crate) fn check_casing(all: &[Logical], warnings: &mut Vec<Warning>) {
     }
 }
 
-pub(crate) fn check_stage(
-    logical: &Logical,
-    stage: &Stage,
-    earlier: &[Stage],
-    warnings: &mut Vec<Warning>,
-) {
+pub(crate) fn check_stage(logical: &Logical, stage: &Stage, warnings: &mut Vec<Warning>) {
     let mut warn = |rule, message| {
         warnings.push(Warning {
             rule,
@@ -56,18 +53,15 @@ pub(crate) fn check_stage(
     let (Some(name), [_, keyword, written]) = (&stage.name, &words[..]) else {
         return;
     };
-    if let Some(message) = odd_description("build stage", &[name], &stage.comments) {
-        warn(Rule::InvalidDefinitionDescription, message);
-    }
     if !is_lower(written) {
         warn(
             Rule::StageNameCasing,
             format!("Stage name '{written}' should be lowercase"),
         );
     }
-    let same_case = (is_lower(&logical.keyword) && is_lower(keyword))
-        || (is_upper(&logical.keyword) && is_upper(keyword));
-    if !same_case {
+    let differs = (is_lower(&logical.keyword) && !is_lower(keyword))
+        || (is_upper(&logical.keyword) && !is_upper(keyword));
+    if differs {
         warn(
             Rule::FromAsCasing,
             format!(
@@ -76,20 +70,28 @@ pub(crate) fn check_stage(
             ),
         );
     }
+    if let Some(message) = odd_description("FROM", &[name], &stage.comments) {
+        warn(Rule::InvalidDefinitionDescription, message);
+    }
     if matches!(name.as_str(), "context" | "scratch") {
         warn(
             Rule::ReservedStageName,
             format!("Stage name should not use the same name as reserved stage {name:?}"),
         );
     }
-    if earlier
-        .iter()
-        .any(|stage| stage.name.as_ref() == Some(name))
-    {
-        warn(
-            Rule::DuplicateStageName,
-            format!("Duplicate stage name {name:?}, stage names should be unique"),
-        );
+}
+
+pub(crate) fn check_duplicates(stages: &[Stage], warnings: &mut Vec<Warning>) {
+    let mut known = HashSet::new();
+    for stage in stages {
+        let Some(name) = &stage.name else { continue };
+        if !known.insert(name) {
+            warnings.push(Warning {
+                rule: Rule::DuplicateStageName,
+                message: format!("Duplicate stage name {name:?}, stage names should be unique"),
+                lines: stage.lines,
+            });
+        }
     }
 }
 
@@ -110,27 +112,19 @@ pub(crate) fn check_instruction(instruction: &Instruction, warnings: &mut Vec<Wa
         }
         Kind::Arg(args) => {
             let names: Vec<&String> = args.iter().map(|(name, _)| name).collect();
-            if let Some(message) = odd_description("argument", &names, &instruction.comments) {
+            if let Some(message) = odd_description("ARG", &names, &instruction.comments) {
                 warn(Rule::InvalidDefinitionDescription, message);
             }
         }
-        Kind::Env(pairs) | Kind::Label(pairs) if pairs.iter().any(|pair| pair.legacy) => warn(
-            Rule::LegacyKeyValueFormat,
-            format!(
-                "\"{0} key=value\" should be used instead of legacy \"{0} key value\" format",
-                instruction.keyword
-            ),
-        ),
         _ => {}
     }
 }
 
 /// A comment right above a definition that does not describe it in the way that tools read.
 fn odd_description(what: &str, names: &[&String], comments: &[String]) -> Option<String> {
-    let last = comments.last()?;
+    let last = comments.last().filter(|last| !last.is_empty())?;
     let first = last.split(' ').next().unwrap_or_default();
-    // Comments that steer the checks describe nothing.
-    if names.iter().any(|name| *name == first) || last.to_lowercase().starts_with("check=") {
+    if names.iter().any(|name| *name == first) {
         return None;
     }
     let example = if let [name] = names {

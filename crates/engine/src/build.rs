@@ -7,17 +7,18 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant, SystemTime};
 
-use kiln_dockerfile::SourceText;
+use kiln_dockerfile::{Lines, SourceText, Warning, locate, nearest};
 use kiln_export::{Committed, Published, digest_layer};
-use kiln_frontend::{Facts, Need, Outcome, Plan};
+use kiln_frontend::{Facts, Need, Outcome, Plan, plan_checked};
 use kiln_graph::{Graph, Network, OpKind, Security};
 use kiln_image::LayerId;
-use kiln_progress::{Event, Sink};
+use kiln_progress::{Event, Finding, Sink};
 use kiln_solver::{OpReport, Options, Snapshot, SolveError, Solver};
 use kiln_store::BuildStep;
 
 use crate::bringing::Bringing;
 use crate::debug::{find_step, in_step};
+use crate::error::Place;
 use crate::images::Images;
 use crate::inputs::Inputs;
 use crate::outputs::{Output, PutOut};
@@ -90,13 +91,12 @@ impl Allowed {
             } else {
                 continue;
             };
-            let mut error = BuildError::new(format!("{missing} is not allowed"))
+            let error = BuildError::new(format!("{missing} is not allowed"))
                 .with_hint(format!("allow it for this build with --allow {missing}"));
-            let lines = op.place.lines;
-            error.excerpt = lines.and_then(|(first, last)| {
-                kiln_dockerfile::excerpt(source, kiln_dockerfile::Lines { first, last })
+            return Err(match op.place.lines {
+                Some((first, last)) => error.at(source, Lines { first, last }, None),
+                None => error,
             });
-            return Err(error);
         }
         Ok(())
     }
@@ -230,6 +230,9 @@ impl Engine {
         let mut steps = Vec::new();
         let outcome = self.build_inner(goal, request, sink, cancel, &mut steps);
         let took = started.elapsed();
+        if let Err(error) = &outcome {
+            sink.emit(Event::Error(Box::new(error.finding())));
+        }
         sink.emit(Event::Ended {
             took,
             ok: outcome.is_ok(),
@@ -252,13 +255,15 @@ impl Engine {
         let images = Images::new(self, request, cancel);
         let inputs = self.inputs(request, &mut rows, cancel)?;
         let source = SourceText::new(&inputs.dockerfile.name, &inputs.dockerfile.bytes);
-        let plan = plan(&inputs, &source, &images, &mut rows)?;
-        request.allow.check(&plan.graph, &source)?;
-        for warning in &plan.warnings {
-            sink.emit(Event::Warning {
-                text: warning_text(warning),
-            });
+        let mut warnings = Vec::new();
+        let planned = plan(&inputs, &source, &images, &mut rows, &mut warnings);
+        // What the checks found is told also when the build ends here.
+        warnings.sort_by_key(|warning| warning.lines);
+        for warning in &warnings {
+            sink.emit(warning_event(warning, &source));
         }
+        let plan = planned?;
+        request.allow.check(&plan.graph, &source)?;
         if !plan.skipped.is_empty() {
             let (noun, verb) = if plan.skipped.len() == 1 {
                 ("stage", "is")
@@ -434,45 +439,79 @@ fn plan(
     source: &SourceText,
     images: &Images<'_>,
     rows: &mut Rows<'_>,
+    warnings: &mut Vec<Warning>,
 ) -> Result<Plan, BuildError> {
     let mut facts = Facts::default();
     loop {
-        let needs = match kiln_frontend::plan(source, &inputs.options, &facts) {
+        let needs = match plan_checked(source, &inputs.options, &facts, warnings) {
             Ok(Outcome::Plan(plan)) => return Ok(plan),
             Ok(Outcome::Needs(needs)) => needs,
             Err(diagnostic) => return Err(BuildError::diagnostic(&diagnostic, source)),
         };
         for need in needs {
-            match need {
-                Need::ImageConfig {
-                    reference,
-                    platform,
-                    place,
-                } => {
-                    let title = format!("[internal] load metadata for {reference}");
-                    let fact = rows.work(&title, |row| {
-                        let lines = place
-                            .lines
-                            .map(|(first, last)| kiln_dockerfile::Lines { first, last });
-                        images
-                            .fact(&reference, &platform, row)
-                            .map_err(|mut error| {
-                                error.excerpt =
-                                    lines.and_then(|lines| kiln_dockerfile::excerpt(source, lines));
-                                error
-                            })
-                    })?;
-                    facts.images.insert((reference, platform), fact);
-                }
-                Need::IgnoreFile { context } => {
-                    let patterns = rows.work("[internal] load .dockerignore", |_| {
-                        inputs.ignore_patterns(&context)
-                    })?;
-                    facts.ignore.insert(context, patterns);
-                }
-            }
+            find_out(need, inputs, source, images, rows, &mut facts)?;
         }
     }
+}
+
+/// The stage that somebody may have meant with the name of an image that cannot be found.
+fn near_stage(source: &SourceText, image: &str) -> Option<String> {
+    let dockerfile = kiln_dockerfile::parse(source).ok()?;
+    let image = image.strip_suffix(":latest")?;
+    let stages = dockerfile
+        .stages
+        .iter()
+        .filter_map(|stage| stage.name.as_deref());
+    nearest(image, stages).map(str::to_owned)
+}
+
+/// Finds out what the frontend must know.
+pub(crate) fn find_out(
+    need: Need,
+    inputs: &Inputs,
+    source: &SourceText,
+    images: &Images<'_>,
+    rows: &mut Rows<'_>,
+    facts: &mut Facts,
+) -> Result<(), BuildError> {
+    match need {
+        Need::ImageConfig {
+            reference,
+            platform,
+            place,
+        } => {
+            let title = format!("[internal] load metadata for {reference}");
+            let fact = rows.work(&title, |row| {
+                let fact = images.fact(&reference, &platform, row);
+                fact.map_err(|error| match place.lines {
+                    Some((first, last)) => {
+                        let lines = Lines { first, last };
+                        let short = reference.strip_prefix("docker.io/library/");
+                        let names = [Some(reference.as_str()), short];
+                        let name = |name: &str| {
+                            locate(source, lines, name)
+                                .or_else(|| locate(source, lines, name.strip_suffix(":latest")?))
+                        };
+                        let span = names.into_iter().flatten().find_map(name);
+                        let mut error = error.at(source, lines, span);
+                        if let Some(stage) = short.and_then(|name| near_stage(source, name)) {
+                            error.hint = Some(format!("did you mean the stage {stage}?"));
+                        }
+                        error
+                    }
+                    None => error,
+                })
+            })?;
+            facts.images.insert((reference, platform), fact);
+        }
+        Need::IgnoreFile { context } => {
+            let patterns = rows.work("[internal] load .dockerignore", |_| {
+                inputs.ignore_patterns(&context)
+            })?;
+            facts.ignore.insert(context, patterns);
+        }
+    }
+    Ok(())
 }
 
 /// Layers that are being digested beside the build.
@@ -519,10 +558,22 @@ impl Drop for Begun<'_> {
     }
 }
 
-/// A warning as BuildKit shows it.
-fn warning_text(warning: &kiln_dockerfile::Warning) -> String {
-    format!(
-        "{:?}: {} (line {})",
-        warning.rule, warning.message, warning.lines.first
-    )
+/// A warning of a check.
+fn warning_event(warning: &Warning, source: &SourceText) -> Event {
+    let Warning {
+        rule,
+        message,
+        lines,
+    } = warning;
+    let place = Place::new(source, *lines, None);
+    Event::Found(Box::new(Finding {
+        rule: Some(rule.name().to_owned()),
+        about: rule.about().to_owned(),
+        url: rule.url().to_owned(),
+        message: message.clone(),
+        hint: rule.hint().map(str::to_owned),
+        file: place.file,
+        lines: Some(place.lines),
+        columns: Some(place.columns),
+    }))
 }

@@ -1,10 +1,51 @@
 //! What the user is told when a build fails.
 
-use kiln_dockerfile::{Diagnostic, Lines, SourceText, excerpt};
+use kiln_dockerfile::{Diagnostic, Lines, SourceText, Span, marked_excerpt};
 use kiln_export::ExportError;
+use kiln_progress::Finding;
 use kiln_solver::SolveError;
 use kiln_store::StoreError;
 use kiln_worker::WorkerError;
+
+/// Where something is in a Dockerfile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file's name.
+    pub file: String,
+    /// First and last line, counted from 1.
+    pub lines: (u32, u32),
+    /// The first column in the first line, and the column after the last one in the last line, counted from 1.
+    pub columns: (u32, u32),
+}
+
+impl Place {
+    /// A piece of a line, or whole lines without the blanks around them.
+    pub(crate) fn new(source: &SourceText, lines: Lines, span: Option<Span>) -> Self {
+        let line = |number: u32| {
+            let line = source.text.lines().nth(number.saturating_sub(1) as usize);
+            line.unwrap_or_default()
+        };
+        let (lines, columns) = if let Some(span) = span {
+            ((span.line, span.line), (span.first, span.end))
+        } else {
+            let (first, last) = (line(lines.first), line(lines.last));
+            let blanks = first
+                .chars()
+                .take_while(|char| char.is_whitespace())
+                .count();
+            let end = last.trim_end().chars().count();
+            (
+                (lines.first, lines.last),
+                (blanks as u32 + 1, end as u32 + 1),
+            )
+        };
+        Self {
+            file: source.name.clone(),
+            lines,
+            columns,
+        }
+    }
+}
 
 /// Why a build failed, ready to be shown.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +55,8 @@ pub struct BuildError {
     pub message: String,
     /// The lines of the Dockerfile it is about.
     pub excerpt: Option<String>,
+    /// The same for programs.
+    pub place: Option<Place>,
     /// A way out.
     pub hint: Option<String>,
     /// The user gave up.
@@ -30,6 +73,7 @@ impl BuildError {
         Self {
             message: message.into(),
             excerpt: None,
+            place: None,
             hint: None,
             canceled: false,
             exit: None,
@@ -46,19 +90,42 @@ impl BuildError {
 
     pub(crate) fn diagnostic(diagnostic: &Diagnostic, source: &SourceText) -> Self {
         let mut error = Self::new(diagnostic.message.clone());
-        error.excerpt = diagnostic.excerpt(source);
+        if let Some(lines) = diagnostic.lines {
+            error = error.at(source, lines, diagnostic.span(source));
+        }
         error.hint.clone_from(&diagnostic.hint);
         error
     }
 
+    /// The same with the lines of the Dockerfile that it is about.
+    pub(crate) fn at(mut self, source: &SourceText, lines: Lines, span: Option<Span>) -> Self {
+        self.excerpt = marked_excerpt(source, lines, span);
+        self.place = Some(Place::new(source, lines, span));
+        self
+    }
+
+    /// The error for programs.
+    pub(crate) fn finding(&self) -> Finding {
+        let place = self.place.as_ref();
+        Finding {
+            message: self.message.clone(),
+            hint: self.hint.clone(),
+            file: place.map(|place| place.file.clone()).unwrap_or_default(),
+            lines: place.map(|place| place.lines),
+            columns: place.map(|place| place.columns),
+            ..Finding::default()
+        }
+    }
+
     pub(crate) fn from_solve(error: &SolveError, source: &SourceText) -> Self {
-        let lines = error
-            .place()
-            .and_then(|place| place.lines)
-            .map(|(first, last)| Lines { first, last });
+        let lines = error.place().and_then(|place| place.lines);
+        let placed = match lines {
+            Some((first, last)) => {
+                Self::new(error.to_string()).at(source, Lines { first, last }, None)
+            }
+            None => Self::new(error.to_string()),
+        };
         Self {
-            message: error.to_string(),
-            excerpt: lines.and_then(|lines| excerpt(source, lines)),
             hint: error.hint().map(str::to_owned),
             canceled: matches!(error, SolveError::Canceled),
             exit: match error {
@@ -66,6 +133,7 @@ impl BuildError {
                 _ => None,
             },
             state: None,
+            ..placed
         }
     }
 

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use kiln_dockerfile::SourceText;
+use kiln_dockerfile::{Lines, SourceText, locate, nearest};
 use kiln_frontend::{Context, Options};
 use kiln_image::tar::{EntryKind, Reader};
 use kiln_image::{LayerPath, compress};
@@ -61,15 +61,23 @@ impl Inputs {
             return failed;
         };
         let path = path.trim_start_matches('/');
+        if let Some((first, last)) = failed.place.as_ref().map(|place| place.lines) {
+            let lines = Lines { first, last };
+            let span = locate(source, lines, path);
+            failed = failed.at(source, lines, span);
+        }
         failed.message = format!("{path:?}: not found in build context");
         if self.fetched && context == CONTEXT {
             return failed;
         }
         let _ = write!(failed.message, " {}", folder.display());
+        let there = std::fs::symlink_metadata(folder.join(path)).is_ok();
+        if !there {
+            failed.hint = near_name(folder, path);
+        }
         let Ok(Some((name, text))) = self.ignore_file(context) else {
             return failed;
         };
-        let there = std::fs::symlink_metadata(folder.join(path)).is_ok();
         if let (true, Ok(Some(rule))) = (there, kiln_source::ignore::explain(&text, path)) {
             let _ = write!(
                 failed.message,
@@ -113,6 +121,26 @@ impl Inputs {
         }
         Ok(None)
     }
+}
+
+/// The path of a folder's file that somebody may have meant.
+fn near_name(folder: &Path, path: &str) -> Option<String> {
+    let path = path.trim_end_matches('/');
+    let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let entries = std::fs::read_dir(folder.join(parent)).ok()?;
+    let names: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    let meant = nearest(name, names.iter().map(String::as_str)).or_else(|| {
+        names
+            .iter()
+            .map(String::as_str)
+            .find(|known| known.eq_ignore_ascii_case(name))
+    })?;
+    Some(match parent {
+        "" => format!("did you mean {meant}?"),
+        parent => format!("did you mean {parent}/{meant}?"),
+    })
 }
 
 /// Where the main context turned out to be.

@@ -2,6 +2,7 @@
 //!
 //! Nothing here reads the working folder, the environment or a configuration file: everything comes in the request.
 
+mod analyse;
 mod bringing;
 mod build;
 mod caches;
@@ -19,12 +20,13 @@ mod room;
 mod rows;
 mod run;
 
+pub use analyse::{Analysis, Answer, Question};
 pub use build::{Allowed, BuildRequest, Built, Dockerfile, DockerfileFrom, MainContext, Secret};
 pub use caches::{CacheInfo, CacheNote};
 pub use check::Checked;
 pub use copy::{Change, CopiedFrom, FoundKind};
 pub use debug::StepState;
-pub use error::BuildError;
+pub use error::{BuildError, Place};
 pub use kiln_solver::is_secret_name;
 pub use kiln_worker::{Limits, Trust};
 pub use outputs::{Output, To};

@@ -1,6 +1,10 @@
 //! Turns stages into operations and configs, one instruction after the other.
 
-use kiln_dockerfile::{Command, Diagnostic, Expander, Kind, Lines, Pair, Rule, Variables};
+use std::collections::BTreeSet;
+
+use kiln_dockerfile::{
+    Command, Diagnostic, Expander, Kind, Lines, Pair, Rule, Variables, description, did_you_mean,
+};
 use kiln_graph::{
     Edge, FileAction, FileActionKind, FileInput, FileOp, Graph, Op, OpKind, Owner, UserRef,
 };
@@ -10,6 +14,7 @@ use kiln_image::{ImageConfig, LayerPath, Platform};
 use crate::args::{Globals, proxies};
 use crate::checks::Checks;
 use crate::config;
+use crate::outline::{Captured, OutlineArg};
 use crate::sources::{Bases, DEFAULT_PATH, Missing};
 use crate::stages::{Node, NodeId, Nodes, Origin};
 
@@ -30,6 +35,8 @@ pub(crate) struct State {
     pub platform: Platform,
     /// A `WORKDIR` of this file was seen.
     workdir_set: bool,
+    /// Nothing is known of the base: what is not defined here may be defined there.
+    pub base_unknown: bool,
 }
 
 /// What is wrong with an instruction.
@@ -37,13 +44,28 @@ pub(crate) struct State {
 pub(crate) struct Wrong {
     pub message: String,
     pub hint: Option<String>,
+    /// The piece of the Dockerfile that is wrong, as written.
+    pub about: Option<String>,
 }
 
 impl Wrong {
+    /// The same with what would help.
+    pub(crate) fn hint(mut self, hint: &str) -> Self {
+        self.hint = Some(hint.to_owned());
+        self
+    }
+
+    /// The same, pointing at a piece of the Dockerfile.
+    pub(crate) fn at(mut self, about: impl Into<String>) -> Self {
+        self.about = Some(about.into());
+        self
+    }
+
     pub(crate) fn new(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
             hint: None,
+            about: None,
         }
     }
 }
@@ -62,6 +84,8 @@ pub(crate) struct Builder<'a> {
     states: Vec<Option<State>>,
     /// Two nodes or more: titles name them.
     pub several: bool,
+    /// What stages take, by node.
+    pub captured: Vec<Captured>,
 }
 
 /// A stage while its instructions are gone through.
@@ -72,6 +96,8 @@ pub(crate) struct Stage<'b, 'a> {
     pub state: State,
     /// Where the current instruction stands.
     pub lines: Lines,
+    /// The first word of the current instruction, as written.
+    keyword: &'a str,
     /// The current instruction came from the base's ONBUILD.
     pub trigger: bool,
     /// Nothing of this stage comes from the cache.
@@ -107,6 +133,7 @@ impl<'a> Builder<'a> {
             proxies: proxies(bases.options),
             states: vec![None; nodes.all.len()],
             several: nodes.all.len() > 1,
+            captured: vec![Captured::default(); nodes.all.len()],
         }
     }
 
@@ -123,6 +150,63 @@ impl<'a> Builder<'a> {
         self.states[node].as_ref()
     }
 
+    /// Warns about a base image for another platform than was asked for.
+    pub(crate) fn check_base_platform(&mut self, id: NodeId) {
+        let node = &self.nodes.all[id];
+        let Ok(base) = self.bases.base(self.nodes, id) else {
+            return;
+        };
+        let (found, Some(wanted)) = (base.config.platform(), &base.platform) else {
+            return;
+        };
+        if node.stage
+            && base.is_image
+            && !base.unknown
+            && !base.config.architecture.is_empty()
+            && (found.os != wanted.os || found.architecture != wanted.architecture)
+        {
+            let message = format!(
+                "Base image {} was pulled with platform \"{found}\", expected \"{wanted}\" for current build",
+                node.base
+            );
+            self.checks
+                .add(Rule::InvalidBaseImagePlatform, node.lines, message);
+        }
+    }
+
+    /// Warns about build arguments that no `ARG` takes: at the target, since that is where one would be missing.
+    pub(crate) fn check_build_args(&mut self, target: NodeId, built: &BTreeSet<NodeId>) {
+        let mut declared: BTreeSet<&str> =
+            self.globals.declared.iter().map(String::as_str).collect();
+        for node in &self.nodes.all {
+            for step in &node.steps {
+                if let Kind::Arg(args) = &step.instruction.kind {
+                    declared.extend(args.iter().map(|(name, _)| name.as_str()));
+                }
+            }
+        }
+        // The triggers of a base that is not known may take any argument.
+        if built.iter().any(|node| {
+            self.states[*node]
+                .as_ref()
+                .is_some_and(|state| state.base_unknown)
+        }) {
+            return;
+        }
+        for name in self.bases.options.build_args.keys() {
+            if declared.contains(name.as_str()) || steers(name) {
+                continue;
+            }
+            let hint = did_you_mean(name, declared.iter().copied());
+            let hint = hint.map(|hint| format!(" ({hint})")).unwrap_or_default();
+            self.checks.add(
+                Rule::KilnUnusedBuildArg,
+                self.nodes.all[target].lines,
+                format!("Build argument '{name}' is declared by no ARG instruction{hint}"),
+            );
+        }
+    }
+
     /// Builds a node. Everything that it needs must have been built.
     pub(crate) fn build(&mut self, id: NodeId) -> Result<(), Box<Diagnostic>> {
         let node = &self.nodes.all[id];
@@ -133,6 +217,7 @@ impl<'a> Builder<'a> {
                 lines: Some(lines),
                 message: wrong.message,
                 hint: wrong.hint,
+                about: wrong.about,
             })
         };
         let counted = |kind: &Kind| {
@@ -168,6 +253,7 @@ impl<'a> Builder<'a> {
             cmd: None,
             entrypoint: None,
             healthcheck: None,
+            keyword: "",
             state: self.start(id).map_err(|wrong| fail(node.lines, wrong))?,
             builder: self,
         };
@@ -177,6 +263,7 @@ impl<'a> Builder<'a> {
             stage.begin();
             for step in &node.steps {
                 stage.lines = step.instruction.lines;
+                stage.keyword = step.instruction.written_keyword();
                 stage.trigger = step.trigger;
                 stage
                     .step(step)
@@ -217,6 +304,7 @@ impl<'a> Builder<'a> {
                 .unwrap_or_else(|| self.bases.platform(self.nodes, id)),
             config,
             workdir_set: false,
+            base_unknown: base.unknown,
         })
     }
 }
@@ -231,9 +319,6 @@ impl Stage<'_, '_> {
         let Ok(base) = builder.bases.base(builder.nodes, self.id) else {
             return;
         };
-        if base.is_image {
-            self.check_base_platform();
-        }
         let title = match self.node.origin {
             Origin::Image(_) if self.node.stage => self.number(&base.title),
             _ => {
@@ -243,23 +328,6 @@ impl Stage<'_, '_> {
         };
         let place = self.place(title, base.title.clone());
         self.state.edge = base.add_root(&mut self.builder.graph, place);
-    }
-
-    fn check_base_platform(&mut self) {
-        let (config, wanted) = (&self.state.config, &self.state.platform);
-        let found = config.platform();
-        if self.node.stage
-            && !config.architecture.is_empty()
-            && (found.os != wanted.os || found.architecture != wanted.architecture)
-        {
-            let message = format!(
-                "Base image {} was pulled with platform \"{found}\", expected \"{wanted}\" for current build",
-                self.node.base
-            );
-            self.builder
-                .checks
-                .add(Rule::InvalidBaseImagePlatform, self.lines, message);
-        }
     }
 
     /// Takes over what the base's config says.
@@ -296,7 +364,7 @@ impl Stage<'_, '_> {
             Kind::Add(add) => self.copy(add, true, &instruction.original, None),
             Kind::Env(pairs) => self.env(pairs),
             Kind::Label(pairs) => self.label(pairs),
-            Kind::Arg(args) => self.arg(args),
+            Kind::Arg(args) => self.arg(args, &instruction.comments),
             Kind::Workdir(path) => self.workdir(path, &instruction.original),
             Kind::User(user) => {
                 let user = self.word(user)?;
@@ -307,8 +375,8 @@ impl Stage<'_, '_> {
             Kind::Volume(paths) => self.volume(paths),
             Kind::Expose(ports) => self.expose(ports),
             Kind::Cmd(command) => {
-                self.once(|stage| &mut stage.cmd, "CMD");
-                let args = self.default_command(command, "CMD");
+                self.once(|stage| &mut stage.cmd);
+                let args = self.default_command(command);
                 self.history(format!("CMD {}", config::quoted_list(&args)), false);
                 let config = &mut self.state.config.config;
                 config.cmd = Some(args).filter(|args| !args.is_empty());
@@ -316,8 +384,8 @@ impl Stage<'_, '_> {
                 Ok(())
             }
             Kind::Entrypoint(command) => {
-                self.once(|stage| &mut stage.entrypoint, "ENTRYPOINT");
-                let args = self.default_command(command, "ENTRYPOINT");
+                self.once(|stage| &mut stage.entrypoint);
+                let args = self.default_command(command);
                 self.history(format!("ENTRYPOINT {}", config::quoted_list(&args)), false);
                 let config = &mut self.state.config.config;
                 config.entrypoint = Some(args).filter(|args| !args.is_empty());
@@ -334,14 +402,16 @@ impl Stage<'_, '_> {
             Kind::StopSignal(signal) => {
                 let signal = self.word(signal)?;
                 if !config::is_signal(&signal) {
-                    return Err(Wrong::new(format!("invalid signal: {signal}")));
+                    return Err(Wrong::new(format!("invalid signal: {signal}"))
+                        .at(&instruction.original[self.keyword.len()..])
+                        .hint("a number, or a name such as SIGTERM"));
                 }
                 self.history(format!("STOPSIGNAL {signal}"), false);
                 self.state.config.config.stop_signal = signal;
                 Ok(())
             }
             Kind::Healthcheck(check) => {
-                self.once(|stage| &mut stage.healthcheck, "HEALTHCHECK");
+                self.once(|stage| &mut stage.healthcheck);
                 self.history(
                     format!("HEALTHCHECK {}", config::healthcheck_text(check)),
                     false,
@@ -370,9 +440,10 @@ impl Stage<'_, '_> {
     }
 
     fn env(&mut self, pairs: &[Pair]) -> Result<(), Wrong> {
-        let pairs = self.expand_pairs(pairs)?;
+        let expanded = self.expand_pairs(pairs)?;
+        self.check_legacy(pairs);
         let mut line = "ENV".to_owned();
-        for (name, value) in pairs {
+        for (name, value) in expanded {
             self.check_secret("ENV", &name);
             line.extend([" ", &name, "=", &value]);
             let variables = &mut self.state.config.config.env;
@@ -389,14 +460,27 @@ impl Stage<'_, '_> {
     }
 
     fn label(&mut self, pairs: &[Pair]) -> Result<(), Wrong> {
-        let pairs = self.expand_pairs(pairs)?;
+        let expanded = self.expand_pairs(pairs)?;
+        self.check_legacy(pairs);
         let mut line = "LABEL".to_owned();
-        for (name, value) in pairs {
+        for (name, value) in expanded {
             line.extend([" ", &name, "=", &value]);
             self.state.config.config.labels.insert(name, value);
         }
         self.history(line, false);
         Ok(())
+    }
+
+    fn check_legacy(&mut self, pairs: &[Pair]) {
+        if pairs.iter().any(|pair| pair.legacy) {
+            let keyword = self.keyword;
+            let message = format!(
+                "\"{keyword} key=value\" should be used instead of legacy \"{keyword} key value\" format"
+            );
+            self.builder
+                .checks
+                .add(Rule::LegacyKeyValueFormat, self.lines, message);
+        }
     }
 
     /// All values are those from before the instruction.
@@ -407,7 +491,7 @@ impl Stage<'_, '_> {
             .collect()
     }
 
-    fn arg(&mut self, args: &[(String, Option<String>)]) -> Result<(), Wrong> {
+    fn arg(&mut self, args: &[(String, Option<String>)], comments: &[String]) -> Result<(), Wrong> {
         let mut line = "ARG".to_owned();
         for (name, default) in args {
             self.check_secret("ARG", name);
@@ -417,6 +501,18 @@ impl Stage<'_, '_> {
                 (None, Some(default)) => Some(self.word(default)?),
                 (None, None) => self.builder.globals.all.get(name).map(str::to_owned),
             };
+            let imported = default.is_none() && !options.build_args.contains_key(name);
+            let global = imported && self.builder.globals.all.get(name).is_some()
+                || imported && self.builder.globals.declared.contains(name);
+            self.builder.captured[self.id].arg(
+                OutlineArg {
+                    name: name.clone(),
+                    description: description(comments, name).map(str::to_owned),
+                    value: value.clone(),
+                    lines: self.lines,
+                },
+                global,
+            );
             line.push(' ');
             line.push_str(name);
             if let Some(value) = &value {
@@ -505,10 +601,11 @@ impl Stage<'_, '_> {
         let mut ports = Vec::new();
         for argument in arguments {
             let expanded = Expander::new(self.builder.escape).expand(argument, &self.state.env);
+            // BuildKit does not look for undefined variables here.
             let expanded = expanded.map_err(|error| self.cannot_expand(&error))?;
-            self.report_missing(expanded.missing.iter());
             for word in expanded.words {
-                let exposed = config::expose(&word).map_err(Wrong::new)?;
+                let exposed =
+                    config::expose(&word).map_err(|message| Wrong::new(message).at(argument))?;
                 if exposed.odd_case {
                     let message = format!(
                         "Defined protocol '{word}' in EXPOSE instruction should be lowercase"
@@ -533,11 +630,12 @@ impl Stage<'_, '_> {
         Ok(())
     }
 
-    fn default_command(&mut self, command: &Command, keyword: &str) -> Vec<String> {
+    fn default_command(&mut self, command: &Command) -> Vec<String> {
         match command {
             Command::Exec(args) => args.clone(),
             Command::Shell(text) => {
                 if self.state.config.config.shell.is_none() {
+                    let keyword = self.keyword;
                     let message = format!(
                         "JSON arguments recommended for {keyword} to prevent unintended behavior related to OS signals"
                     );
@@ -561,8 +659,8 @@ impl Stage<'_, '_> {
     }
 
     /// Only the last instruction of its kind counts: warns about the one before.
-    fn once(&mut self, latest: fn(&mut Self) -> &mut Option<Lines>, keyword: &str) {
-        let lines = self.lines;
+    fn once(&mut self, latest: fn(&mut Self) -> &mut Option<Lines>) {
+        let (lines, keyword) = (self.lines, self.keyword);
         if let Some(before) = latest(self).replace(lines) {
             let message = format!(
                 "Multiple {keyword} instructions should not be used in the same stage because only the last one will be used"
@@ -594,6 +692,26 @@ impl Stage<'_, '_> {
         let op = self.builder.graph.add(op);
         self.state.edge = Some(Edge { op, output: 0 });
     }
+}
+
+/// Whether a build argument steers the build, or is taken without any `ARG`.
+fn steers(name: &str) -> bool {
+    const PROXIES: [&str; 5] = [
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "FTP_PROXY",
+        "NO_PROXY",
+        "ALL_PROXY",
+    ];
+    const PLATFORM: [&str; 5] = ["PLATFORM", "OS", "OSVERSION", "ARCH", "VARIANT"];
+    let automatic = ["TARGET", "BUILD"].iter().any(|prefix| {
+        name.strip_prefix(prefix)
+            .is_some_and(|rest| PLATFORM.contains(&rest))
+    });
+    automatic
+        || name.starts_with("BUILDKIT_")
+        || matches!(name, "SOURCE_DATE_EPOCH" | "TARGETSTAGE")
+        || PROXIES.iter().any(|proxy| name.eq_ignore_ascii_case(proxy))
 }
 
 /// Reads `user[:group]`, by numbers or by names that are looked up in the tree `on`. `None` for an empty text.

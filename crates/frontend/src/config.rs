@@ -128,7 +128,7 @@ pub(crate) fn expose(text: &str) -> Result<Exposed, String> {
     let (rest, written) = text.rsplit_once('/').unwrap_or((text, "tcp"));
     let protocol = written.to_lowercase();
     if rest.is_empty() {
-        return Err(format!("no port specified: {text}<empty>"));
+        return Err(format!("invalid port: {text:?}: no port specified"));
     }
     if !matches!(protocol.as_str(), "tcp" | "udp" | "sctp") {
         return Err(format!("invalid proto: {written}"));

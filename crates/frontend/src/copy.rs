@@ -94,14 +94,18 @@ impl Stage<'_, '_> {
         for source in &copy.sources {
             match git::parse(source) {
                 Some(parsed) => {
-                    let parsed = parsed.map_err(Wrong::new)?;
+                    let parsed = parsed.map_err(|message| Wrong::new(message).at(source))?;
                     if !add {
-                        return Err(Wrong::new("source can't be a git ref for COPY"));
+                        return Err(Wrong::new("source can't be a git ref for COPY")
+                            .at(source)
+                            .hint("ADD takes git repositories"));
                     }
                     self.add_git(parsed, &copy, &place, &mut copies)?;
                 }
                 None if is_http(source) && !add => {
-                    return Err(Wrong::new("source can't be a URL for COPY"));
+                    return Err(Wrong::new("source can't be a URL for COPY")
+                        .at(source)
+                        .hint("ADD takes addresses"));
                 }
                 None if is_http(source) => self.add_http(source, &copy, &place, &mut copies),
                 None => self.add_path(source, &copy, add, from, &mut copies)?,
@@ -195,16 +199,16 @@ impl Stage<'_, '_> {
             return Ok(());
         }
         if !add {
-            return Err(Wrong::new("checksum can't be specified for COPY"));
+            return Err(Wrong::new("checksum can't be specified for COPY").at("--checksum"));
         }
         match &copy.sources[..] {
             [source] if copy.heredocs.is_empty() && is_remote(source) => Ok(()),
             [_] if copy.heredocs.is_empty() => {
-                Err(Wrong::new("checksum requires HTTP(S) or Git sources"))
+                Err(Wrong::new("checksum requires HTTP(S) or Git sources").at("--checksum"))
             }
-            _ => Err(Wrong::new(
-                "checksum can't be specified for multiple sources",
-            )),
+            _ => {
+                Err(Wrong::new("checksum can't be specified for multiple sources").at("--checksum"))
+            }
         }
     }
 
@@ -233,7 +237,9 @@ impl Stage<'_, '_> {
     ) -> Result<(), Wrong> {
         let keep = match (copy.keep_git_dir, source.keep_git_dir) {
             (Some(flag), Some(query)) if flag != query => {
-                return Err(Wrong::new("inconsistent keep-git-dir configuration"));
+                return Err(
+                    Wrong::new("inconsistent keep-git-dir configuration").at("--keep-git-dir")
+                );
             }
             (flag, query) => query.or(flag).unwrap_or(false),
         };
@@ -285,11 +291,11 @@ impl Stage<'_, '_> {
             return Ok(());
         }
         let path = LayerPath::clean(source);
-        let ignored = self
-            .builder
-            .bases
-            .ignored()?
-            .is_some_and(|matcher| matcher.matches_or_parent_matches(path.as_bytes()));
+        let ignored = self.builder.bases.ignored()?.is_some_and(|matcher| {
+            // What `!` takes back below a folder is still copied with it.
+            matcher.matches_or_parent_matches(path.as_bytes())
+                && !matcher.may_take_back_below(path.as_bytes())
+        });
         if ignored && !path.is_root() {
             let keyword = if add { "Add" } else { "Copy" };
             let message = format!(
@@ -321,6 +327,7 @@ impl Stage<'_, '_> {
                     Wrong::new(format!(
                         "cannot copy from stage {name:?}, it needs to be defined before current stage {own:?}"
                     ))
+                    .at(name)
                 };
                 self.builder.built(node).ok_or_else(later)?.edge
             }
@@ -384,7 +391,8 @@ fn chmod(text: &str) -> Result<String, Wrong> {
             Ok(mode) if mode <= 0o7777 => Ok(text.to_owned()),
             _ => Err(Wrong::new(format!(
                 "invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777"
-            ))),
+            ))
+            .at(text)),
         };
     }
     let clause = |clause: &str| {
@@ -405,7 +413,8 @@ fn chmod(text: &str) -> Result<String, Wrong> {
     }
     Err(Wrong::new(format!(
         "invalid chmod parameter: '{text}'. it should be octal or symbolic (u=rwX,go=rX)"
-    )))
+    ))
+    .at(text))
 }
 
 fn history(keyword: &str, copy: &Transfer) -> String {

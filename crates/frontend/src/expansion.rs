@@ -42,7 +42,10 @@ impl Stage<'_, '_> {
                 self.report_missing(expanded.missing.iter());
                 Ok(expanded.text)
             }
-            Err(error) => Err(self.cannot_expand(&error)),
+            Err(error) => {
+                self.report_missing(error.missing.iter());
+                Err(self.cannot_expand(&error))
+            }
         }
     }
 
@@ -54,13 +57,14 @@ impl Stage<'_, '_> {
         Wrong {
             message: error.to_string(),
             hint,
+            about: Some(error.text.clone()),
         }
     }
 
     pub(crate) fn report_missing<'n>(&mut self, names: impl Iterator<Item = &'n String>) {
         for name in names {
             // An ARG without a value is defined: it is empty.
-            if self.state.args.iter().any(|(known, _)| known == name) {
+            if self.state.base_unknown || self.state.args.iter().any(|(known, _)| known == name) {
                 continue;
             }
             let mut message = format!("Usage of undefined variable '${name}'");

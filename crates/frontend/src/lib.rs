@@ -10,18 +10,22 @@ mod config;
 mod copy;
 mod expansion;
 mod git;
+mod outline;
 mod planner;
 mod run;
 mod sources;
 mod stages;
 mod titles;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use kiln_graph::{Edge, Graph, Network, Place};
 use kiln_image::{Digest, ImageConfig, Platform};
 
+use planner::{Done, Purpose};
+
 pub use kiln_dockerfile::{Diagnostic, Lines, SourceText, Warning};
+pub use outline::{Outline, OutlineArg, OutlineMount, Target, targets};
 
 /// What the user asked for.
 #[derive(Debug, Clone)]
@@ -115,6 +119,9 @@ pub struct Facts {
     pub images: HashMap<(String, Platform), ImageFact>,
     /// The cleaned patterns of ignore files by context name; an empty list when there is no such file.
     pub ignore: HashMap<String, Vec<String>>,
+    /// References of images that nobody could say anything about: their facts are placeholders, and checks that
+    /// need them are left out.
+    pub unknown: BTreeSet<String>,
 }
 
 /// What is known of an image.
@@ -196,5 +203,58 @@ pub fn plan(
     options: &Options,
     facts: &Facts,
 ) -> Result<Outcome, Box<Diagnostic>> {
-    planner::plan(source, options, facts)
+    plan_checked(source, options, facts, &mut Vec::new())
+}
+
+/// The same; `warnings` becomes what the checks found, also when something is wrong.
+///
+/// # Errors
+/// When the text is no Dockerfile, or asks for what cannot be.
+pub fn plan_checked(
+    source: &SourceText,
+    options: &Options,
+    facts: &Facts,
+    warnings: &mut Vec<Warning>,
+) -> Result<Outcome, Box<Diagnostic>> {
+    match planner::run(source, options, facts, Purpose::Build, warnings)? {
+        Done::Needs(needs) => Ok(Outcome::Needs(needs)),
+        Done::Plan(plan) => Ok(Outcome::Plan(Plan {
+            warnings: warnings.clone(),
+            ..*plan
+        })),
+        Done::Checked | Done::Outline(_) => unreachable!("only a plan was asked for"),
+    }
+}
+
+/// Checks all stages, or those that the target needs when one is named. `warnings` becomes what was found, in the
+/// order in which `BuildKit` finds it. Gives what must be known first; nothing when all is done.
+///
+/// # Errors
+/// With what stands in the way of a build.
+pub fn check(
+    source: &SourceText,
+    options: &Options,
+    facts: &Facts,
+    warnings: &mut Vec<Warning>,
+) -> Result<Vec<Need>, Box<Diagnostic>> {
+    match planner::run(source, options, facts, Purpose::Check, warnings)? {
+        Done::Needs(needs) => Ok(needs),
+        Done::Plan(_) | Done::Checked | Done::Outline(_) => Ok(Vec::new()),
+    }
+}
+
+/// What a build of the target takes: arguments, secrets, agents. Gives what must be known first instead.
+///
+/// # Errors
+/// With what stands in the way of a build.
+pub fn outline(
+    source: &SourceText,
+    options: &Options,
+    facts: &Facts,
+) -> Result<Result<Outline, Vec<Need>>, Box<Diagnostic>> {
+    match planner::run(source, options, facts, Purpose::Outline, &mut Vec::new())? {
+        Done::Needs(needs) => Ok(Err(needs)),
+        Done::Outline(outline) => Ok(Ok(outline)),
+        Done::Plan(_) | Done::Checked => unreachable!("only an outline was asked for"),
+    }
 }

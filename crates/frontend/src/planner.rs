@@ -1,36 +1,89 @@
 //! The way from text to plan.
 
-use kiln_dockerfile::{Diagnostic, Kind, Lines, SourceText, parse};
+use std::collections::BTreeSet;
+
+use kiln_dockerfile::{
+    Diagnostic, Dockerfile, Kind, Lines, SourceText, Warning, own_checks, parse_checked,
+};
 use kiln_graph::{Edge, Graph, Op, OpId, OpKind};
 
 use crate::args::{self, Globals};
 use crate::build::Builder;
 use crate::checks::Checks;
+use crate::outline::{self, Outline};
 use crate::sources::{Bases, Missing};
 use crate::stages::{NodeId, Nodes, Origin};
-use crate::{Facts, Need, Options, Outcome, Plan};
+use crate::{Facts, Need, Options, Plan};
 
-pub(crate) fn plan(
+/// What the Dockerfile is read for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To build the target.
+    Build,
+    /// To check every stage; only those of the target when one is named.
+    Check,
+    /// To tell what the target takes.
+    Outline,
+}
+
+/// What came of it.
+pub(crate) enum Done {
+    Needs(Vec<Need>),
+    Plan(Box<Plan>),
+    Checked,
+    Outline(Outline),
+}
+
+/// Reads a Dockerfile. `warnings` becomes what the checks found, also when something is wrong.
+pub(crate) fn run(
     source: &SourceText,
     options: &Options,
     facts: &Facts,
-) -> Result<Outcome, Box<Diagnostic>> {
-    let wrong = |lines: Option<Lines>, message: String| {
-        Box::new(Diagnostic {
-            file: source.name.clone(),
-            lines,
-            message,
-            hint: None,
-        })
-    };
-    let mut dockerfile = parse(source)?;
+    purpose: Purpose,
+    warnings: &mut Vec<Warning>,
+) -> Result<Done, Box<Diagnostic>> {
+    let parsed = parse_checked(source);
     let check_arg = options
         .build_args
         .get("BUILDKIT_DOCKERFILE_CHECK")
         .map(String::as_str);
-    let mut checks = Checks::new(&mut dockerfile, check_arg).map_err(|(message, lines)| {
-        wrong(lines, format!("failed to parse check options: {message}"))
-    })?;
+    let mut checks = Checks::new(parsed.check.as_ref(), check_arg)
+        .map_err(|(message, lines)| wrong(source, lines, message))?;
+    checks.extend(parsed.warnings);
+    let done = parsed.dockerfile.and_then(|dockerfile| {
+        let own = own_checks(&dockerfile);
+        let done = read(source, dockerfile, options, facts, purpose, &mut checks)?;
+        checks.extend(own);
+        Ok(done)
+    });
+    let done = match done {
+        Ok(done) if !matches!(done, Done::Needs(_)) => checks.verdict(&source.name).map(|()| done),
+        done => done,
+    };
+    *warnings = checks.take();
+    done
+}
+
+#[expect(clippy::unnecessary_box_returns, reason = "every caller wants the box")]
+fn wrong(source: &SourceText, lines: Option<Lines>, message: String) -> Box<Diagnostic> {
+    let line = lines.and_then(|lines| source.text.lines().nth(lines.first as usize - 1));
+    Box::new(Diagnostic {
+        file: source.name.clone(),
+        lines,
+        message,
+        hint: None,
+        about: line.map(str::to_owned),
+    })
+}
+
+fn read(
+    source: &SourceText,
+    dockerfile: Dockerfile,
+    options: &Options,
+    facts: &Facts,
+    purpose: Purpose,
+    checks: &mut Checks,
+) -> Result<Done, Box<Diagnostic>> {
     let last = dockerfile
         .stages
         .last()
@@ -47,7 +100,7 @@ pub(crate) fn plan(
         options,
         &target_name,
     )
-    .map_err(|(lines, message)| wrong(Some(lines), message))?;
+    .map_err(|(lines, message)| wrong(source, Some(lines), message))?;
     let epoch = match (
         options.source_date_epoch,
         args::effective(options, &globals, "SOURCE_DATE_EPOCH"),
@@ -55,38 +108,51 @@ pub(crate) fn plan(
         (Some(epoch), _) => Some(epoch),
         (None, Some("") | None) => None,
         (None, Some(text)) => Some(text.parse().map_err(|_| {
-            wrong(
-                None,
-                format!("invalid SOURCE_DATE_EPOCH: {text:?}: expected seconds since 1970"),
-            )
+            let message =
+                format!("invalid SOURCE_DATE_EPOCH: {text:?}: expected seconds since 1970");
+            wrong(source, None, message)
         })?),
     };
     let escape = dockerfile.escape;
-    let mut nodes = Nodes::new(dockerfile, &source.name, &globals, options, &mut checks)?;
+    let global_args = (purpose == Purpose::Outline).then(|| dockerfile.global_args.clone());
+    let mut nodes = Nodes::new(dockerfile, &source.name, &globals, options, checks)?;
     let target = nodes.target()?;
     let bases = Bases { options, facts };
-    let needs = resolve(&mut nodes, target, bases, &source.name)?;
+    let all = purpose == Purpose::Check && options.target.is_none();
+    let wanted = |nodes: &Nodes<'_>| {
+        if all {
+            let stages = 0..nodes.stage_count();
+            stages.flat_map(|stage| nodes.reachable(stage)).collect()
+        } else {
+            nodes.reachable(target)
+        }
+    };
+    let needs = resolve(&mut nodes, &wanted, bases, &source.name)?;
     if !needs.is_empty() {
-        return Ok(Outcome::Needs(needs));
+        return Ok(Done::Needs(needs));
     }
-    let reachable = nodes.reachable(target);
-    let mut builder = Builder::new(
-        &nodes,
-        bases,
-        &globals,
-        &mut checks,
-        escape,
-        &source.name,
-        epoch,
-    );
+    let reachable: BTreeSet<NodeId> = wanted(&nodes);
+    let mut builder = Builder::new(&nodes, bases, &globals, checks, escape, &source.name, epoch);
     // What is no stage needs nothing and is needed by stages.
-    for &node in reachable
-        .range(nodes.stage_count()..)
-        .chain(reachable.range(..nodes.stage_count()))
-    {
+    let order = || {
+        let stages = reachable.range(..nodes.stage_count());
+        reachable.range(nodes.stage_count()..).chain(stages)
+    };
+    for &node in order() {
+        builder.check_base_platform(node);
+    }
+    for &node in order() {
         builder.build(node)?;
     }
+    builder.check_build_args(target, &reachable);
+    if let Some(global_args) = global_args {
+        let outline = outline::of(&nodes, target, &global_args, &globals, &builder.captured);
+        return Ok(Done::Outline(outline));
+    }
     let (graph, state) = builder.finish(target);
+    if purpose == Purpose::Check {
+        return Ok(Done::Checked);
+    }
     let (graph, result) = prune(&graph, state.edge);
     let mut config = state.config;
     config.config.labels.extend(options.labels.clone());
@@ -100,22 +166,22 @@ pub(crate) fn plan(
         config.architecture.clone_from(&platform.architecture);
     }
     let skipped = (0..nodes.stage_count()).filter(|node| !reachable.contains(node));
-    Ok(Outcome::Plan(Plan {
+    Ok(Done::Plan(Box::new(Plan {
         graph,
         result,
         platform: config.platform(),
         config,
         stage: nodes.all[target].label.clone(),
         skipped: skipped.map(|node| nodes.all[node].label.clone()).collect(),
-        warnings: checks.finish(&source.name)?,
+        warnings: Vec::new(),
         source_date_epoch: epoch,
-    }))
+    })))
 }
 
 /// Finds out what is needed, and adds the triggers of the bases that are known, which may need more.
 fn resolve(
     nodes: &mut Nodes<'_>,
-    target: NodeId,
+    wanted: &dyn Fn(&Nodes<'_>) -> BTreeSet<NodeId>,
     bases: Bases<'_>,
     file: &str,
 ) -> Result<Vec<Need>, Box<Diagnostic>> {
@@ -151,9 +217,10 @@ fn resolve(
                 lines: Some(lines),
                 message,
                 hint: None,
+                about: None,
             })),
         };
-        for node in nodes.reachable(target) {
+        for node in wanted(nodes) {
             if let Some(lines) = uses_main_context(nodes, node)
                 && let Err(error) = bases.main_context()
             {

@@ -10,6 +10,7 @@ use kiln_graph::{
 use kiln_image::LayerPath;
 
 use crate::build::{Stage, Wrong};
+use crate::outline::{Captured, OutlineMount};
 use crate::sources::{MAIN_CONTEXT, Missing};
 use crate::stages::NodeId;
 
@@ -224,13 +225,26 @@ impl Stage<'_, '_> {
         env: &mut Vec<String>,
     ) -> Result<(), Wrong> {
         let parsed = run.mounts(|text| self.word(text).map_err(|wrong| wrong.message));
-        let parsed = parsed.map_err(|(message, hint)| Wrong { message, hint })?;
+        let parsed = parsed.map_err(|wrong| Wrong {
+            message: wrong.message,
+            hint: wrong.hint,
+            about: wrong.about,
+        })?;
         let mut agents = 0;
         for (mount, source) in parsed.iter().zip(sources) {
             let mounted = match mount.kind {
-                MountType::Secret => secret(mount, &self.state.cwd)?,
+                MountType::Secret => {
+                    let secret = secret(mount, &self.state.cwd)?;
+                    if let MountKind::Secret { id, .. } = &secret.kind {
+                        self.capture(id, mount.required, Captured::secret);
+                    }
+                    secret
+                }
                 MountType::Ssh => {
                     let agent = ssh(mount, agents, &self.state.cwd);
+                    if let MountKind::Ssh { id, .. } = &agent.kind {
+                        self.capture(id, mount.required, Captured::agent);
+                    }
                     if agents == 0
                         && !env
                             .iter()
@@ -265,13 +279,22 @@ impl Stage<'_, '_> {
         Ok(())
     }
 
+    fn capture(&mut self, id: &str, required: bool, add: fn(&mut Captured, OutlineMount)) {
+        let mount = OutlineMount {
+            name: id.to_owned(),
+            required,
+            lines: self.lines,
+        };
+        add(&mut self.builder.captured[self.id], mount);
+    }
+
     fn target(&self, mount: &RunMount) -> Result<String, Wrong> {
         let target = absolute(&self.state.cwd, &mount.target);
         if target == "/" {
-            return Err(Wrong::new(format!(
-                "invalid mount target {:?}",
-                mount.target
-            )));
+            let message = format!("invalid mount target {:?}", mount.target);
+            return Err(Wrong::new(message)
+                .at("--mount")
+                .hint("a target is a path below the root, as in target=/data"));
         }
         Ok(target)
     }

@@ -31,6 +31,8 @@ pub(crate) struct Base {
     pub title: String,
     /// It is an image that a FROM names.
     pub is_image: bool,
+    /// It is an image of which nothing is known: all it says of itself is made up.
+    pub unknown: bool,
     /// What becomes of the source before it is a tree.
     pub made: Made,
 }
@@ -85,6 +87,7 @@ impl Bases<'_> {
                 config: empty_config(&self.options.target_platform),
                 title: String::new(),
                 is_image: false,
+                unknown: false,
                 made: Made::AsItIs,
             }),
             Origin::Image(reference) => self.image(reference, platform, &place),
@@ -114,12 +117,15 @@ impl Bases<'_> {
                         store: name.clone(),
                         reference: format!("{tag}@{}", fact.digest),
                     };
-                    Ok(self.of_image(
-                        fact,
-                        source,
-                        platform,
-                        format!("[context {name}] {reference}"),
-                    ))
+                    Ok(Base {
+                        unknown: self.facts.unknown.contains(&reference),
+                        ..self.of_image(
+                            fact,
+                            source,
+                            platform,
+                            format!("[context {name}] {reference}"),
+                        )
+                    })
                 }
                 plain => self.plain(name, plain, &platform),
             },
@@ -135,7 +141,12 @@ impl Bases<'_> {
         let fact = self.fact(&reference.to_string(), &platform, place)?;
         let pinned = reference.with_digest(fact.digest).to_string();
         let title = format!("FROM {pinned}");
-        Ok(self.of_image(fact, SourceOp::Image { reference: pinned }, platform, title))
+        let unknown = self.facts.unknown.contains(&reference.to_string());
+        let source = SourceOp::Image { reference: pinned };
+        Ok(Base {
+            unknown,
+            ..self.of_image(fact, source, platform, title)
+        })
     }
 
     fn fact(
@@ -183,6 +194,7 @@ impl Bases<'_> {
             config,
             title,
             is_image: true,
+            unknown: false,
             made: Made::AsItIs,
         }
     }
@@ -256,6 +268,7 @@ impl Bases<'_> {
             config: empty_config(platform),
             title,
             is_image: false,
+            unknown: false,
             made,
         })
     }

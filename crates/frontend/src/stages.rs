@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use kiln_dockerfile::{
     Diagnostic, Dockerfile, Expanded, Expander, Instruction, Kind, Lines, Rule, Variables,
-    did_you_mean, parse_trigger,
+    description, did_you_mean, parse_trigger,
 };
 use kiln_image::{Platform, Reference};
 
@@ -49,6 +49,10 @@ pub(crate) struct Node {
     pub triggered: bool,
     /// The `FROM` line, or the instruction that first names it.
     pub lines: Lines,
+    /// What the comment above it says.
+    pub description: Option<String>,
+    /// The variables that its `FROM` line uses.
+    pub from_args: BTreeSet<String>,
 }
 
 /// An instruction of a node.
@@ -103,6 +107,7 @@ fn fail(file: &str, lines: Lines, message: impl Into<String>) -> Box<Diagnostic>
         lines: Some(lines),
         message: message.into(),
         hint: None,
+        about: None,
     })
 }
 
@@ -131,32 +136,39 @@ impl<'a> Nodes<'a> {
                     let hint = suggest(&error.missing, variables);
                     Box::new(Diagnostic {
                         hint,
+                        about: Some(text.to_owned()),
                         ..*fail(file, lines, error.to_string())
                     })
                 })
             };
             let base = expand(&stage.base, &globals.all)?;
+            invalid_default(&stage.base, expander, globals, lines, checks);
             undefined_in_from(&base, globals, lines, checks);
             if base.text.is_empty() {
                 let hint = suggest(&base.missing, &globals.all);
                 let message = format!("base name ({}) should not be blank", stage.base);
                 return Err(Box::new(Diagnostic {
-                    hint,
+                    hint: hint.or(Some(
+                        "give its arguments a value with --build-arg or by default".to_owned(),
+                    )),
+                    about: Some(stage.base),
                     ..*fail(file, lines, message)
                 }));
             }
-            invalid_default(&stage.base, expander, globals, lines, checks);
+            let mut from_args = base.used;
             let platform = match &stage.platform {
                 None => None,
                 Some(text) => {
                     let expanded = expand(text, &globals.all)?;
                     undefined_in_from(&expanded, globals, lines, checks);
+                    from_args.extend(expanded.used.iter().cloned());
                     check_platform(text, &expanded, stage.name.as_deref(), lines, checks);
                     let hint = suggest(&expanded.missing, &globals.all);
                     if expanded.text.is_empty() {
                         let message = format!("empty platform value from expression {text}");
                         return Err(Box::new(Diagnostic {
                             hint,
+                            about: Some(text.clone()),
                             ..*fail(file, lines, message)
                         }));
                     }
@@ -164,6 +176,7 @@ impl<'a> Nodes<'a> {
                         let message = format!("failed to parse platform {text}: {error}");
                         Box::new(Diagnostic {
                             hint,
+                            about: Some(text.clone()),
                             ..*fail(file, lines, message)
                         })
                     })?;
@@ -175,9 +188,14 @@ impl<'a> Nodes<'a> {
                 .as_deref()
                 .and_then(|name| context(options, name));
             let is_replaced = replaced.is_some();
+            let description = stage
+                .name
+                .as_deref()
+                .and_then(|name| description(&stage.comments, name))
+                .map(str::to_owned);
             let origin = match replaced {
                 Some(key) => Origin::Context(key),
-                None => nodes.origin(&base.text, lines, at)?,
+                None => nodes.origin(&base.text, &stage.base, lines, at)?,
             };
             let step = |instruction| Step {
                 instruction,
@@ -199,6 +217,8 @@ impl<'a> Nodes<'a> {
                 },
                 triggered: is_replaced,
                 lines,
+                description,
+                from_args,
             });
         }
         for node in 0..nodes.stages {
@@ -223,7 +243,14 @@ impl<'a> Nodes<'a> {
             .rposition(same)
     }
 
-    fn origin(&self, base: &str, lines: Lines, before: usize) -> Result<Origin, Box<Diagnostic>> {
+    /// What a name stands for; `written` is how the file has it.
+    fn origin(
+        &self,
+        base: &str,
+        written: &str,
+        lines: Lines,
+        before: usize,
+    ) -> Result<Origin, Box<Diagnostic>> {
         if let Some(stage) = self.named(base, before) {
             return Ok(Origin::Stage(stage));
         }
@@ -241,6 +268,7 @@ impl<'a> Nodes<'a> {
             let message = format!("failed to parse stage name {base:?}: {error}");
             Box::new(Diagnostic {
                 hint,
+                about: Some(written.to_owned()),
                 ..*fail(self.file, lines, message)
             })
         })
@@ -251,7 +279,7 @@ impl<'a> Nodes<'a> {
         if let Some(stage) = self.named(from, self.stages) {
             return Ok(stage);
         }
-        let origin = self.origin(from, lines, 0)?;
+        let origin = self.origin(from, from, lines, 0)?;
         if let Some(known) = self
             .all
             .iter()
@@ -269,6 +297,8 @@ impl<'a> Nodes<'a> {
             steps: Vec::new(),
             triggered: true,
             lines,
+            description: None,
+            from_args: BTreeSet::new(),
         });
         Ok(self.all.len() - 1)
     }
@@ -288,7 +318,10 @@ impl<'a> Nodes<'a> {
                 if expanded.is_ok_and(|expanded| expanded.text != *from) {
                     let message = "variable expansion is not supported for --from, define a new stage with FROM \
                                    using ARG from global scope as a workaround";
-                    return Err(fail(self.file, lines, message));
+                    return Err(Box::new(Diagnostic {
+                        about: Some(from.clone()),
+                        ..*fail(self.file, lines, message)
+                    }));
                 }
                 if let Ok(index) = from.parse::<i64>() {
                     let stage = usize::try_from(index)
@@ -296,11 +329,14 @@ impl<'a> Nodes<'a> {
                         .filter(|index| *index < self.stages);
                     return match stage {
                         Some(stage) => Ok(vec![Some(stage)]),
-                        None => Err(fail(
-                            self.file,
-                            lines,
-                            format!("invalid stage index {index}"),
-                        )),
+                        None => Err(Box::new(Diagnostic {
+                            about: Some(format!("--from={from}")),
+                            hint: Some(match self.stages {
+                                1 => "there is only stage 0".to_owned(),
+                                stages => format!("there are stages 0 to {}", stages - 1),
+                            }),
+                            ..*fail(self.file, lines, format!("invalid stage index {index}"))
+                        })),
                     };
                 }
                 Ok(vec![Some(self.source(from, lines)?)])
@@ -318,7 +354,7 @@ impl<'a> Nodes<'a> {
     }
 
     /// What a node needs directly.
-    fn needed(&self, node: NodeId) -> impl Iterator<Item = NodeId> {
+    pub(crate) fn needed(&self, node: NodeId) -> impl Iterator<Item = NodeId> {
         let base = if let Origin::Stage(base) = self.all[node].origin {
             Some(base)
         } else {
@@ -353,7 +389,10 @@ impl<'a> Nodes<'a> {
                             "circular dependency detected on stage: {}",
                             self.all[start].label
                         );
-                        return Err(fail(self.file, step.instruction.lines, message));
+                        return Err(Box::new(Diagnostic {
+                            about: self.all[source].name.clone(),
+                            ..*fail(self.file, step.instruction.lines, message)
+                        }));
                     }
                 }
             }
@@ -380,6 +419,7 @@ impl<'a> Nodes<'a> {
             lines: None,
             message: format!("target stage {target:?} could not be found"),
             hint: did_you_mean(target, names),
+            about: None,
         }))
     }
 
@@ -494,7 +534,7 @@ fn check_platform(
     lines: Lines,
     checks: &mut Checks,
 ) {
-    if matches!(text, "$TARGETPLATFORM" | "${TARGETPLATFORM}") {
+    if expanded.missing.is_empty() && expanded.used.iter().eq(["TARGETPLATFORM"]) {
         let message = format!(
             "Setting platform to predefined {text} in FROM is redundant as this is the default behavior"
         );
@@ -502,9 +542,11 @@ fn check_platform(
     }
     let constant = expanded.used.is_empty() && expanded.missing.is_empty();
     // A stage for one platform that says so in its name means it.
-    let architecture = expanded.text.split('/').nth(1).unwrap_or_default();
-    let named_after_it =
-        name.is_some_and(|name| !architecture.is_empty() && name.contains(architecture));
+    let named_after_it = name.is_some_and(|name| {
+        parse_platform(&expanded.text).is_ok_and(|platform| {
+            name.contains(&platform.os) || name.contains(&platform.architecture)
+        })
+    });
     if constant && !named_after_it {
         let message = format!(
             "FROM --platform flag should not use constant value {:?}",

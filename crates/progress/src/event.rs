@@ -16,6 +16,40 @@ pub enum Stream {
     Stderr,
 }
 
+/// What is wrong and where, in parts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Finding {
+    /// The check's name; none for an error.
+    pub rule: Option<String>,
+    /// What the check asks for.
+    pub about: String,
+    /// The page that explains it.
+    pub url: String,
+    /// One sentence.
+    pub message: String,
+    /// A way out.
+    pub hint: Option<String>,
+    /// Name of the file; empty when it is about no file.
+    pub file: String,
+    /// First and last line, counted from 1.
+    pub lines: Option<(u32, u32)>,
+    /// The first column in the first line and the column after the last one in the last line, in characters, counted
+    /// from 1.
+    pub columns: Option<(u32, u32)>,
+}
+
+impl Finding {
+    /// The finding of a check in one line, as `BuildKit` has it.
+    pub(crate) fn line(&self) -> String {
+        let rule = self.rule.as_deref().unwrap_or_default();
+        let message = &self.message;
+        match self.lines {
+            Some((first, _)) => format!("{rule}: {message} (line {first})"),
+            None => format!("{rule}: {message}"),
+        }
+    }
+}
+
 /// One event. Times are those of the event, not of its arrival.
 #[derive(Debug, Clone)]
 pub enum Event {
@@ -107,6 +141,10 @@ pub enum Event {
         /// `UndefinedVar: usage of undefined variable '$x' (line 3)`.
         text: String,
     },
+    /// A warning of a check, with its parts.
+    Found(Box<Finding>),
+    /// Why the build failed, for programs: people are told by who called.
+    Error(Box<Finding>),
     /// Something worth knowing that is nobody's fault; shown at the end.
     Note {
         /// `stage test is not needed for the target, skipped`.

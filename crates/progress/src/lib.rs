@@ -16,7 +16,7 @@ mod tty;
 
 pub use color::Colors;
 pub use display::{Display, Mode, Options, display};
-pub use event::{Event, NoSink, Sink, Stream, Tee, VertexId};
+pub use event::{Event, Finding, NoSink, Sink, Stream, Tee, VertexId};
 
 #[cfg(test)]
 mod tests;

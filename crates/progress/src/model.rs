@@ -185,6 +185,11 @@ impl Model {
                 self.warnings.push(text::one_line(text));
                 return None;
             }
+            Event::Found(finding) => {
+                self.warnings.push(text::one_line(&finding.line()));
+                return None;
+            }
+            Event::Error(_) => return None,
             Event::Note { text } => {
                 self.notes.push(text::one_line(text));
                 return None;
@@ -267,6 +272,8 @@ impl Model {
             Event::Canceled { at, .. } => change.lines.extend(vertex.end(State::Canceled, *at)),
             Event::Vertex { .. }
             | Event::Warning { .. }
+            | Event::Found(_)
+            | Event::Error(_)
             | Event::Note { .. }
             | Event::Ended { .. } => {}
         }

@@ -8,7 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value, json};
 
 use crate::display::Renderer;
-use crate::event::{Event, Stream, VertexId};
+use crate::event::{Event, Finding, Stream, VertexId};
 use crate::text;
 
 pub(crate) struct RawJson {
@@ -123,6 +123,28 @@ impl Renderer for RawJson {
             Event::Warning { text } => {
                 json!({ "warnings": [{ "level": 1, "short": BASE64_STANDARD.encode(text) }] })
             }
+            Event::Found(finding) => {
+                let (first, last) = finding.lines.unwrap_or((1, 0));
+                let range = |line| json!({ "start": { "line": line }, "end": { "line": line } });
+                let mut warning = json!({
+                    "level": 1,
+                    "short": BASE64_STANDARD.encode(finding.line()),
+                    "detail": [BASE64_STANDARD.encode(&finding.about)],
+                    "url": finding.url,
+                    "sourceInfo": { "filename": finding.file, "language": "Dockerfile" },
+                    "range": (first..=last).map(range).collect::<Vec<Value>>(),
+                });
+                if let Some(object) = warning.as_object_mut() {
+                    plain(&finding, object);
+                }
+                json!({ "warnings": [warning] })
+            }
+            // The stream has no place for errors either; readers of the client library leave unknown keys out.
+            Event::Error(finding) => {
+                let mut error = Map::new();
+                plain(&finding, &mut error);
+                json!({ "errors": [error] })
+            }
             // The stream has no place for notes.
             Event::Note { .. } | Event::Ended { .. } => return,
         };
@@ -131,6 +153,29 @@ impl Renderer for RawJson {
     }
 
     fn finish(&mut self, _: SystemTime, _: &mut Vec<u8>) {}
+}
+
+/// The parts of a finding in plain text.
+fn plain(finding: &Finding, object: &mut Map<String, Value>) {
+    let mut put = |key: &str, value: Value| object.insert(key.to_owned(), value);
+    if let Some(rule) = &finding.rule {
+        put("rule", json!(rule));
+    }
+    put("message", json!(finding.message));
+    if let Some(hint) = &finding.hint {
+        put("hint", json!(hint));
+    }
+    if !finding.file.is_empty() {
+        put("file", json!(finding.file));
+    }
+    if let Some((first, last)) = finding.lines {
+        put("line", json!(first));
+        put("endLine", json!(last));
+    }
+    if let Some((first, end)) = finding.columns {
+        put("column", json!(first));
+        put("endColumn", json!(end));
+    }
 }
 
 /// Readers know vertices by digest, and only compare them.

@@ -6,12 +6,16 @@ use anyhow::{Context as _, Result};
 use kiln_engine::BuildError;
 use kiln_progress::Mode;
 
+use super::call::Call;
 use super::{build_options, display, outputs, why};
 use crate::args::BuildArgs;
 use crate::context::Place;
 use crate::format::{complain, say};
 
 pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
+    if let Some(call) = Call::of(args)? {
+        return call.answer(place, args);
+    }
     let request = build_options::request(args)?;
     let mode = display::mode(args.quiet, &args.progress)?;
     let engine = place.engine()?;
@@ -76,8 +80,8 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says why there is no image.
-fn failed(error: &BuildError) -> ExitCode {
+/// Tells why a build failed.
+pub(super) fn failed(error: &BuildError) -> ExitCode {
     if let Some(excerpt) = &error.excerpt {
         complain(excerpt.trim_end_matches('\n'));
     }

@@ -3,7 +3,6 @@
 
 use std::fmt::Write as _;
 
-use kiln_dockerfile::excerpt;
 use kiln_frontend::{Diagnostic, Facts, ImageFact, Need, Options, Outcome, Plan, SourceText, plan};
 use kiln_graph::{
     CopyAction, Edge, FileAction, FileActionKind, FileInput, MountKind, Op, OpKind, Owner,
@@ -167,11 +166,12 @@ pub(crate) fn warnings(text: &str) -> Vec<String> {
 
 fn failure(text: &str, error: &Diagnostic) -> String {
     let source = SourceText::new("Dockerfile", text);
-    let shown = error
-        .lines
-        .and_then(|lines| excerpt(&source, lines))
+    let shown = error.excerpt(&source).unwrap_or_default();
+    let hint = error.hint.as_ref();
+    let hint = hint
+        .map(|hint| format!("hint: {hint}\n"))
         .unwrap_or_default();
-    format!("{shown}ERROR: {error}\n")
+    format!("{shown}ERROR: {}\n{hint}", error.message)
 }
 
 fn edge(edge: Edge) -> String {

@@ -4,6 +4,7 @@ mod bad_input;
 mod cache_mounts;
 mod cached;
 mod caches;
+mod checks;
 mod conformance;
 mod containers;
 mod contexts;
