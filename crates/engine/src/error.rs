@@ -56,7 +56,7 @@ pub struct BuildError {
     /// The lines of the Dockerfile it is about.
     pub excerpt: Option<String>,
     /// The same for programs.
-    pub place: Option<Place>,
+    pub place: Option<Box<Place>>,
     /// A way out.
     pub hint: Option<String>,
     /// The user gave up.
@@ -100,7 +100,7 @@ impl BuildError {
     /// The same with the lines of the Dockerfile that it is about.
     pub(crate) fn at(mut self, source: &SourceText, lines: Lines, span: Option<Span>) -> Self {
         self.excerpt = marked_excerpt(source, lines, span);
-        self.place = Some(Place::new(source, lines, span));
+        self.place = Some(Box::new(Place::new(source, lines, span)));
         self
     }
 

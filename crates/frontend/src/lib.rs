@@ -5,6 +5,7 @@
 
 mod args;
 mod build;
+mod build_checks;
 mod checks;
 mod config;
 mod copy;

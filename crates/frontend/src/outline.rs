@@ -104,13 +104,13 @@ impl Captured {
     }
 
     /// A secret. The first one of an id counts.
-    pub(crate) fn secret(&mut self, mount: OutlineMount) {
-        add_once(&mut self.secrets, &mount);
+    pub(crate) fn secret(&mut self, mount: &OutlineMount) {
+        add_once(&mut self.secrets, mount);
     }
 
     /// An agent.
-    pub(crate) fn agent(&mut self, mount: OutlineMount) {
-        add_once(&mut self.ssh, &mount);
+    pub(crate) fn agent(&mut self, mount: &OutlineMount) {
+        add_once(&mut self.ssh, mount);
     }
 }
 

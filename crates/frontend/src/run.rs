@@ -279,13 +279,13 @@ impl Stage<'_, '_> {
         Ok(())
     }
 
-    fn capture(&mut self, id: &str, required: bool, add: fn(&mut Captured, OutlineMount)) {
+    fn capture(&mut self, id: &str, required: bool, add: fn(&mut Captured, &OutlineMount)) {
         let mount = OutlineMount {
             name: id.to_owned(),
             required,
             lines: self.lines,
         };
-        add(&mut self.builder.captured[self.id], mount);
+        add(&mut self.builder.captured[self.id], &mount);
     }
 
     fn target(&self, mount: &RunMount) -> Result<String, Wrong> {

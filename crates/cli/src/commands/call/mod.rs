@@ -183,7 +183,7 @@ impl Call {
             }
             match &error.hint {
                 Some(hint) if !hint.starts_with("did you mean") => {
-                    complain(&format!("hint: {hint}"))
+                    complain(&format!("hint: {hint}"));
                 }
                 _ => {}
             }

@@ -1,5 +1,7 @@
 //! Findings as SARIF 2.1.0 (OASIS), which code hosts and editors read.
 
+use std::fmt::Write as _;
+
 use kiln_dockerfile::{Lines, Rule, Warning};
 use serde_json::{Value, json};
 
@@ -121,7 +123,8 @@ fn uri(path: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) {
             uri.push(char::from(byte));
         } else {
-            uri.push_str(&format!("%{byte:02X}"));
+            // Writing into a string cannot fail.
+            let _ = write!(uri, "%{byte:02X}");
         }
     }
     if path.starts_with('/') {
