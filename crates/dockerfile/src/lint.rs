@@ -177,30 +177,27 @@ mod tests {
         let page = include_str!("../../../docs/checks.md");
         for rule in Rule::ALL {
             let (name, about) = (rule.name(), rule.about());
-            match rule.hint() {
-                Some(hint) => {
-                    let section = format!("### {name}\n\n{about}.\n");
-                    let (_, rest) = page.split_once(&section).expect(name);
-                    let section = rest.split("\n### ").next().unwrap_or_default();
-                    assert!(section.contains(&format!("\nFix: {hint}.\n")), "{name}");
-                    assert!(section.contains("```"), "{name}: an example");
-                    assert_eq!(
-                        rule.url(),
-                        format!("docs/checks.md#{}", name.to_lowercase())
-                    );
-                }
-                None => {
-                    let mark = if rule.experimental() {
-                        " (experimental)"
-                    } else {
-                        ""
-                    };
-                    assert!(
-                        page.contains(&format!("| `{name}`{mark} | {about} |")),
-                        "{name}"
-                    );
-                }
-            }
+            let Some(hint) = rule.hint() else {
+                let mark = if rule.experimental() {
+                    " (experimental)"
+                } else {
+                    ""
+                };
+                assert!(
+                    page.contains(&format!("| `{name}`{mark} | {about} |")),
+                    "{name}"
+                );
+                continue;
+            };
+            let section = format!("### {name}\n\n{about}.\n");
+            let (_, rest) = page.split_once(&section).expect(name);
+            let section = rest.split("\n### ").next().unwrap_or_default();
+            assert!(section.contains(&format!("\nFix: {hint}.\n")), "{name}");
+            assert!(section.contains("```"), "{name}: an example");
+            assert_eq!(
+                rule.url(),
+                format!("docs/checks.md#{}", name.to_lowercase())
+            );
         }
         assert_eq!(Rule::ALL.iter().filter(|rule| !rule.is_own()).count(), 22);
     }
