@@ -230,7 +230,9 @@ fn power_is_lost() {
     let context = kiln.context(&[]);
     let dockerfile = |round: usize| {
         let text = format!(
-            "FROM busybox\nRUN head -c 100000 /dev/urandom > /a; echo {round} > /b\nRUN sha256sum /a > /c\nCMD [\"sh\", \"-c\", \"sha256sum -c /c && cat /b\"]\n"
+            "FROM busybox\nRUN head -c 100000 /dev/urandom > /a; echo {round} > /b\nRUN sha256sum /a > /c\n\
+             RUN --mount=type=cache,target=/cache if [ -e /cache/f ]; then sha256sum -c /cache/sum; fi; \
+             head -c 100000 /dev/urandom > /cache/f; sha256sum /cache/f > /cache/sum; echo {round}\nCMD [\"sh\", \"-c\", \"sha256sum -c /c && cat /b\"]\n"
         );
         fs::write(Path::new(&context).join("Dockerfile"), text).expect("own folder");
     };
