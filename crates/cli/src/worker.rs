@@ -11,7 +11,7 @@ use kiln_store::layer_fs::Ids;
 use kiln_worker::Launch;
 
 use crate::args::Global;
-use crate::context::Place;
+use crate::context::{Place, variable};
 
 /// The first argument that makes this binary a worker. Not a command: nobody types it.
 const WORKER: &str = "__worker";
@@ -66,6 +66,11 @@ pub(crate) fn settle_later(place: &Place) {
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null());
+    if let Some(config) = variable("KILN_CONFIG")
+        && let Ok(config) = std::path::absolute(config)
+    {
+        command.env("KILN_CONFIG", config);
+    }
     // Without it the next build's process does the same.
     let _ = command.spawn();
 }

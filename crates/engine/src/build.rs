@@ -364,6 +364,10 @@ impl Engine {
                 });
                 rows.next += plan.graph.len() as u32 * tries;
                 let solved = solved.map_err(|error| {
+                    if let (SolveError::Canceled, Some((message, hint))) = (&error, guard.stopped())
+                    {
+                        return BuildError::new(message).with_hint(hint);
+                    }
                     let mut failed = inputs.explained(&error, &source);
                     failed.state = StepState::of(error, &lease).map(Box::new);
                     failed

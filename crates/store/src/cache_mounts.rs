@@ -1,7 +1,7 @@
 //! Rows of cache mounts: folders that outlive builds. The files are the worker's.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use kiln_image::{Key, KeyHasher};
@@ -155,14 +155,8 @@ impl Store {
             }
             on.execute("DELETE FROM cache_mounts WHERE folder = ?1", [folder])?;
             // Within the transaction: who begins to use the cache waits for it, and then finds no folder.
-            let from = self.cache_mount_dir(folder);
-            let to = self.cache_mount_dir(&format!("{}{GONE}", crate::store::random_name::<8>()?));
-            match fs::rename(&from, to) {
-                Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
-                    Err(StoreError::io("rename", &from)(err))
-                }
-                _ => Ok(true),
-            }
+            set_aside(&self.root, folder)?;
+            Ok(true)
         })
     }
 
@@ -174,6 +168,19 @@ impl Store {
         let mut names = crate::collect::list(&self.root.join(FOLDER))?;
         names.retain(|name| is_leftover(name));
         Ok(names)
+    }
+}
+
+/// Gives the folder of a cache mount a name under which the worker finds and deletes it.
+pub(crate) fn set_aside(root: &Path, folder: &str) -> Result<(), StoreError> {
+    let mounts = root.join(FOLDER);
+    let from = mounts.join(folder);
+    let to = mounts.join(format!("{}{GONE}", crate::store::random_name::<8>()?));
+    match fs::rename(&from, to) {
+        Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+            Err(StoreError::io("rename", &from)(err))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
 use kiln_image::{Digest, LayerId};
@@ -162,7 +162,9 @@ impl Store {
     /// When the file system cannot be synced or the database cannot be written.
     pub fn settle(&self) -> Result<(), StoreError> {
         let (layers, blobs, tags) = unsettled(&self.db.read())?;
-        if !layers.is_empty() || !blobs.is_empty() {
+        let began = db::now();
+        let files = unsettled_files(&self.root, &self.db.read())?;
+        if !layers.is_empty() || !blobs.is_empty() || files.any() {
             let sync = || rustix::fs::syncfs(fs::File::open(&self.root)?).map_err(io::Error::from);
             sync().map_err(StoreError::io("sync", &self.root))?;
         } else if !tags {
@@ -179,8 +181,16 @@ impl Store {
             for digest in &blobs {
                 update.execute(params![digest.as_bytes()])?;
             }
+            on.execute(
+                "INSERT OR REPLACE INTO settled (one, time) VALUES (1, ?1)",
+                [began],
+            )?;
             settle_tags(on)
         })?;
+        for source in &files.sources {
+            // Without it the source is fetched again after a restart.
+            let _ = fs::write(source.join(DURABLE), "");
+        }
         self.db.checkpoint(&self.root)
     }
 
@@ -195,6 +205,65 @@ impl Store {
             indexes.remove(id);
         }
     }
+}
+
+/// In the folder of a source: it is on the disk as a whole.
+const DURABLE: &str = "durable";
+
+/// What no row tells the durability of.
+struct UnsettledFiles {
+    /// Folders of fetched sources.
+    sources: Vec<PathBuf>,
+    /// There are cache mounts that were used since the last time.
+    cache_mounts: bool,
+}
+
+impl UnsettledFiles {
+    fn any(&self) -> bool {
+        self.cache_mounts || !self.sources.is_empty()
+    }
+}
+
+fn unsettled_files(root: &Path, on: &Connection) -> Result<UnsettledFiles, StoreError> {
+    let cache_mounts = on
+        .prepare_cached(
+            "SELECT 1 FROM cache_mounts WHERE used >= (SELECT ifnull(max(time), 0) FROM settled)",
+        )?
+        .exists([])?;
+    let mut sources = Vec::new();
+    let folder = root.join("sources");
+    if folder.is_dir() {
+        for name in list(&folder)? {
+            let source = folder.join(&name);
+            if !name.starts_with("new-") && source.is_dir() && !source.join(DURABLE).exists() {
+                sources.push(source);
+            }
+        }
+    }
+    Ok(UnsettledFiles {
+        sources,
+        cache_mounts,
+    })
+}
+
+/// Gives up sources and cache mounts that may have been written to shortly before the machine stopped.
+fn give_up_files(root: &Path, on: &Transaction<'_>) -> Result<(), StoreError> {
+    for source in unsettled_files(root, on)?.sources {
+        fs::remove_dir_all(&source).map_err(StoreError::io("remove", &source))?;
+    }
+    let mut query = on.prepare(
+        "SELECT folder FROM cache_mounts WHERE used >= (SELECT ifnull(max(time), 0) FROM settled)
+         OR folder IN (SELECT folder FROM cache_mount_uses)",
+    )?;
+    let folders: Vec<String> = query
+        .query_map([], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    for folder in folders {
+        crate::cache_mounts::set_aside(root, &folder)?;
+        on.execute("DELETE FROM cache_mounts WHERE folder = ?1", [&folder])?;
+    }
+    on.execute("DELETE FROM cache_mount_uses", [])?;
+    Ok(())
 }
 
 fn layer_id(row: &Row<'_>) -> rusqlite::Result<LayerId> {
@@ -239,6 +308,10 @@ fn release_leases(store: &Store, on: &Transaction<'_>, files: &[String]) -> Resu
         if lock::lease_is_free(&store.leases(), &name)? {
             on.execute("UPDATE layers SET lease = NULL WHERE lease = ?1", [&name])?;
             on.execute("DELETE FROM protected WHERE lease = ?1", [&name])?;
+            on.execute(
+                "UPDATE cache_mounts SET used = ?2 WHERE folder IN (SELECT folder FROM cache_mount_uses WHERE lease = ?1)",
+                params![name, db::now()],
+            )?;
             on.execute("DELETE FROM cache_mount_uses WHERE lease = ?1", [&name])?;
             on.execute(
                 "UPDATE containers SET lease = NULL WHERE lease = ?1",
@@ -388,6 +461,7 @@ pub(crate) fn recover(root: &Path, db: &Db, boot: &str) -> Result<OpenReport, St
             ..OpenReport::default()
         };
         let blobs = give_up(on, &mut report)?;
+        give_up_files(root, on)?;
         on.execute("UPDATE state SET boot = ?1", [boot])?;
         Ok((report, blobs))
     })?;

@@ -166,6 +166,11 @@ CREATE TABLE IF NOT EXISTS cache_mounts (
     created INTEGER NOT NULL,
     used INTEGER NOT NULL
 ) WITHOUT ROWID;
+-- One row: what was written before this time is on the disk.
+CREATE TABLE IF NOT EXISTS settled (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    time INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS cache_mount_uses (
     lease TEXT NOT NULL,
     folder TEXT NOT NULL,

@@ -230,7 +230,9 @@ fn power_is_lost() {
     let context = kiln.context(&[]);
     let dockerfile = |round: usize| {
         let text = format!(
-            "FROM busybox\nRUN head -c 100000 /dev/urandom > /a; echo {round} > /b\nRUN sha256sum /a > /c\nCMD [\"sh\", \"-c\", \"sha256sum -c /c && cat /b\"]\n"
+            "FROM busybox\nRUN head -c 100000 /dev/urandom > /a; echo {round} > /b\nRUN sha256sum /a > /c\n\
+             RUN --mount=type=cache,target=/cache for file in $(ls -d /cache/?*); do test -s $file || echo em''pty: $file; done; \
+             head -c 100000 /dev/urandom > /cache/{round}; echo {round} > /cache/1\nCMD [\"sh\", \"-c\", \"sha256sum -c /c && cat /b\"]\n"
         );
         fs::write(Path::new(&context).join("Dockerfile"), text).expect("own folder");
     };
@@ -244,7 +246,8 @@ fn power_is_lost() {
         .enumerate()
     {
         dockerfile(round + 1);
-        kiln.build(&["-t", "new", &context]).ok();
+        let build = kiln.build(&["-t", "new", &context]).ok();
+        build.silent_about(&["empty: /cache/"]);
         std::thread::sleep(Duration::from_millis(wait));
         kiln.cut_power();
         kiln.run(&["system", "check", "--deep"]).ok();
