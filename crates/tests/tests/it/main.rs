@@ -26,6 +26,7 @@ mod overlapping;
 mod projects;
 mod registry;
 mod registry_errors;
+mod sees;
 mod settings_agree;
 mod sources;
 mod storage;
