@@ -14,6 +14,7 @@ mod docker;
 mod escapes;
 mod escapes_files;
 mod examples;
+mod examples_agree;
 mod explained;
 mod git_contexts;
 mod host_ca;
