@@ -58,6 +58,14 @@ fn user_name(uid: u32) -> Option<String> {
     })
 }
 
+/// Whether this process has `CAP_SYS_ADMIN`. Where that cannot be found out root is taken for root.
+fn may_mount() -> bool {
+    use rustix::thread::{CapabilitySet, capabilities};
+    capabilities(None).map_or(true, |sets| {
+        sets.effective.contains(CapabilitySet::SYS_ADMIN)
+    })
+}
+
 impl Place {
     pub(crate) fn find(global: &Global) -> Result<Self> {
         let (uid, gid) = (
@@ -80,6 +88,9 @@ impl Place {
             name: &name,
             subuid: &subuid,
             subgid: &subgid,
+            admin: may_mount(),
+            uid_map: &text("/proc/self/uid_map"),
+            gid_map: &text("/proc/self/gid_map"),
         };
         let (isolation, reason) = kiln_sandbox::choose(wanted, user, tools)?;
         let provider = match global.rootfs.as_deref() {

@@ -17,8 +17,8 @@ pub enum Isolation {
         uids: Vec<IdRange>,
         /// Group ids, 0 first.
         gids: Vec<IdRange>,
-        /// The privileged programs that write the maps.
-        tools: IdTools,
+        /// The privileged programs that write the maps; none where this process may write them itself.
+        tools: Option<IdTools>,
     },
     /// A user namespace in which only 0 exists; it is the user.
     SingleId {
@@ -112,6 +112,12 @@ pub struct User<'a> {
     pub subuid: &'a str,
     /// The text of `/etc/subgid`.
     pub subgid: &'a str,
+    /// Has `CAP_SYS_ADMIN`: root in a container often has not.
+    pub admin: bool,
+    /// The text of `/proc/self/uid_map`: the ids that there are.
+    pub uid_map: &'a str,
+    /// The text of `/proc/self/gid_map`.
+    pub gid_map: &'a str,
 }
 
 /// Chooses the isolation that is wanted, or the best that the facts allow, and says why.
@@ -126,7 +132,8 @@ pub fn choose(
     let (uid, gid) = (user.uid, user.gid);
     let single = Isolation::SingleId { uid, gid };
     match wanted {
-        Wanted::Auto if uid == 0 => Ok((Isolation::Root, "running as root".into())),
+        Wanted::Auto if uid == 0 && user.admin => Ok((Isolation::Root, "running as root".into())),
+        Wanted::Auto | Wanted::UserNamespace if uid == 0 => Ok(all_own_ids(user)),
         Wanted::Auto => Ok(mapped(user, tools).unwrap_or_else(|why| (single, why))),
         Wanted::Root if uid == 0 => Ok((Isolation::Root, "asked for".into())),
         Wanted::Root => Err(NotPossible {
@@ -139,6 +146,33 @@ pub fn choose(
         }),
         Wanted::Single => Ok((single, "asked for".into())),
     }
+}
+
+/// Root without the right to mount: in a user namespace with the same ids it has that right.
+fn all_own_ids(user: User<'_>) -> (Isolation, String) {
+    let ranges = |map: &str| -> Vec<IdRange> {
+        let range = |line: &str| {
+            let mut fields = line.split_whitespace();
+            let (first, count) = (fields.next()?.parse().ok()?, fields.nth(1)?.parse().ok()?);
+            Some(IdRange {
+                inside: first,
+                outside: first,
+                count,
+            })
+        };
+        map.lines().filter_map(range).collect()
+    };
+    let isolation = Isolation::MappedIds {
+        uids: ranges(user.uid_map),
+        gids: ranges(user.gid_map),
+        tools: None,
+    };
+    let why = if user.admin {
+        "asked for"
+    } else {
+        "root may not mount here: CAP_SYS_ADMIN is missing"
+    };
+    (isolation, why.into())
 }
 
 /// A user namespace with subordinate ids, or why there is none.
@@ -161,6 +195,7 @@ fn mapped(user: User<'_>, tools: Option<IdTools>) -> Result<(Isolation, String),
         );
     };
     let why = format!("{name} has {extra_uids} subordinate user ids and {extra_gids} group ids");
+    let tools = Some(tools);
     Ok((Isolation::MappedIds { uids, gids, tools }, why))
 }
 
@@ -239,6 +274,9 @@ mod tests {
             name,
             subuid,
             subgid,
+            admin: true,
+            uid_map: "0 1000 1\n1 100000 65536\n",
+            gid_map: "0 0 4294967295\n",
         };
         let want =
             |wanted, user, tools| choose(wanted, user, tools).map(|(isolation, _)| isolation);
@@ -282,6 +320,22 @@ mod tests {
         );
         assert!(want(Wanted::Root, eve, None).is_err());
         let ann = user(1000, "ann", ranges, ranges);
+        let container = User {
+            admin: false,
+            ..user(0, "root", "", "")
+        };
+        let range = |inside, count| IdRange {
+            inside,
+            outside: inside,
+            count,
+        };
+        let own = Isolation::MappedIds {
+            uids: vec![range(0, 1), range(1, 65536)],
+            gids: vec![range(0, u32::MAX)],
+            tools: None,
+        };
+        assert_eq!(want(Wanted::Auto, container, None), Ok(own.clone()));
+        assert_eq!(want(Wanted::UserNamespace, container, None), Ok(own));
         let single = Isolation::SingleId { uid: 1000, gid: 7 };
         assert_eq!(want(Wanted::Single, ann, Some(tools())), Ok(single));
     }
@@ -297,6 +351,9 @@ mod tests {
                 name: "ann",
                 subuid: text,
                 subgid: text,
+                admin: false,
+                uid_map: "",
+                gid_map: "",
             },
             Some(tools()),
         )

@@ -159,8 +159,13 @@ fn introduce(isolation: &Isolation, pid: u32, mut worker: UnixStream) -> Result<
         Isolation::MappedIds { uids, gids, tools } => {
             say(&mut worker, b'U')?;
             expect(&mut worker, b'u', root)?;
-            run_tool(&tools.newuidmap, pid, uids)?;
-            run_tool(&tools.newgidmap, pid, gids)?;
+            if let Some(tools) = tools {
+                run_tool(&tools.newuidmap, pid, uids)?;
+                run_tool(&tools.newgidmap, pid, gids)?;
+            } else {
+                write_for(pid, "uid_map", &map_text(uids))?;
+                write_for(pid, "gid_map", &map_text(gids))?;
+            }
             say(&mut worker, b'm')?;
         }
         Isolation::SingleId { uid, gid } => {
@@ -172,16 +177,26 @@ fn introduce(isolation: &Isolation, pid: u32, mut worker: UnixStream) -> Result<
                 ("uid_map", format!("0 {uid} 1")),
                 ("gid_map", format!("0 {gid} 1")),
             ] {
-                std::fs::write(format!("/proc/{pid}/{file}"), text).map_err(|source| {
-                    let what = format!("writing its {file}");
-                    SandboxError::NoNamespace { what, source }
-                })?;
+                write_for(pid, file, &text)?;
             }
             say(&mut worker, b'm')?;
         }
     }
     expect(&mut worker, b'h', root)?;
     say(&mut worker, b'g')
+}
+
+fn map_text(ranges: &[IdRange]) -> String {
+    let line = |it: &IdRange| format!("{} {} {}\n", it.inside, it.outside, it.count);
+    ranges.iter().map(line).collect()
+}
+
+/// The kernel takes a map in one write.
+fn write_for(pid: u32, file: &str, text: &str) -> Result<()> {
+    std::fs::write(format!("/proc/{pid}/{file}"), text).map_err(|source| {
+        let what = format!("writing its {file}");
+        SandboxError::NoNamespace { what, source }
+    })
 }
 
 fn say(peer: &mut UnixStream, word: u8) -> Result<()> {

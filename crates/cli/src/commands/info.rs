@@ -12,6 +12,7 @@ pub(super) fn info(place: &Place) -> Result<ExitCode> {
     let engine = place.engine()?;
     let isolation = match &place.isolation {
         Isolation::Root => "root",
+        Isolation::MappedIds { tools: None, .. } => "user namespace with all own ids",
         Isolation::MappedIds { .. } => "user namespace with subordinate ids",
         Isolation::SingleId { .. } => "user namespace with a single id",
     };

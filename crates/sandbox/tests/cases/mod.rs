@@ -432,7 +432,7 @@ fn devices(privilege: Privilege) {
     ));
     assert!(
         text.contains(
-            "core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"
+            "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"
         ),
         "{text}"
     );

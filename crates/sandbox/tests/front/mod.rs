@@ -82,6 +82,9 @@ pub(crate) fn run(mode: &str, filter: &[String]) {
                 name: "kilntest",
                 subuid: &subuid,
                 subgid: &subgid,
+                admin: false,
+                uid_map: "",
+                gid_map: "",
             };
             let (isolation, why) = choose(Wanted::Auto, user, tools).unwrap();
             eprintln!("{mode}: {why}");

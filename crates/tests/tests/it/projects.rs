@@ -19,10 +19,12 @@ projects! {
     python_uv: "python-uv" as Root;
     python_uv_as_plain_user: "python-uv" as User;
     python_pip: "python-pip" as Root;
+    python_pip_with_one_id: "python-pip" as OneId;
     python_venv: "python-venv" as Root;
     python_venv_on_an_overlay: "python-venv" as Overlay;
     node: "node-app" as Root;
     node_as_plain_user: "node-app" as User;
+    node_with_one_id: "node-app" as OneId;
     rust: "rust-app" as Root;
     maven: "java-maven" as Root;
     go: "go-modules" as Root;

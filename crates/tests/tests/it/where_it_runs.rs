@@ -52,6 +52,40 @@ fn has_built(line: &str, command: &mut Command) {
     assert!(outcome.stdout.ends_with("first\nsecond\n"), "{outcome}");
 }
 
+/// Root with the capabilities that docker's containers have may make user namespaces, but not mount: Kiln takes one with
+/// the ids that there are.
+#[test]
+fn as_root_without_the_right_to_mount() {
+    if !is_root() {
+        return skipped("only root can give up root's rights");
+    }
+    let folder = xtask::test::scratch().join(format!("no-admin-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("the test folder");
+    let Some(()) = prepare(&folder) else {
+        return;
+    };
+    let script = INSIDE.replace("cd /kiln", &format!("cd {}; ./kiln info", folder.display()));
+    let script = format!(
+        "{script}./kiln run --rm built stat -c %u:%g /two\n./kiln run --rm built cat /one /two\n"
+    );
+    let kept = "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_bind_service,+net_raw,\
+                +sys_chroot,+mknod,+audit_write,+setfcap";
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--bounding-set", kept, "--", "sh", "-c", &script])
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("KILN_ROOT", folder.join("store"))
+        .current_dir("/");
+    let output = command.output().expect("it starts");
+    let outcome = Outcome::new("kiln without CAP_SYS_ADMIN".to_owned(), &output).ok();
+    outcome.says(&[
+        "user namespace with all own ids (root may not mount here: CAP_SYS_ADMIN is missing)",
+        "33:44\nfirst\nsecond\n",
+    ]);
+    let _ = std::fs::remove_dir_all(folder);
+}
+
 #[test]
 fn in_a_privileged_docker_container() {
     let Some(peers) = Peers::from_environment() else {
