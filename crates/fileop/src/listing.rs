@@ -338,6 +338,9 @@ mod tests {
         listing
     }
 
+    /// What is there now, and what is said of it.
+    type Case<'a> = (&'a [Entry], &'a [&'a str]);
+
     fn copy(src: &str) -> CopyAction {
         CopyAction {
             src: src.to_owned(),
@@ -361,7 +364,6 @@ mod tests {
             kind: Kind::Symlink(b"a".to_vec()),
             ..dir("src/b")
         };
-        type Case<'a> = (&'a [Entry], &'a [&'a str]);
         let cases: [Case<'_>; 6] = [
             (&before, &[]),
             (

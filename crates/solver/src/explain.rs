@@ -87,7 +87,7 @@ pub(crate) fn difference(now: &[Part], before: &[Part], inputs: &dyn Inputs) -> 
     let mut text = changes.first()?.clone();
     if more > 0 {
         let files = if more == 1 { "file" } else { "files" };
-        text.push_str(&format!(" (and {more} more {files})"));
+        text = format!("{text} (and {more} more {files})");
     }
     if uncounted > 0 {
         changes.push(format!("and {uncounted} more"));

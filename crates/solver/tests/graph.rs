@@ -517,13 +517,12 @@ fn a_failure_ends_what_runs_at_once() {
         let states = steps.iter().map(|step| (step.step.clone(), step.state));
         states.collect::<Vec<_>>()
     };
-    use StepState::{Canceled, Done, Failed, NotReached};
     let expected = [
-        ("base", Done),
-        ("kept", Done),
-        ("hangs", Canceled),
-        ("fails", Failed),
-        ("merge", NotReached),
+        ("base", StepState::Done),
+        ("kept", StepState::Done),
+        ("hangs", StepState::Canceled),
+        ("fails", StepState::Failed),
+        ("merge", StepState::NotReached),
     ];
     assert_eq!(
         states(&steps),

@@ -42,7 +42,7 @@ fn shown(kind: OpKind, inputs: usize, identity: Option<&str>) -> String {
             Ok(value) if !value.contains(|it: char| it.is_control()) => value.to_owned(),
             _ => format!("<{:02x} {:02x} ...>", value[0], value[1]),
         };
-        text.push_str(&format!("{name} = {value}\n"));
+        text.extend([name, " = ", &value, "\n"]);
     }
     text
 }

@@ -207,7 +207,7 @@ fn what_changed_is_what_is_said() {
         },
         Row {
             change: |at| {
-                fs::write(at.join(".dockerignore"), "**/*.log\n**/a.rs\n").expect("own file")
+                fs::write(at.join(".dockerignore"), "**/*.log\n**/a.rs\n").expect("own file");
             },
             args: &[],
             runs: &[COPY, RUN],
@@ -297,7 +297,7 @@ fn what_changed_is_what_is_said() {
                     at,
                     "COPY src src\n",
                     "COPY src source\nRUN ln -s source src\n",
-                )
+                );
             },
             args: &[],
             runs: &["COPY src", "RUN ln", RUN],
@@ -315,7 +315,7 @@ fn what_changed_is_what_is_said() {
                     at,
                     "RUN --mount=type=secret",
                     "USER 5\nRUN --mount=type=secret",
-                )
+                );
             },
             args: &[],
             runs: &[LAST],

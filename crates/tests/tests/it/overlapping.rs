@@ -83,6 +83,10 @@ fn independent_stages_run_at_once(setting: Setting) {
     together(&kiln, &[("abc", &context)], Duration::from_millis(4500));
 }
 
+const OVERLAPPING: &str = "FROM busybox AS common\nRUN sleep 3; cat /proc/sys/kernel/random/uuid > /id\n\
+    FROM common AS group\nCOPY group /\nRUN cat /proc/sys/kernel/random/uuid > /group-id\n\
+    FROM group\nCOPY own /\nRUN cat /own >> /all\nCMD cat /id /group-id /all\n";
+
 #[test]
 fn twenty_builds_share_what_they_have_in_common() {
     let Some(kiln) = Kiln::fresh(Setting::Root, &["busybox"]) else {
@@ -90,13 +94,8 @@ fn twenty_builds_share_what_they_have_in_common() {
     };
     let builds: Vec<(String, String)> = (0..20)
         .map(|number| {
-            let dockerfile = format!(
-                "FROM busybox AS common\nRUN sleep 3; cat /proc/sys/kernel/random/uuid > /id\n\
-                 FROM common AS group\nCOPY group /\nRUN cat /proc/sys/kernel/random/uuid > /group-id\n\
-                 FROM group\nCOPY own /\nRUN cat /own >> /all\nCMD cat /id /group-id /all\n"
-            );
             let files = [
-                ("Dockerfile", dockerfile.as_str()),
+                ("Dockerfile", OVERLAPPING),
                 ("group", &format!("{}\n", number % 4)),
                 ("own", &format!("{number}\n")),
             ];
