@@ -8,6 +8,7 @@ mod image;
 mod language;
 mod patterns;
 mod seeds;
+mod words;
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +24,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target {
         name: "dockerfile",
         run: language::dockerfile,
@@ -73,6 +74,11 @@ pub const TARGETS: [Target; 10] = [
         name: "index",
         run: image::index,
         seeds: seeds::indexes,
+    },
+    Target {
+        name: "words",
+        run: words::words,
+        seeds: words::seeds,
     },
 ];
 
