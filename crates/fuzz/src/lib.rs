@@ -2,7 +2,7 @@
 //!
 //! A target is a function that takes bytes and panics when something is wrong. `cargo test` runs each on its seeds, on
 //! what once went wrong (`regressions/TARGET/*`) and on seeds that are changed at random for some seconds;
-//! `cargo xtask soak` hands them to libFuzzer for as long as one likes.
+//! `cargo xtask soak fuzz` hands them to libFuzzer for as long as one likes.
 
 mod image;
 mod language;
