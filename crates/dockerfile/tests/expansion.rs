@@ -197,6 +197,23 @@ fn deep_nesting_is_an_error() {
     assert!(expand(&text).is_err());
 }
 
+/// Each level makes the value a hundred times as long.
+#[test]
+fn growth_without_measure_is_an_error() {
+    let variables: Variables = [("A", "a".repeat(100))].into_iter().collect();
+    let text = format!("{}b{}", "${A//a/".repeat(12), "}".repeat(12));
+    let error = Expander::new('\\').expand(&text, &variables).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .ends_with("substitutions give more than 1048576 bytes")
+    );
+    let error = Expander::new('\\')
+        .expand(&"$A".repeat(20_000), &variables)
+        .unwrap_err();
+    assert_eq!(error.kind, kiln_dockerfile::ExpandErrorKind::TooLong);
+}
+
 /// A pattern of this size would take a backtracking matcher longer than the universe has.
 #[test]
 fn patterns_do_not_backtrack() {

@@ -2,12 +2,13 @@
 //!
 //! A target is a function that takes bytes and panics when something is wrong. `cargo test` runs each on its seeds, on
 //! what once went wrong (`regressions/TARGET/*`) and on seeds that are changed at random for some seconds;
-//! `cargo xtask soak` hands them to libFuzzer for as long as one likes.
+//! `cargo xtask soak fuzz` hands them to libFuzzer for as long as one likes.
 
 mod image;
 mod language;
 mod patterns;
 mod seeds;
+mod words;
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +24,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target {
         name: "dockerfile",
         run: language::dockerfile,
@@ -73,6 +74,11 @@ pub const TARGETS: [Target; 10] = [
         name: "index",
         run: image::index,
         seeds: seeds::indexes,
+    },
+    Target {
+        name: "words",
+        run: words::words,
+        seeds: words::seeds,
     },
 ];
 

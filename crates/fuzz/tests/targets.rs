@@ -92,4 +92,4 @@ macro_rules! targets {
     };
 }
 
-targets! { dockerfile plan expand patterns reference tar layer manifest config index }
+targets! { dockerfile plan expand patterns reference tar layer manifest config index words }

@@ -23,7 +23,8 @@
 //!
 //! Sections: `Dockerfile`, `args` (one argument a line; `{dir}` is the context), `env` (`NAME=VALUE`), `fails` (texts that
 //! Kiln's message contains; it must fail), `docker differs` (why docker is not right here; the result then stands in the
-//! section `expected`, in the form of a golden file), `known bug` (what Kiln does wrong; the case must not pass).
+//! section `expected`, in the form of a golden file), `known bug` (what Kiln does wrong; the case must not pass), `needs
+//! root` (why a plain user cannot build it).
 
 use std::fmt::Write as _;
 use std::fs;
@@ -53,6 +54,8 @@ pub struct Case {
     pub expected: Option<String>,
     /// What Kiln does wrong: the case must not pass.
     pub known_bug: Option<String>,
+    /// A plain user cannot build it.
+    pub needs_root: bool,
     dockerfile: String,
     files: Vec<Entry>,
     path: PathBuf,
@@ -114,7 +117,11 @@ impl Case {
             let lines = || body.lines().map(str::to_owned).collect::<Vec<_>>();
             if !matches!(
                 header,
-                "=== fails" | "=== docker differs" | "=== expected" | "=== known bug"
+                "=== fails"
+                    | "=== docker differs"
+                    | "=== expected"
+                    | "=== known bug"
+                    | "=== needs root"
             ) {
                 case.built_from.update(header);
                 case.built_from.update(&body);
@@ -134,6 +141,7 @@ impl Case {
                     differs = true;
                 }
                 ("=== ", "known bug") => case.known_bug = Some(body.trim().to_owned()),
+                ("=== ", "needs root") => case.needs_root = true,
                 ("=== ", "expected") => case.expected = Some(body),
                 ("--- ", header) => {
                     let mut entry = Entry::parse(header)?;
@@ -184,14 +192,14 @@ impl Case {
         filled.chain([dir.to_string()]).collect()
     }
 
-    /// Makes the context in an empty folder.
-    pub fn write(&self, folder: &Path) -> Result<()> {
+    /// Makes the context in an empty folder. With an owner all files of it are given to that one.
+    pub fn write(&self, folder: &Path, owner: Option<(u32, u32)>) -> Result<()> {
         if !self.dockerfile.is_empty() {
             fs::write(folder.join("Dockerfile"), &self.dockerfile)?;
         }
         for entry in &self.files {
             entry
-                .write(folder)
+                .write(folder, owner.unwrap_or(entry.owner))
                 .with_context(|| format!("cannot make {}", entry.path))?;
         }
         // The modes of folders last: they may forbid what happens below.
@@ -263,7 +271,7 @@ impl Entry {
         Ok(bytes)
     }
 
-    fn write(&self, folder: &Path) -> Result<()> {
+    fn write(&self, folder: &Path, owner: (u32, u32)) -> Result<()> {
         let path = folder.join(&self.path);
         let parent = path.parent().context("a file is below the context")?;
         fs::create_dir_all(parent)?;
@@ -280,8 +288,8 @@ impl Entry {
         } else {
             fs::write(&path, self.bytes()?)?;
         }
-        if self.owner != (0, 0) {
-            let (uid, gid) = (Uid::from_raw(self.owner.0), Gid::from_raw(self.owner.1));
+        if owner != (0, 0) {
+            let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
             rustix::fs::chownat(
                 CWD,
                 &path,

@@ -16,11 +16,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use rustix::process::{getegid, geteuid};
 
 pub use case::Case;
 
 use crate::compare::{Peers, SavedImage};
-use crate::machine::{Kiln, Profile};
+use crate::machine::{Kiln, Profile, is_root};
 use crate::process::{output, run as run_command};
 use crate::{bases, say, test, workspace};
 
@@ -47,6 +48,8 @@ pub struct Builder<'a> {
     pub inside: PathBuf,
     /// The base image as it is saved.
     pub base: SavedImage,
+    /// To whom all files of contexts are given, instead of to those that the cases name.
+    pub owner: Option<(u32, u32)>,
 }
 
 impl std::fmt::Debug for Builder<'_> {
@@ -80,6 +83,7 @@ impl<'a> Builder<'a> {
             folder: folder.to_owned(),
             inside: inside.to_owned(),
             base: SavedImage::read(&archive)?,
+            owner: None,
         })
     }
 
@@ -91,7 +95,10 @@ impl<'a> Builder<'a> {
         let inside = self.inside.join(&name);
         fs::create_dir(&folder)?;
         fs::create_dir(folder.join("context"))?;
-        case.write(&folder.join("context"))?;
+        if let Some((uid, gid)) = self.owner {
+            std::os::unix::fs::chown(&folder, Some(uid), Some(gid))?;
+        }
+        case.write(&folder.join("context"), self.owner)?;
         let tag = format!("kiln-conformance:{name}");
         let mut arguments: Vec<OsString> = ["build", "--progress", "plain", "-t", &tag]
             .map(OsString::from)
@@ -213,7 +220,8 @@ fn each<'c>(cases: &'c [Case], work: impl Fn(usize, &'c Case) + Sync) {
 
 /// The command: counts by group and the names of what fails. Code 1 if something does.
 pub fn run(filter: &str) -> Result<ExitCode> {
-    let cases = Case::all(&folder(), filter)?;
+    let mut cases = Case::all(&folder(), filter)?;
+    cases.retain(|case| is_root() || !case.needs_root);
     let failed = check_with(&prepared(&Kiln::build(Profile::Dev)?)?, &cases)?;
     let mut groups: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for case in cases.iter().filter(|case| case.known_bug.is_none()) {
@@ -268,7 +276,11 @@ fn check_with<'c>(kiln: &Kiln, cases: &'c [Case]) -> Result<Vec<(&'c Case, anyho
         kiln.env_remove("KILN_HOST_CA");
         kiln
     };
-    let builder = Builder::new(&command, folder.path(), folder.path())?;
+    let mut builder = Builder::new(&command, folder.path(), folder.path())?;
+    if !is_root() {
+        let own = (geteuid().as_raw(), getegid().as_raw());
+        builder.owner = Some(own);
+    }
     Ok(check_all(&builder, cases))
 }
 

@@ -1,4 +1,4 @@
-//! The targets under libFuzzer; `KILN_FUZZ_TARGET` says which. `cargo xtask soak` builds and runs it.
+//! The targets under libFuzzer; `KILN_FUZZ_TARGET` says which. `cargo xtask soak fuzz` builds and runs it.
 #![no_main]
 
 use std::sync::LazyLock;

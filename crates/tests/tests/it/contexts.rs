@@ -70,6 +70,33 @@ fn archives(setting: Setting) {
     kiln.leaves_nothing();
 }
 
+/// Without -f the small spelling will do, where there is no other.
+#[test]
+fn a_dockerfile_in_small_letters() {
+    let Some(kiln) = Kiln::fresh(Setting::Root, &[]) else {
+        return;
+    };
+    let small = kiln.context(&[("dockerfile", "FROM scratch\nLABEL a=small\n")]);
+    let both = kiln.context(&[
+        ("dockerfile", "FROM scratch\nLABEL a=small\n"),
+        ("Dockerfile", "FROM scratch\nLABEL a=large\n"),
+    ]);
+    let built = |args: &[&str]| {
+        kiln.build(&[&["-t", "x"], args].concat()).ok();
+        kiln.save("x").config["config"]["Labels"]["a"].to_string()
+    };
+    assert_eq!(built(&[&small]), "\"small\"");
+    assert_eq!(built(&[&both]), "\"large\"");
+    let archive = Command::new("tar")
+        .args(["-cf", "-", "-C", &small, "."])
+        .output()
+        .expect("tar starts");
+    let server = Server::start(BTreeMap::from([("/c.tar".to_owned(), archive.stdout)]));
+    let address = format!("{}/c.tar", server.address());
+    assert_eq!(built(&[&address]), "\"small\"");
+    kiln.leaves_nothing();
+}
+
 fn repositories(setting: Setting) {
     let Some(kiln) = Kiln::fresh(setting, &[]) else {
         return;
