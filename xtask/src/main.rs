@@ -51,6 +51,9 @@ enum Command {
         /// How often; the table shows medians.
         #[arg(long, default_value_t = 5)]
         rounds: usize,
+        /// Leave one of them out: docker or buildah.
+        #[arg(long, value_name = "PEER")]
+        without: Vec<String>,
     },
     /// Tests that take long.
     #[command(subcommand)]
@@ -134,7 +137,11 @@ fn main() -> ExitCode {
         Command::Projects { names, rounds } => {
             projects::run(&names, rounds).map(|()| ExitCode::SUCCESS)
         }
-        Command::Bench { names, rounds } => bench::run(&names, rounds).map(|()| ExitCode::SUCCESS),
+        Command::Bench {
+            names,
+            rounds,
+            without,
+        } => bench::run(&names, rounds, &without).map(|()| ExitCode::SUCCESS),
         Command::Soak(Soak::Kills { count, seed }) => {
             soak::kills::run(count, seed).map(|()| ExitCode::SUCCESS)
         }

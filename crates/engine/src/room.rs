@@ -96,7 +96,12 @@ pub struct Filled {
 impl Filled {
     /// All of it: what `du` says of the store's folder.
     pub fn total(&self) -> u64 {
-        self.images + self.containers + self.cache + self.blobs + self.making + self.other
+        self.content() + self.other
+    }
+
+    /// What images, containers and the cache take: pruning frees some of it. The database's log comes and goes by itself.
+    pub fn content(&self) -> u64 {
+        self.images + self.containers + self.cache + self.blobs + self.making
     }
 }
 
@@ -265,7 +270,7 @@ impl Engine {
             self.store.give_up(&layers)?;
         }
         self.sweep()?;
-        collected.freed = before.total().saturating_sub(self.filled()?.total());
+        collected.freed = before.content().saturating_sub(self.filled()?.content());
         Ok(collected)
     }
 

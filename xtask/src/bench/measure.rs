@@ -15,6 +15,9 @@ use crate::process::line;
 /// Bytes in the unit in which the kernel counts what a disk wrote, whatever the disk's own.
 const SECTOR: u64 = 512;
 
+/// Between two runs.
+const SETTLE: Duration = Duration::from_secs(2);
+
 /// What a run took.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Taken {
@@ -55,6 +58,8 @@ impl Disk {
 /// what they wrote afterwards, outside the time that counts.
 pub(super) fn run(commands: Vec<Command>, disk: &Disk) -> Result<Taken> {
     rustix::fs::sync();
+    // Daemons clean up after they have answered; that is not to be on the bill of who comes next.
+    std::thread::sleep(SETTLE);
     let before = disk.written();
     let start = Instant::now();
     let mut running = Vec::new();

@@ -41,11 +41,11 @@ pub struct Bench {
 }
 
 /// The command: measures the named scenarios, all if none is named, and prints a table. Each side does each scenario
-/// once before its `rounds` count.
-pub fn run(names: &[String], rounds: usize) -> Result<()> {
+/// once before its `rounds` count. The peers named by `without` are left out.
+pub fn run(names: &[String], rounds: usize, without: &[String]) -> Result<()> {
     let scenarios = chosen(names)?;
     install(&TOOLS)?;
-    let bench = Bench::new()?;
+    let bench = Bench::new(without)?;
     let disk = Disk::of(&bench.room)?;
     let mut rows = Vec::new();
     for scenario in scenarios {
@@ -80,7 +80,7 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Scenario>> {
 
 impl Bench {
     /// Everybody with the images that the scenarios start from. Kiln's store is made anew.
-    fn new() -> Result<Self> {
+    fn new(without: &[String]) -> Result<Self> {
         let room = target_dir().join("bench");
         if room.exists() {
             std::fs::remove_dir_all(&room)?;
@@ -98,6 +98,9 @@ impl Bench {
                 output(kiln.command(["save", image, "-o"]).arg(file))?;
             }
             for side in [Side::Docker(peers.clone()), Side::Buildah(peers.clone())] {
+                if without.iter().any(|name| name == side.name()) {
+                    continue;
+                }
                 if !side.is_there() {
                     say(&format!("skipped: {} does not answer", side.name()));
                     continue;

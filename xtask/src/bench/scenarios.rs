@@ -208,7 +208,8 @@ fn changed(bench: &Bench) -> Result<Case> {
     let looked = tree.clone();
     Ok(build(&folder, "bench/changed", &[])
         .before(move |side, round| {
-            let text = format!("changed for {} in round {round}\n", side.name());
+            let (who, run) = (side.name(), std::process::id());
+            let text = format!("changed for {who} in round {round} of {run}\n");
             Ok(fs::write(tree.join(trees::file(12_345)), text)?)
         })
         .limit("one `statx` of each file", move || look(&looked)))

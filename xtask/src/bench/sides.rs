@@ -74,7 +74,7 @@ impl Side {
         options: &[&str],
     ) -> Command {
         let mut build = match self {
-            Self::Kiln(kiln) => kiln.command(["build", "--progress", "plain"]),
+            Self::Kiln(kiln) => bare(kiln, ["build", "--progress", "plain"]),
             Self::Docker(peers) => peers.command([
                 "docker",
                 "build",
@@ -97,7 +97,7 @@ impl Side {
         let file = folder.seen_by(self, file);
         match self {
             Self::Kiln(kiln) => with(
-                kiln.command(["save", "-o"]),
+                bare(kiln, ["save", "-o"]),
                 [file.as_os_str(), image.as_ref()],
             ),
             Self::Docker(peers) => with(
@@ -118,7 +118,7 @@ impl Side {
     /// Brings an image to the registry that its name begins with.
     pub(super) fn push(&self, image: &str) -> Command {
         match self {
-            Self::Kiln(kiln) => kiln.command(["push", image]),
+            Self::Kiln(kiln) => bare(kiln, ["push", image]),
             Self::Docker(peers) => peers.command(["docker", "push", image]),
             Self::Buildah(peers) => peers.command(["buildah", "push", "--tls-verify=false", image]),
         }
@@ -127,7 +127,7 @@ impl Side {
     /// Fetches an image. Kiln does it into the empty store `fresh`.
     pub(super) fn pull(&self, image: &str, fresh: &Path) -> Command {
         match self {
-            Self::Kiln(kiln) => kiln.with_store(fresh).command(["pull", image]),
+            Self::Kiln(kiln) => bare(&kiln.with_store(fresh), ["pull", image]),
             Self::Docker(peers) => peers.command(["docker", "pull", image]),
             Self::Buildah(peers) => peers.command(["buildah", "pull", "--tls-verify=false", image]),
         }
@@ -136,7 +136,7 @@ impl Side {
     /// Forgets an image; nothing happens where it is not known.
     pub(super) fn remove(&self, image: &str) {
         let mut remove = match self {
-            Self::Kiln(kiln) => kiln.command(["rmi", "-f", image]),
+            Self::Kiln(kiln) => bare(kiln, ["rmi", "-f", image]),
             Self::Docker(peers) => peers.command(["docker", "rmi", "-f", image]),
             Self::Buildah(peers) => peers.command(["buildah", "rmi", "-f", image]),
         };
@@ -147,7 +147,7 @@ impl Side {
     pub(super) fn run_true(&self) -> Command {
         const ARGS: [&str; 6] = ["run", "--rm", "--network", "host", "busybox", "true"];
         match self {
-            Self::Kiln(kiln) => kiln.command(ARGS),
+            Self::Kiln(kiln) => bare(kiln, ARGS),
             Self::Docker(peers) => with(peers.command(["docker"]), ARGS),
             Self::Buildah(peers) => with(peers.command(["podman"]), ARGS),
         }
@@ -157,7 +157,7 @@ impl Side {
     pub(super) fn load(&self, folder: &Folder, file: &str) -> Result<()> {
         let file = folder.seen_by(self, file);
         let mut load = match self {
-            Self::Kiln(kiln) => kiln.command(["load", "-q", "-i"]),
+            Self::Kiln(kiln) => bare(kiln, ["load", "-q", "-i"]),
             Self::Docker(peers) => peers.command(["docker", "load", "-q", "-i"]),
             Self::Buildah(peers) => peers.command(["podman", "load", "-q", "-i"]),
         };
@@ -176,7 +176,7 @@ impl Side {
     /// What the side calls itself, with its version.
     pub(super) fn version(&self) -> String {
         let mut version = match self {
-            Self::Kiln(kiln) => kiln.command(["--version"]),
+            Self::Kiln(kiln) => bare(kiln, ["--version"]),
             Self::Docker(peers) => peers.command(["docker", "--version"]),
             Self::Buildah(peers) => peers.command(["buildah", "--version"]),
         };
@@ -185,6 +185,13 @@ impl Side {
             |text| String::from_utf8_lossy(&text).trim().to_owned(),
         )
     }
+}
+
+/// `kiln` as the peers are: nothing is added to what steps see.
+fn bare<const N: usize>(kiln: &Kiln, args: [&str; N]) -> Command {
+    let mut command = kiln.command(args);
+    command.env_remove("KILN_HOST_CA");
+    command
 }
 
 fn with<S: AsRef<OsStr>>(mut command: Command, args: impl IntoIterator<Item = S>) -> Command {

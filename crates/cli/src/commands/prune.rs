@@ -169,10 +169,10 @@ pub(super) fn image(place: &Place, args: &ImagePruneArgs) -> Result<ExitCode> {
     if !sure(args.force, warning)? {
         return Ok(ExitCode::SUCCESS);
     }
-    let before = engine.filled()?.total();
+    let before = engine.filled()?.content();
     images(&engine, args.all, &filters)?;
     engine.sweep()?;
-    let freed = before.saturating_sub(engine.filled()?.total());
+    let freed = before.saturating_sub(engine.filled()?.content());
     say(&format!("Total reclaimed space: {}", size(freed)));
     Ok(ExitCode::SUCCESS)
 }
@@ -254,7 +254,7 @@ pub(super) fn system(place: &Place, args: &SystemPruneArgs) -> Result<ExitCode> 
     if !sure(args.force, &warning)? {
         return Ok(ExitCode::SUCCESS);
     }
-    let before = engine.filled()?.total();
+    let before = engine.filled()?.content();
     images(&engine, args.all, &filters)?;
     engine.sweep()?;
     // Labels are those of images.
@@ -274,7 +274,7 @@ pub(super) fn system(place: &Place, args: &SystemPruneArgs) -> Result<ExitCode> 
         }
         say("");
     }
-    let freed = before.saturating_sub(engine.filled()?.total());
+    let freed = before.saturating_sub(engine.filled()?.content());
     say(&format!("Total reclaimed space: {}", size(freed)));
     Ok(ExitCode::SUCCESS)
 }
