@@ -29,8 +29,8 @@ pub(crate) struct Logical {
 /// The directives at the top of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Directives {
-    /// `syntax`.
-    pub syntax: Option<String>,
+    /// `syntax`, and its line.
+    pub syntax: Option<(String, u32)>,
     /// `check`, and its line.
     pub check: Option<(String, u32)>,
     /// `escape`.
@@ -230,7 +230,10 @@ fn directive(line: &str, number: u32, directives: &mut Directives) -> Result<boo
     };
     let key = key.to_lowercase();
     let known = match key.as_str() {
-        "syntax" => directives.syntax.replace(value.to_owned()).is_some(),
+        "syntax" => directives
+            .syntax
+            .replace((value.to_owned(), number))
+            .is_some(),
         "check" => directives
             .check
             .replace((first_word(value).to_owned(), number))

@@ -27,5 +27,7 @@ pub use heredoc::Heredoc;
 pub use lint::{CheckSettings, Rule, Warning};
 pub use mount::{Mount, MountSharing, MountType};
 pub use own_checks::own_checks;
-pub use parse::{Complaint, Parsed, parse, parse_checked, parse_trigger};
+pub use parse::{
+    Complaint, Parsed, is_other_frontend, other_frontend, parse, parse_checked, parse_trigger,
+};
 pub use suggest::{did_you_mean, nearest};

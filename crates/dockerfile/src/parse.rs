@@ -104,6 +104,23 @@ pub fn parse_checked(source: &SourceText) -> Parsed {
     }
 }
 
+/// Whether an image with a frontend has another language in it than Dockerfiles are written in. Docker's own has many
+/// names, since registries mirror it: what they have in common is the last part.
+pub fn is_other_frontend(image: &str) -> bool {
+    let name = image.split('@').next().unwrap_or_default();
+    let last = name.rsplit('/').next().unwrap_or_default();
+    let last = last.split(':').next().unwrap_or_default();
+    !image.is_empty() && !matches!(last, "dockerfile" | "dockerfile-upstream")
+}
+
+/// The refusal of another frontend.
+pub fn other_frontend(image: &str) -> Complaint {
+    let message = format!("the frontend {image} cannot be used: Kiln reads Dockerfiles itself");
+    Complaint::new(message).hint(Some(
+        "leave the line out, or name docker/dockerfile:1".to_owned(),
+    ))
+}
+
 fn parse_lines(
     source: &SourceText,
     outcome: Result<(), lexer::LexError>,
@@ -126,6 +143,15 @@ fn parse_lines(
             about: complaint.about,
         })
     };
+    // Before all else: the rest may be in a language that is not known here.
+    if let Some((name, line)) = &lexed.directives.syntax
+        && is_other_frontend(name)
+    {
+        return Err(fail(
+            Some(Lines::one(*line)),
+            other_frontend(name).at(name.clone()),
+        ));
+    }
     outcome.map_err(|error| {
         let first = error.lines.map_or(0, |lines| lines.first as usize);
         let line = first.checked_sub(1);
@@ -137,7 +163,7 @@ fn parse_lines(
     let escape = lexed.directives.escape.unwrap_or('\\');
     let mut dockerfile = Dockerfile {
         escape,
-        syntax: lexed.directives.syntax.take(),
+        syntax: lexed.directives.syntax.take().map(|(name, _)| name),
         check: lexed.directives.check.take(),
         global_args: Vec::new(),
         stages: Vec::new(),

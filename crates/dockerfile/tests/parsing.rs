@@ -81,11 +81,12 @@ fn lines() {
 
 #[test]
 fn directives() {
-    let parsed =
-        read("\u{feff}# syntax = a/b:1 \n#escape=`\n# check=skip=all\nFROM x\nRUN a `\n b\\\n");
+    let parsed = read(
+        "\u{feff}# syntax = a/dockerfile:1 \n#escape=`\n# check=skip=all\nFROM x\nRUN a `\n b\\\n",
+    );
     assert_eq!(
         (parsed.syntax.as_deref(), parsed.escape),
-        (Some("a/b:1"), '`')
+        (Some("a/dockerfile:1"), '`')
     );
     assert_eq!(parsed.check, Some(("skip=all".to_owned(), 3)));
     assert_eq!(parsed.stages[0].instructions[0].original, "RUN a  b\\");
@@ -95,6 +96,26 @@ fn directives() {
             read(&format!("{start}# escape=`\nFROM x\n")).escape,
             '\\',
             "{start:?}"
+        );
+    }
+    for image in [
+        "docker/dockerfile",
+        "docker/dockerfile:1.7-labs",
+        "registry.corp:5000/mirror/docker/dockerfile-upstream:master@sha256:00",
+        "",
+    ] {
+        read(&format!("# syntax={image}\nFROM x\n"));
+    }
+    for image in [
+        "acme/builder",
+        "dockerfile.io/acme:1",
+        "docker/dockerfile/x",
+    ] {
+        assert_eq!(
+            error(&format!("# syntax={image}\n{{}}")),
+            format!(
+                "dockerfile parse error on line 1: the frontend {image} cannot be used: Kiln reads Dockerfiles itself"
+            )
         );
     }
     assert_eq!(

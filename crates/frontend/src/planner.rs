@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use kiln_dockerfile::{
-    Diagnostic, Dockerfile, Kind, Lines, SourceText, Warning, own_checks, parse_checked,
+    Diagnostic, Dockerfile, Kind, Lines, SourceText, Warning, is_other_frontend, other_frontend,
+    own_checks, parse_checked,
 };
 use kiln_graph::{Edge, Graph, Op, OpId, OpKind};
 
@@ -42,6 +43,18 @@ pub(crate) fn run(
     purpose: Purpose,
     warnings: &mut Vec<Warning>,
 ) -> Result<Done, Box<Diagnostic>> {
+    if let Some(image) = options.build_args.get("BUILDKIT_SYNTAX")
+        && is_other_frontend(image)
+    {
+        let refusal = other_frontend(image);
+        return Err(Box::new(Diagnostic {
+            file: source.name.clone(),
+            lines: None,
+            message: format!("build argument BUILDKIT_SYNTAX: {}", refusal.message),
+            hint: refusal.hint,
+            about: None,
+        }));
+    }
     let parsed = parse_checked(source);
     let check_arg = options
         .build_args

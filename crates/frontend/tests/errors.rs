@@ -397,3 +397,16 @@ proptest! {
         let _ = plan(&SourceText::new("Dockerfile", text), &options(), &Facts::default());
     }
 }
+
+#[test]
+fn another_frontend_by_argument() {
+    let mut options = options();
+    let name = "BUILDKIT_SYNTAX".to_owned();
+    options.build_args.insert(name, "acme/builder".to_owned());
+    let source = kiln_dockerfile::SourceText::new("Dockerfile", "FROM scratch\n");
+    let refused = kiln_frontend::plan(&source, &options, &kiln_frontend::Facts::default());
+    assert_eq!(
+        refused.unwrap_err().message,
+        "build argument BUILDKIT_SYNTAX: the frontend acme/builder cannot be used: Kiln reads Dockerfiles itself"
+    );
+}

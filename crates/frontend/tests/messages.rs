@@ -20,6 +20,7 @@ fn messages() {
         "# escape=`\n# escape=`\nFROM busybox\n",
         "FROM busybox\nRUN <<EOF\necho\n",
         "# check=skp=all\nFROM busybox\n",
+        "# syntax=acme/image-builder:1.2\n{\"steps\": []}\n",
         // FROM
         "FROM\n",
         "FROM busybox s build\n",
