@@ -265,7 +265,8 @@ fn nothing_is_handed_down(setting: Setting) {
     let Some(kiln) = Kiln::shared(setting, &["busybox"]) else {
         return;
     };
-    let dockerfile = "FROM busybox\nRUN [\"env\"]\nRUN ls /proc/$$/fd | tr '\\n' ' ' | sed 's/^/open: /'; echo .; \
+    // Nothing that forks comes before the shell has looked at itself: it holds pipes while it starts their ends.
+    let dockerfile = "FROM busybox\nRUN [\"env\"]\nRUN for fd in /proc/$$/fd/*; do [ -e $fd ] && echo open: ${fd##*/}; done; \
                       readlink /proc/self/fd/0; wc -c < /proc/self/fd/0; cat /proc/1/environ | tr '\\0' '\\n'; umask\n";
     let context = kiln.context(&[("Dockerfile", dockerfile)]);
     let args = ["build", "--progress", "plain", "--no-cache", &context];
@@ -278,7 +279,12 @@ fn nothing_is_handed_down(setting: Setting) {
         .output()
         .expect("kiln starts");
     let build = kiln_tests::Outcome::new("build with an open file".to_owned(), &output).ok();
-    let build = build.says(&["open: 0 1 2 .", "/dev/null", "0022"]);
+    let build = build.says(&["/dev/null", "0022"]);
+    let open = build.stderr.lines().filter_map(|line| {
+        let (_, number) = line.split_once(" open: ")?;
+        number.parse::<u32>().ok()
+    });
+    assert_eq!(open.collect::<Vec<_>>(), [0, 1, 2], "{build}");
     let build = build.silent_about(&[SECRET, "OF_THE_HOST", "KILN_ROOT"]);
     let lines = build
         .stderr
