@@ -12,7 +12,7 @@ use kiln_source::{PatternMatcher, StatCache, Wanted};
 use kiln_store::{Lease, StoreError};
 
 use crate::build::BuildRequest;
-use crate::git_access::{git_access, secret};
+use crate::git_access::{git_access, git_source, secret};
 use crate::images::Images;
 use crate::inputs::Inputs;
 use crate::room::Guard;
@@ -178,16 +178,14 @@ impl Providers for Bringing<'_> {
                     file.tree
                 }
             }
-            SourceOp::Git {
-                url, keep_git_dir, ..
-            } => {
+            other => {
+                let (url, how, _) = git_source(other).ok_or_else(not_remote)?;
                 watch.transferred(0, 0);
                 let (address, access) = self.git(url)?;
                 remote
-                    .checkout(&address, &access, identity, *keep_git_dir, &watching)
+                    .checkout(&address, &access, identity, how, &watching)
                     .map_err(failed)?
             }
-            _ => return Err(not_remote()),
         };
         context(&tree, Remote::beside(&tree), None).map_err(|message| SourceError {
             message,

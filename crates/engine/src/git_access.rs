@@ -2,9 +2,30 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use kiln_remote::{GitAccess, GitAddress};
+use kiln_graph::SourceOp;
+use kiln_remote::{Checkout, GitAccess, GitAddress};
 
 use crate::build::{BuildRequest, Secret};
+
+/// Address, what its checkout holds, and the commit that is expected, if the source is a git repository.
+pub(crate) fn git_source(source: &SourceOp) -> Option<(&str, Checkout, Option<&str>)> {
+    let SourceOp::Git {
+        url,
+        keep_git_dir,
+        skip_submodules,
+        checkout_times,
+        checksum,
+    } = source
+    else {
+        return None;
+    };
+    let how = Checkout {
+        keep_git_dir: *keep_git_dir,
+        skip_submodules: *skip_submodules,
+        checkout_times: *checkout_times,
+    };
+    Some((url, how, checksum.as_deref()))
+}
 
 /// The value of a secret; `None` if there is none of that id.
 pub(crate) fn secret(request: &BuildRequest, id: &str) -> Result<Option<Vec<u8>>, String> {

@@ -16,7 +16,7 @@ use kiln_remote::{GitAddress, RemoteError};
 use kiln_solver::SolveError;
 
 use crate::build::{BuildRequest, Dockerfile, DockerfileFrom, MainContext};
-use crate::git_access::git_access;
+use crate::git_access::{git_access, git_source};
 use crate::rows::{Row, Rows};
 use crate::{BuildError, CancelFlag, Engine};
 
@@ -271,23 +271,16 @@ impl Engine {
         request: &BuildRequest,
         watching: &Watching<'_>,
     ) -> Result<Found, BuildError> {
-        let (url, checksum) = match kiln_frontend::git_context(text) {
-            Some(parsed) => parsed.map_err(BuildError::new)?,
-            None => (text.to_owned(), None),
+        let source = kiln_frontend::git_context(text, &request.options).map_err(BuildError::new)?;
+        let Some((url, how, checksum)) = git_source(&source) else {
+            return Err(BuildError::new(format!("{text} is no git repository")));
         };
-        let keep = request
-            .options
-            .build_args
-            .get("BUILDKIT_CONTEXT_KEEP_GIT_DIR");
-        let keep = keep.is_some_and(|value| matches!(value.as_str(), "1" | "true"));
-        let address = GitAddress::parse(&url);
+        let address = GitAddress::parse(url);
         let access = git_access(request, &address).map_err(BuildError::new)?;
-        let commit = self
-            .remote
-            .commit(&address, &access, checksum.as_deref(), watching)?;
+        let commit = self.remote.commit(&address, &access, checksum, watching)?;
         let tree = self
             .remote
-            .checkout(&address, &access, &commit, keep, watching)?;
+            .checkout(&address, &access, &commit, how, watching)?;
         Ok(Found::Folder(tree))
     }
 }

@@ -243,20 +243,16 @@ impl Stage<'_, '_> {
             }
             (flag, query) => query.or(flag).unwrap_or(false),
         };
-        let checksum = match (&copy.checksum, source.checksum) {
-            (Some(flag), Some(query)) if *flag != query => {
+        let checksum = match (&copy.checksum, &source.checksum) {
+            (Some(flag), Some(query)) if flag != query => {
                 return Err(Wrong::new(format!(
                     "checksum mismatch {flag:?} != {query:?}"
                 )));
             }
-            (flag, query) => query.or_else(|| flag.clone()),
+            (flag, query) => query.as_ref().or(flag.as_ref()).cloned(),
         };
         let title = source.url.clone();
-        let source = SourceOp::Git {
-            url: source.url,
-            keep_git_dir: keep,
-            checksum,
-        };
+        let source = GitSource { checksum, ..source }.op(keep);
         let edge = self.source_edge(source, &title, place);
         let action = CopyAction {
             src: "/".to_owned(),

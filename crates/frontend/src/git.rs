@@ -1,4 +1,8 @@
-//! Addresses of git repositories among the sources of ADD.
+//! Addresses of git repositories: contexts, and sources of ADD.
+
+use std::collections::BTreeMap;
+
+use kiln_graph::SourceOp;
 
 /// A git source.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -7,8 +11,41 @@ pub(crate) struct GitSource {
     pub url: String,
     /// `keep-git-dir` of the query.
     pub keep_git_dir: Option<bool>,
+    /// `submodules=false` of the query.
+    pub skip_submodules: bool,
+    /// `mtime=checkout` of the query.
+    pub checkout_times: bool,
     /// `checksum` or `commit` of the query.
     pub checksum: Option<String>,
+}
+
+impl GitSource {
+    /// The source to bring, with `.git` or without it where the query does not say.
+    pub(crate) fn op(self, keep_git_dir: bool) -> SourceOp {
+        SourceOp::Git {
+            url: self.url,
+            keep_git_dir: self.keep_git_dir.unwrap_or(keep_git_dir),
+            skip_submodules: self.skip_submodules,
+            checkout_times: self.checkout_times,
+            checksum: self.checksum,
+        }
+    }
+}
+
+/// A context that is a git repository.
+pub(crate) fn context(
+    text: &str,
+    build_args: &BTreeMap<String, String>,
+) -> Result<SourceOp, String> {
+    let keep = build_args.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR");
+    let keep_git_dir = keep.is_some_and(|value| matches!(value.as_str(), "1" | "true"));
+    let source = parse(text).unwrap_or_else(|| {
+        Ok(GitSource {
+            url: text.to_owned(),
+            ..GitSource::default()
+        })
+    })?;
+    Ok(source.op(keep_git_dir))
 }
 
 /// Reads a source as the address of a git repository. `None` if it is none, an error if it is one that makes no sense.
@@ -72,15 +109,18 @@ fn with_query(remote: &str, query: &str, fragment: &str) -> Result<GitSource, St
                 source.checksum = Some(checksum).filter(|checksum| !checksum.is_empty());
             }
             "keep-git-dir" => source.keep_git_dir = Some(boolean()?),
-            "submodules" if boolean()? => {}
-            "submodules" => return Err(format!("submodules=false is not supported in {remote}")),
+            "submodules" => source.skip_submodules = !boolean()?,
             "fetch-by-commit" => drop(boolean()?),
-            // Files of a checkout always have the time of the commit.
-            "mtime" if value == "commit" => {}
             "mtime" => {
-                return Err(format!(
-                    "mtime={value} is not supported in {remote}, only mtime=commit"
-                ));
+                source.checkout_times = match value.as_str() {
+                    "checkout" => true,
+                    "commit" => false,
+                    other => {
+                        return Err(format!(
+                            "invalid value {other:?} for mtime in {remote}, expected checkout or commit"
+                        ));
+                    }
+                }
             }
             other => return Err(format!("unexpected query {other:?} in {remote}")),
         }

@@ -20,7 +20,7 @@ mod titles;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use kiln_graph::{Edge, Graph, Network, Place};
+use kiln_graph::{Edge, Graph, Network, Place, SourceOp};
 use kiln_image::{Digest, ImageConfig, Platform};
 
 use planner::{Done, Purpose};
@@ -185,14 +185,17 @@ pub struct Plan {
     pub source_date_epoch: Option<i64>,
 }
 
-/// Reads the address of a git repository as ADD and contexts take it, with a query or a fragment; gives remote and
-/// fragment, and the commit that it must be. `None` if it is none.
+/// Whether the text has the form of a git repository's address, with a query or a fragment.
+pub fn is_git_address(text: &str) -> bool {
+    git::parse(text).is_some()
+}
+
+/// The source that the main context is, when it is the git repository at this address, which may have a query.
 ///
 /// # Errors
-/// When it contradicts itself or asks for what there is not.
-pub fn git_context(text: &str) -> Option<Result<(String, Option<String>), String>> {
-    let parsed = git::parse(text)?;
-    Some(parsed.map(|source| (source.url, source.checksum)))
+/// When the address contradicts itself or asks for what there is not.
+pub fn git_context(text: &str, options: &Options) -> Result<SourceOp, String> {
+    git::context(text, &options.build_args)
 }
 
 /// Plans the build of the Dockerfile in `source`.

@@ -8,7 +8,7 @@ use kiln_image::{ImageConfig, Platform, Reference};
 use kiln_source::PatternMatcher;
 
 use crate::build::Wrong;
-use crate::git::{self, GitSource, percent_decoded};
+use crate::git::{self, percent_decoded};
 use crate::stages::{NodeId, Nodes, Origin};
 use crate::{Context, Facts, ImageFact, Need, Options};
 
@@ -224,20 +224,7 @@ impl Bases<'_> {
                 })
             }
             Context::Git(url) => {
-                let keep = self.options.build_args.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR");
-                let keep_git_dir = keep.is_some_and(|value| matches!(value.as_str(), "1" | "true"));
-                let source = match git::parse(url) {
-                    Some(source) => source.map_err(Missing::Wrong)?,
-                    None => GitSource {
-                        url: url.clone(),
-                        ..GitSource::default()
-                    },
-                };
-                Some(SourceOp::Git {
-                    url: source.url,
-                    keep_git_dir: source.keep_git_dir.unwrap_or(keep_git_dir),
-                    checksum: source.checksum,
-                })
+                Some(git::context(url, &self.options.build_args).map_err(Missing::Wrong)?)
             }
             Context::Http(url) => {
                 let filename = file_name(url);

@@ -1,7 +1,8 @@
 //! Small texts: platforms, addresses of repositories, recorded owners, mounts, settings of the checks.
 
 use kiln_dockerfile::{CheckSettings, Mount};
-use kiln_frontend::git_context;
+use kiln_frontend::{Options, git_context};
+use kiln_graph::SourceOp;
 use kiln_image::{OwnerRecord, Platform};
 
 /// What was read and printed is read as the same; nothing panics.
@@ -17,9 +18,13 @@ pub(crate) fn words(data: &[u8]) {
         assert_eq!(normal.clone().normalised(), normal);
         assert!(normal.runs().contains(&normal));
     }
-    if let Some(Ok((url, _))) = git_context(&text) {
-        let again = git_context(&url).map(|parsed| parsed.map(|(url, _)| url));
-        assert_eq!(again, Some(Ok(url)));
+    let options = Options::new(Platform::new("linux", "amd64", ""));
+    let address = |text: &str| match git_context(text, &options) {
+        Ok(SourceOp::Git { url, .. }) => Some(url),
+        _ => None,
+    };
+    if let Some(url) = address(&text) {
+        assert_eq!(address(&url), Some(url));
     }
     // Errors are fine.
     let _ = Mount::parse(&text, &mut |value| Ok(value.to_owned()));

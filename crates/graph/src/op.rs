@@ -138,6 +138,10 @@ pub enum SourceOp {
         url: String,
         /// Keep the `.git` folder.
         keep_git_dir: bool,
+        /// Leave submodules out.
+        skip_submodules: bool,
+        /// Files have the time of the checkout instead of the commit's.
+        checkout_times: bool,
         /// Expected commit (a prefix), when given.
         checksum: Option<String>,
     },

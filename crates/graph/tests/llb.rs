@@ -188,6 +188,8 @@ fn full() -> (Graph, Edge) {
     let git = |url: &str, checksum: Option<&str>| SourceOp::Git {
         url: url.to_owned(),
         keep_git_dir: checksum.is_some(),
+        skip_submodules: checksum == Some(""),
+        checkout_times: checksum == Some("abc"),
         checksum: checksum.map(str::to_owned),
     };
     let http = |mode: Option<u16>, owner| SourceOp::Http {

@@ -107,6 +107,17 @@ pub struct GitAccess {
     pub ssh_agent: Option<PathBuf>,
 }
 
+/// What a checkout of a commit holds.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Checkout {
+    /// `.git`, too.
+    pub keep_git_dir: bool,
+    /// The repository alone, without its submodules.
+    pub skip_submodules: bool,
+    /// The time of the checkout as the files' times, instead of the commit's.
+    pub checkout_times: bool,
+}
+
 /// What an address leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Commit {
@@ -193,7 +204,7 @@ pub(crate) fn checkout(
     address: &GitAddress,
     access: &GitAccess,
     commit: &str,
-    keep_git_dir: bool,
+    how: Checkout,
     observer: &dyn Observer,
 ) -> Result<PathBuf, RemoteError> {
     let entry = entry_name(
@@ -202,7 +213,9 @@ pub(crate) fn checkout(
             ("remote", address.remote.as_bytes()),
             ("commit", commit.as_bytes()),
             ("folder", address.folder.as_bytes()),
-            ("keep", &[u8::from(keep_git_dir)]),
+            ("keep", &[u8::from(how.keep_git_dir)]),
+            ("alone", &[u8::from(how.skip_submodules)]),
+            ("now", &[u8::from(how.checkout_times)]),
         ],
     );
     if let Some(tree) = remote.find(&entry) {
@@ -217,30 +230,34 @@ pub(crate) fn checkout(
     };
     clone.fetch(address, commit)?;
     clone.run(&["checkout", "-q", "--detach", commit])?;
-    if work.path.join(".gitmodules").exists() {
+    if !how.skip_submodules && work.path.join(".gitmodules").exists() {
         let update = ["submodule", "update", "-q", "--init", "--recursive"];
         if clone.run(&[&update[..], &["--depth=1"]].concat()).is_err() {
             clone.run(&update)?;
         }
     }
-    let time = clone.run(&["show", "-s", "--format=%ct", commit])?;
-    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(time.trim().parse().unwrap_or(0));
+    let time = if how.checkout_times {
+        SystemTime::now()
+    } else {
+        let time = clone.run(&["show", "-s", "--format=%ct", commit])?;
+        SystemTime::UNIX_EPOCH + Duration::from_secs(time.trim().parse().unwrap_or(0))
+    };
     let wanted = below(&work.path, &address.folder).ok_or_else(|| RemoteError::NoFolder {
         url: address.shown(),
         folder: address.folder.clone(),
         commit: commit.to_owned(),
     })?;
-    let tidied = if keep_git_dir {
+    let tidied = if how.keep_git_dir {
         forget_fetch(&work.path)
     } else {
         Ok(())
     };
     tidied
-        .and_then(|()| tidy(&wanted, keep_git_dir, time))
+        .and_then(|()| tidy(&wanted, how.keep_git_dir, time))
         .map_err(RemoteError::keep(&wanted))?;
     remote.make(&entry, |tree| {
         let moved = (|| {
-            if keep_git_dir && wanted != work.path {
+            if how.keep_git_dir && wanted != work.path {
                 fs::rename(work.path.join(".git"), tree.join(".git"))?;
             }
             for entry in fs::read_dir(&wanted)? {
@@ -345,7 +362,7 @@ fn forget_fetch(root: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives everything the modes that git knows, whatever the umask was, and the time of the commit; takes `.git` away.
+/// Gives everything the modes that git knows, whatever the umask was, and one time; takes `.git` away.
 fn tidy(folder: &Path, keep_git_dir: bool, time: SystemTime) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -378,7 +395,7 @@ fn tidy(folder: &Path, keep_git_dir: bool, time: SystemTime) -> io::Result<()> {
                 .unwrap_or_default();
             let time = rustix::fs::Timespec {
                 tv_sec: time.as_secs() as i64,
-                tv_nsec: 0,
+                tv_nsec: time.subsec_nanos().into(),
             };
             let times = rustix::fs::Timestamps {
                 last_access: time,

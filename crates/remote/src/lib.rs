@@ -20,7 +20,7 @@ use kiln_image::{Digest, KeyHasher};
 use kiln_registry::{Client, Observer};
 
 pub use error::RemoteError;
-pub use git::{GitAccess, GitAddress};
+pub use git::{Checkout, GitAccess, GitAddress};
 pub use http::HttpFile;
 pub use program::GitProgram;
 
@@ -78,7 +78,7 @@ impl Remote {
         git::resolve(&self.git, address, access, checksum, observer)
     }
 
-    /// The folder with the files of a commit: of the address's folder in it, with submodules, with `.git` if asked.
+    /// The folder with the files of a commit: of the address's folder in it.
     ///
     /// # Errors
     /// When it cannot be had.
@@ -87,10 +87,10 @@ impl Remote {
         address: &GitAddress,
         access: &GitAccess,
         commit: &str,
-        keep_git_dir: bool,
+        how: Checkout,
         observer: &dyn Observer,
     ) -> Result<PathBuf, RemoteError> {
-        git::checkout(self, address, access, commit, keep_git_dir, observer)
+        git::checkout(self, address, access, commit, how, observer)
     }
 
     /// Keeps what can be read from `from`, as the file `name` in a folder of its own.

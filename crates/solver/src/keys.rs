@@ -115,7 +115,11 @@ fn source_parts(source: &SourceOp, op: &Op, identity: Option<&str>) -> Option<Pa
         }
         SourceOp::Local { .. } => return None,
         SourceOp::Git {
-            url, keep_git_dir, ..
+            url,
+            keep_git_dir,
+            skip_submodules,
+            checkout_times,
+            checksum: _,
         } => {
             let (remote, fragment) = url.split_once('#').unwrap_or((url, ""));
             let folder = fragment.split_once(':').map_or("", |(_, folder)| folder);
@@ -123,6 +127,12 @@ fn source_parts(source: &SourceOp, op: &Op, identity: Option<&str>) -> Option<Pa
             if *keep_git_dir {
                 // It names the remote.
                 parts.add("keep .git", remote);
+            }
+            if *skip_submodules {
+                parts.add("submodules", "none");
+            }
+            if *checkout_times {
+                parts.add("times", "checkout");
             }
         }
         SourceOp::Http {

@@ -203,7 +203,7 @@ fn git_address(context: &str) -> Option<String> {
         Some(path) => format!("https://github.com/{}", with_git_suffix(path)),
         None => context.to_owned(),
     };
-    kiln_frontend::git_context(&address).map(|_| address)
+    kiln_frontend::is_git_address(&address).then_some(address)
 }
 
 fn with_git_suffix(path: &str) -> String {

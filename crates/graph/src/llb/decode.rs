@@ -246,13 +246,18 @@ impl At {
                 let remote = attrs
                     .remove("git.fullurl")
                     .unwrap_or_else(|| format!("https://{path}"));
+                let mut boolean = |name: &'static str| match attrs.remove(name) {
+                    None => Ok(false),
+                    Some(value) => value.parse().map_err(|_| self.value(name, &value)),
+                };
                 SourceOp::Git {
                     url: remote + fragment,
-                    keep_git_dir: match attrs.remove("git.keepgitdir") {
-                        None => false,
-                        Some(keep) => keep
-                            .parse()
-                            .map_err(|_| self.value("git.keepgitdir", &keep))?,
+                    keep_git_dir: boolean("git.keepgitdir")?,
+                    skip_submodules: boolean("git.skipsubmodules")?,
+                    checkout_times: match attrs.remove("git.mtime").as_deref() {
+                        None | Some("checkout") => true,
+                        Some("commit") => false,
+                        Some(other) => return Err(self.value("git.mtime", &other)),
                     },
                     checksum: attrs.remove("git.checksum"),
                 }

@@ -161,6 +161,8 @@ fn source(op: &SourceOp) -> pb::SourceOp {
         SourceOp::Git {
             url,
             keep_git_dir,
+            skip_submodules,
+            checkout_times,
             checksum,
         } => {
             let remote = url.split('#').next().unwrap_or_default();
@@ -168,6 +170,15 @@ fn source(op: &SourceOp) -> pb::SourceOp {
             if *keep_git_dir {
                 set("git.keepgitdir", true.to_string());
             }
+            if *skip_submodules {
+                set("git.skipsubmodules", true.to_string());
+            }
+            let times = if *checkout_times {
+                "checkout"
+            } else {
+                "commit"
+            };
+            set("git.mtime", times.to_owned());
             if let Some(checksum) = checksum {
                 set("git.checksum", checksum.clone());
             }

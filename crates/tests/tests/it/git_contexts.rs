@@ -8,6 +8,7 @@ use std::process::Command;
 
 use kiln_tests::server::Server;
 use kiln_tests::{Kiln, Setting};
+use xtask::compare::Kind;
 
 use crate::sources::repository;
 
@@ -74,6 +75,13 @@ fn submodules_come_with_the_repository() {
     let saved = kiln.save("outer");
     assert!(saved.files.get(b"c/sub/deep/file").is_some());
     assert!(saved.files.get(b"c/sub/.git").is_none());
+
+    let alone = format!("{address}/outer.git?ref=main&submodules=false");
+    kiln.build(&["-t", "alone", &alone]).ok();
+    let saved = kiln.save("alone");
+    let folder = saved.files.get(b"c/sub").map(|entry| &entry.kind);
+    assert_eq!(folder, Some(&Kind::Dir));
+    assert!(saved.files.get(b"c/sub/deep").is_none());
     kiln.leaves_nothing();
 }
 

@@ -31,7 +31,9 @@ fn times_of_sources_are_kept(setting: Setting) {
             &format!(
                 "FROM busybox\nCOPY f /new/f\nCOPY d /d\nADD {address}/from-web /\n\
                  ADD {address}/repo.git?mtime=commit /git\n\
+                 ADD {address}/repo.git?mtime=checkout /now\n\
                  RUN stat -c '%n=%Y' /new/f /d /d/g /from-web /git/in-git; \
+                 test $(($(date +%s) - $(stat -c %Y /now/in-git))) -lt 60 && \
                  test $(stat -c %Y /new) -gt 1500000000\n"
             ),
         ),
@@ -46,11 +48,11 @@ fn times_of_sources_are_kept(setting: Setting) {
     ]);
     let refused = kiln.context(&[(
         "Dockerfile",
-        &format!("FROM scratch\nADD {address}/repo.git?mtime=checkout /\n"),
+        &format!("FROM scratch\nADD {address}/repo.git?mtime=tomorrow /\n"),
     )]);
     kiln.build(&[&refused])
         .failed()
-        .says(&["mtime=checkout is not supported"]);
+        .says(&["\"tomorrow\" for mtime", "expected checkout or commit"]);
     kiln.leaves_nothing();
 }
 
