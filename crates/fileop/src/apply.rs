@@ -1,5 +1,7 @@
 //! Executing a file operation.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use kiln_graph::{CopyAction, FileAction, FileActionKind, FileInput, FileOp, Owner};
@@ -21,6 +23,9 @@ pub struct Applied {
     /// Files of a local context that were not what their index says when they were copied. The layers are true; a
     /// key that was made from the index is not the key of these layers.
     pub changed: Vec<LayerPath>,
+    /// Names of owners that the image does not know, as sentences: what they should have owned is root's, or their
+    /// user's group's.
+    pub unknown: Vec<String>,
 }
 
 /// Executes a file operation: writes `fs/` and `index` of a layer into each of `layer_dirs`, one for each output. `now`
@@ -42,10 +47,12 @@ pub fn apply(
         empty: &empty,
         ids,
         now,
+        unknown: RefCell::default(),
     };
     let mut applied = Applied {
         layers: Vec::new(),
         changed: Vec::new(),
+        unknown: Vec::new(),
     };
     for (output, layer_dir) in (0u32..).zip(layer_dirs) {
         let last = op
@@ -60,6 +67,7 @@ pub fn apply(
     }
     applied.changed.sort_unstable();
     applied.changed.dedup();
+    applied.unknown.extend(run.unknown.into_inner());
     Ok(applied)
 }
 
@@ -69,6 +77,7 @@ struct Run<'a> {
     empty: &'a MergedView,
     ids: Ids,
     now: (i64, u32),
+    unknown: RefCell<BTreeSet<String>>,
 }
 
 /// What an action of the same operation left, for another one to read.
@@ -261,7 +270,7 @@ impl<'a> Run<'a> {
 
     /// Looks up names in the files of the tree that they refer to; the tree that is being built counts as it is now.
     fn owner(&self, builder: &mut Builder<'_>, owner: &Owner) -> Result<(u32, u32), FileOpError> {
-        owner::look_up(owner, |input, file| match input {
+        let read = |input, file: &str| match input {
             FileInput::Action(_) => builder.read(file),
             input => {
                 let tree = self.input(input)?;
@@ -276,6 +285,9 @@ impl<'a> Run<'a> {
                     .map_err(|source| FileOpError::Read { path, source })?;
                 Ok(Some(content))
             }
+        };
+        owner::look_up(owner, read, |name| {
+            self.unknown.borrow_mut().insert(name);
         })
     }
 }

@@ -71,15 +71,13 @@ pub enum FileOpError {
         /// As it was given.
         mode: String,
     },
-    /// A user or group has no entry in the tree's files.
-    #[error("cannot find {what} {name:?}: {why}")]
+    /// A user or group by name, where there is no image.
+    #[error("cannot find {what} {name:?}: there is no image to look it up in")]
     Owner {
         /// `user` or `group`.
         what: &'static str,
         /// The name.
         name: String,
-        /// Which file does not have it, or is missing.
-        why: String,
     },
     /// An archive cannot be unpacked.
     #[error("cannot unpack {path}: {source}")]

@@ -145,6 +145,11 @@ impl Solver<'_> {
                 format!("{path} changed while it was copied; the step is not kept in the cache");
             self.sink.emit(Event::Warning { text });
         }
+        for name in &made.unknown {
+            let step = &task.op.place.step;
+            let text = format!("{step}: {name}; root stands for it, as under docker");
+            self.sink.emit(Event::Warning { text });
+        }
         let mut trees = Vec::with_capacity(bases.len());
         for (base, layer) in bases.iter().zip(&made.layers) {
             let base = base

@@ -329,6 +329,8 @@ pub struct MadeFiles {
     /// Files of a local context that were others when they were copied than when they were hashed. The layers are
     /// true, but keys that were made from the hashes are not theirs.
     pub changed: Vec<String>,
+    /// Names of owners that the image does not know, as sentences.
+    pub unknown: Vec<String>,
 }
 
 /// How a process ended.

@@ -260,7 +260,8 @@ pub(crate) fn run(base: &Made, from: &Made, op: &FileOp) -> String {
     match try_run(base, from, op) {
         Ok((applied, dir)) => {
             check(&applied.layers[0], &dir);
-            listing(&applied.layers[0])
+            let notes = applied.unknown.iter().map(|name| format!("note: {name}\n"));
+            listing(&applied.layers[0]) + &notes.collect::<String>()
         }
         Err(error) => {
             let hint = error

@@ -356,7 +356,7 @@ fn owners_and_modes() {
         ),
         (
             "chown=ghost a.txt /",
-            "error: cannot find user \"ghost\": no such name in /etc/passwd\nhint: names are looked up in the image; a number always works\n",
+            "f 644 0:0 = /a.txt 3\nnote: cannot find user \"ghost\": no such name in /etc/passwd\n",
         ),
     ];
     for (line, expected) in cases {

@@ -92,7 +92,11 @@ pub(super) fn file(shared: &Shared, job: FileJob) -> Result<Response, Failure> {
         .collect::<Result<_, _>>()?;
     let changed = applied.changed.iter().map(ToString::to_string).collect();
     cleanup.keep_all();
-    Ok(Response::Files(MadeFiles { layers, changed }))
+    Ok(Response::Files(MadeFiles {
+        layers,
+        changed,
+        unknown: applied.unknown,
+    }))
 }
 
 /// A range of a file as a stream of its own, whatever else reads the descriptor.
