@@ -234,14 +234,16 @@ impl Stage<'_, '_> {
         for (mount, source) in parsed.iter().zip(sources) {
             let mounted = match mount.kind {
                 MountType::Secret => {
-                    let secret = secret(mount, &self.state.cwd)?;
+                    let mut secret = secret(mount, &self.state.cwd)?;
+                    secret.dest = below_root(secret.dest, &mount.target)?;
                     if let MountKind::Secret { id, .. } = &secret.kind {
                         self.capture(id, mount.required, Captured::secret);
                     }
                     secret
                 }
                 MountType::Ssh => {
-                    let agent = ssh(mount, agents, &self.state.cwd);
+                    let mut agent = ssh(mount, agents, &self.state.cwd);
+                    agent.dest = below_root(agent.dest, &mount.target)?;
                     if let MountKind::Ssh { id, .. } = &agent.kind {
                         self.capture(id, mount.required, Captured::agent);
                     }
@@ -289,14 +291,7 @@ impl Stage<'_, '_> {
     }
 
     fn target(&self, mount: &RunMount) -> Result<String, Wrong> {
-        let target = absolute(&self.state.cwd, &mount.target);
-        if target == "/" {
-            let message = format!("invalid mount target {:?}", mount.target);
-            return Err(Wrong::new(message)
-                .at("--mount")
-                .hint("a target is a path below the root, as in target=/data"));
-        }
-        Ok(target)
+        below_root(absolute(&self.state.cwd, &mount.target), &mount.target)
     }
 
     /// The tree of a mount.
@@ -385,6 +380,16 @@ fn clean(path: &str) -> String {
         Some(relative) if !path.starts_with('/') => relative.to_owned(),
         _ => cleaned,
     }
+}
+
+/// The path of a mount, `given` as the option says it.
+fn below_root(path: String, given: &str) -> Result<String, Wrong> {
+    if path == "/" {
+        return Err(Wrong::new(format!("invalid mount target {given:?}"))
+            .at("--mount")
+            .hint("a target is a path below the root, as in target=/data"));
+    }
+    Ok(path)
 }
 
 fn base_name(path: &str) -> &str {
