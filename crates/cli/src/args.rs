@@ -172,9 +172,14 @@ pub(crate) struct BuildArgs {
     /// Take nothing from the cache in these stages
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     pub(crate) no_cache_filter: Vec<String>,
-    /// Platform to build for
-    #[arg(long, value_name = "OS/ARCH", env = "DOCKER_DEFAULT_PLATFORM")]
-    pub(crate) platform: Option<String>,
+    /// Platforms to build for, local for this machine's; several make an index of images; may be repeated
+    #[arg(
+        long = "platform",
+        value_name = "OS/ARCH",
+        env = "DOCKER_DEFAULT_PLATFORM",
+        value_delimiter = ','
+    )]
+    pub(crate) platforms: Vec<String>,
     /// Check the Dockerfile instead of building it: --call check
     #[arg(long)]
     pub(crate) check: bool,
@@ -237,7 +242,8 @@ pub(crate) struct BuildArgs {
     /// type=image|registry|docker|oci|tar|local|cacheonly with options; may be repeated
     #[arg(short, long = "output", value_name = "OUTPUT")]
     pub(crate) outputs: Vec<String>,
-    /// Annotation of the image's manifest; may be repeated
+    /// Annotation of the image's manifest, or, with index: or manifest-descriptor: before it, of the index or of the
+    /// image's entry in it; with [OS/ARCH] behind such a word for that platform only; may be repeated
     #[arg(long = "annotation", value_name = "NAME=VALUE")]
     pub(crate) annotations: Vec<String>,
     /// Write what the build made to a file, as JSON
@@ -335,6 +341,9 @@ pub(crate) struct PushArgs {
         default_value = "auto"
     )]
     pub(crate) progress: String,
+    /// Push only the image for this platform
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
     /// The image: NAME or NAME:TAG
     pub(crate) name: String,
 }
@@ -384,6 +393,9 @@ pub(crate) struct LoadArgs {
     /// Print names only
     #[arg(short, long)]
     pub(crate) quiet: bool,
+    /// Load only the images for these platforms
+    #[arg(long = "platform", value_name = "OS/ARCH", value_delimiter = ',')]
+    pub(crate) platforms: Vec<String>,
 }
 
 /// `kiln save`.
@@ -395,6 +407,9 @@ pub(crate) struct SaveArgs {
     /// Kind of archive: docker or oci
     #[arg(long, value_name = "KIND", default_value = "docker", value_parser = ["docker", "oci"])]
     pub(crate) format: String,
+    /// Save only the images for these platforms
+    #[arg(long = "platform", value_name = "OS/ARCH", value_delimiter = ',')]
+    pub(crate) platforms: Vec<String>,
     /// Names or ids
     #[arg(required = true)]
     pub(crate) images: Vec<String>,

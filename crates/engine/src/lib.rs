@@ -21,7 +21,10 @@ mod rows;
 mod run;
 
 pub use analyse::{Analysis, Answer, Question};
-pub use build::{Allowed, BuildRequest, Built, Dockerfile, DockerfileFrom, MainContext, Secret};
+pub use build::{
+    Allowed, Annotated, Annotation, BuildRequest, Built, Dockerfile, DockerfileFrom, MainContext,
+    Secret,
+};
 pub use caches::{CacheInfo, CacheNote};
 pub use check::Checked;
 pub use copy::{Change, CopiedFrom, FoundKind};

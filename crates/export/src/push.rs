@@ -7,12 +7,15 @@ use std::num::NonZero;
 use std::sync::Arc;
 
 use kiln_image::{
-    Compression, Descriptor, DiffId, Digest, ImageConfig, LayerId, Manifest, Reference, media_type,
+    Compression, Descriptor, DiffId, Digest, ImageConfig, LayerId, Manifest, Platform, Reference,
+    media_type,
 };
 use kiln_registry::Observer;
+use kiln_store::StoredIndex;
 
 use crate::blobs::{ReadAt, kept};
 use crate::documents::manifest;
+use crate::indexes::leaving;
 use crate::packing::{Packer, descriptor, of_family};
 use crate::pull::{Stop, blob_of, several};
 use crate::{ExportError, Packing, Remote, Watch};
@@ -24,6 +27,12 @@ pub struct Published {
     pub digest: Digest,
     /// The manifest's bytes.
     pub size: u64,
+}
+
+/// An image as a registry has it now, and the media type of its manifest.
+struct PushedImage {
+    kind: &'static str,
+    published: Published,
 }
 
 /// One push.
@@ -38,11 +47,11 @@ struct Push<'a> {
 }
 
 impl Remote<'_> {
-    /// Brings an image of the store to a registry under a name with a tag. An image that came from a registry keeps its
-    /// manifest, as long as its blobs can be had.
+    /// Brings an image of the store, or an index with its images, to a registry under a name with a tag. An image that
+    /// came from a registry keeps its manifest, as long as its blobs can be had.
     ///
     /// # Errors
-    /// When there is no such image, a layer cannot be read, or the registry refuses.
+    /// When there is no such image, the store lacks images of the index, a layer cannot be read, or the registry refuses.
     pub fn push(
         &self,
         image: Digest,
@@ -50,6 +59,74 @@ impl Remote<'_> {
         packing: &Packing,
         cores: NonZero<usize>,
     ) -> Result<Published, ExportError> {
+        match self.store.index(image)? {
+            Some(index) => self.push_index(&index, to, packing, cores),
+            None => Ok(self.push_image(image, to, packing, cores)?.published),
+        }
+    }
+
+    /// The images first, each by its digest alone.
+    fn push_index(
+        &self,
+        index: &StoredIndex,
+        to: &Reference,
+        packing: &Packing,
+        cores: NonZero<usize>,
+    ) -> Result<Published, ExportError> {
+        let stop = Stop::new(self);
+        let nameless: Reference =
+            format!("{}@{}", to.name(), index.digest)
+                .parse()
+                .map_err(|error| ExportError::Unusable {
+                    name: to.to_string(),
+                    what: format!("{error}"),
+                })?;
+        let mut entries = Vec::new();
+        for entry in &index.document.manifests {
+            let known = index.images.iter().any(|it| it.manifest == entry.digest);
+            if !known {
+                // What tells how an image was made is for no platform, and goes where its image does not change.
+                let platform = entry.platform.clone().unwrap_or_else(Platform::host);
+                if platform.os == "unknown" {
+                    continue;
+                }
+                return Err(ExportError::Unusable {
+                    name: to.to_string(),
+                    what: format!(
+                        "the image for {platform} is not in the store: pull it with --platform {platform}, \
+                         or push the others one by one with --platform"
+                    ),
+                });
+            }
+            let pushed = self.push_image(entry.digest, &nameless, packing, cores)?;
+            entries.push(Descriptor {
+                media_type: pushed.kind.to_owned(),
+                digest: pushed.published.digest,
+                size: pushed.published.size,
+                ..entry.clone()
+            });
+        }
+        let docker = packing.docker_types.unwrap_or(false);
+        let (kind, bytes) = leaving(self.store, index.digest, entries, docker)?;
+        let digest = self
+            .client
+            .push_manifest(to, &kind, &bytes, stop.as_ref())?;
+        for image in &index.images {
+            self.store.set_repo_digest(to, digest, image.manifest)?;
+        }
+        Ok(Published {
+            digest,
+            size: bytes.len() as u64,
+        })
+    }
+
+    fn push_image(
+        &self,
+        image: Digest,
+        to: &Reference,
+        packing: &Packing,
+        cores: NonZero<usize>,
+    ) -> Result<PushedImage, ExportError> {
         let missing = || ExportError::NoImage(image.to_string());
         let info = self.store.image(image)?.ok_or_else(missing)?.info;
         let (local, local_bytes) = manifest(self.store, image)?;
@@ -111,9 +188,12 @@ impl Remote<'_> {
         };
         let digest = self.client.push_manifest(to, kind, &bytes, stop.as_ref())?;
         self.store.set_repo_digest(to, digest, image)?;
-        Ok(Published {
-            digest,
-            size: bytes.len() as u64,
+        Ok(PushedImage {
+            kind,
+            published: Published {
+                digest,
+                size: bytes.len() as u64,
+            },
         })
     }
 

@@ -47,7 +47,7 @@ pub struct Options {
     pub platform_requested: bool,
     /// The platform that the build runs on.
     pub build_platform: Platform,
-    /// The same Dockerfile is planned for several platforms: titles name the platform.
+    /// The same Dockerfile is planned for several platforms: titles and names of stages name the platform.
     pub multi_platform: bool,
     /// The main build context.
     pub context: Context,

@@ -152,6 +152,11 @@ CREATE TABLE IF NOT EXISTS repo_digests (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS repo_digests_by_digest ON repo_digests (digest);
 CREATE INDEX IF NOT EXISTS repo_digests_by_manifest ON repo_digests (manifest);
+-- Indexes that are kept although no tag may lead to them.
+CREATE TABLE IF NOT EXISTS indexes (
+    digest BLOB PRIMARY KEY,
+    stored INTEGER NOT NULL
+) WITHOUT ROWID;
 -- What a layer's folder takes of the disk, in bytes of allocated blocks.
 CREATE TABLE IF NOT EXISTS layer_space (
     layer BLOB PRIMARY KEY REFERENCES layers ON DELETE CASCADE,

@@ -24,6 +24,7 @@ mod layouts;
 mod limits;
 mod outputs;
 mod overlapping;
+mod platforms;
 mod projects;
 mod registry;
 mod registry_errors;
