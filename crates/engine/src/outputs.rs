@@ -274,8 +274,7 @@ impl Engine {
         result: &Planned,
     ) -> Result<Committed, BuildError> {
         let Planned { plan, snapshot } = result;
-        let base = plan.config.rootfs.diff_ids.len();
-        let own = snapshot.layers.len().saturating_sub(base);
+        let own = snapshot.layers.len().saturating_sub(plan.base_layers);
         Ok(commit(
             &self.store,
             &self.worker,

@@ -28,6 +28,7 @@ mod platforms;
 mod projects;
 mod registry;
 mod registry_errors;
+mod reproducible;
 mod sees;
 mod settings_agree;
 mod sources;
