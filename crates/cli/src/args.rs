@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::LimitArgs;
 use crate::container_args::{ContainerArgs, CpArgs, PsArgs, RmArgs, RunArgs, StartArgs};
+use crate::manifest_args::ManifestCommand;
 use crate::storage_args::{BuilderCommand, CacheCommand, ImageCommand, SystemCommand};
 
 /// Container images from Dockerfiles: no daemon, no root needed.
@@ -67,6 +68,14 @@ pub(crate) enum Command {
     },
     /// Remove containers
     Rm(RmArgs),
+    /// Write the files of a container as one tar
+    Export {
+        /// The archive [default: standard output]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Name or id
+        container: String,
+    },
     /// List images
     Images(ImagesArgs),
     /// Make an image from a file system archive
@@ -79,6 +88,9 @@ pub(crate) enum Command {
     Pull(PullArgs),
     /// Bring an image to a registry
     Push(PushArgs),
+    /// Show what registries have, and make lists of images for several platforms
+    #[command(subcommand)]
+    Manifest(ManifestCommand),
     /// Keep the name and the password for a registry
     Login(LoginArgs),
     /// Forget the name and the password for a registry

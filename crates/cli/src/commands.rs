@@ -13,6 +13,7 @@ mod info;
 mod inout;
 mod limits;
 mod login;
+mod manifest;
 mod outputs;
 mod platforms;
 mod prune;
@@ -105,6 +106,7 @@ fn docker_names(mut args: Vec<std::ffi::OsString>) -> Vec<std::ffi::OsString> {
         (Some("container"), Some("start")) => Some("start"),
         (Some("container"), Some("cp")) => Some("cp"),
         (Some("container"), Some("diff")) => Some("diff"),
+        (Some("container"), Some("export")) => Some("export"),
         _ => None,
     };
     if let Some(short) = short {
@@ -132,8 +134,12 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Inspect { images } => images::inspect(&place, &images),
         Command::Pull(args) => remote::pull(&place, &args),
         Command::Push(args) => remote::push(&place, &args),
+        Command::Manifest(command) => manifest::manifest(&place, &command),
         Command::Login(args) => login::login(&args),
         Command::Logout { server } => login::logout(server.as_deref()),
+        Command::Export { container, output } => {
+            inout::export(&place, &container, output.as_deref())
+        }
         Command::Import(args) => inout::import(&place, &args),
         Command::Load(args) => inout::load(&place, &args),
         Command::Save(args) => inout::save(&place, &args),

@@ -18,7 +18,7 @@ use kiln_solver::Snapshot;
 use kiln_store::Lease;
 
 use crate::rows::Rows;
-use crate::{Annotated, Annotation, BuildError, BuildRequest, CancelFlag, Engine};
+use crate::{Annotated, Annotation, BuildError, BuildRequest, CancelFlag, ContainerInfo, Engine};
 
 /// One thing that a build leaves behind.
 #[derive(Debug, Clone)]
@@ -221,6 +221,23 @@ impl Engine {
         }
     }
 
+    /// Writes the files of a container as one tar: those of its image and what it changed in the runs that ended.
+    ///
+    /// # Errors
+    /// When anything cannot be read or written; a file that was to be made is not there then.
+    pub fn export_container(&self, container: &ContainerInfo, to: &To) -> Result<(), BuildError> {
+        let lease = self.store.lease()?;
+        let layers = [&container.image_layers[..], &container.own_layers].concat();
+        self.store.protect(&lease, &layers)?;
+        write_to(to, |out| {
+            let trees = vec![(String::new(), layers.clone())];
+            self.worker
+                .write_tree(trees, None, &[out.as_fd()])
+                .map_err(ExportError::Worker)?;
+            Ok(())
+        })
+    }
+
     /// The image, or an index of the platforms' images.
     fn make_images(
         &self,
@@ -304,11 +321,7 @@ impl Engine {
                 .map_err(ExportError::Worker)?;
             Ok(())
         };
-        match to {
-            To::File(path) => whole_file(path, write),
-            To::Stream(out) => write(out),
-            To::Folder(path) => Err(BuildError::new(format!("{}: is a folder", path.display()))),
-        }
+        write_to(to, write)
     }
 
     fn write_files(
@@ -369,6 +382,18 @@ impl std::fmt::Display for To {
             Self::File(path) | Self::Folder(path) => write!(out, "{}", path.display()),
             Self::Stream(_) => out.write_str("a stream"),
         }
+    }
+}
+
+/// Writes one stream of bytes.
+fn write_to(
+    to: &To,
+    write: impl FnOnce(&File) -> Result<(), BuildError>,
+) -> Result<(), BuildError> {
+    match to {
+        To::File(path) => whole_file(path, write),
+        To::Stream(out) => write(out),
+        To::Folder(path) => Err(BuildError::new(format!("{}: is a folder", path.display()))),
     }
 }
 

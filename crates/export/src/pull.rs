@@ -404,7 +404,7 @@ fn unusable(name: &Reference, what: String) -> ExportError {
 }
 
 /// What a reader of the registry's crate failed with.
-fn transfer_error(error: io::Error) -> ExportError {
+pub(crate) fn transfer_error(error: io::Error) -> ExportError {
     match error.downcast::<kiln_registry::Error>() {
         Ok(error) => error.into(),
         Err(error) => ExportError::io("transfer")(error),

@@ -19,6 +19,7 @@ mod layers;
 mod lock;
 mod records;
 mod room;
+mod sources;
 mod space;
 mod store;
 mod tar;

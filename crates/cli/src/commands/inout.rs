@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -125,18 +126,31 @@ pub(super) fn save(place: &Place, args: &SaveArgs) -> Result<ExitCode> {
     } else {
         Format::Docker
     };
-    let to = if let Some(path) = &args.output {
-        To::File(path.clone())
-    } else {
-        let out = std::io::stdout();
-        if out.is_terminal() {
-            return Err(BuildError::new("standard output is a terminal")
-                .with_hint("give a file with -o FILE, or redirect")
-                .into());
-        }
-        To::Stream(Arc::new(File::from(out.as_fd().try_clone_to_owned()?)))
-    };
+    let to = destination(args.output.as_deref())?;
     let packing = Packing::plain();
     engine.save(&images, format, &packing, &to, cores(), &Unwatched)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A file, or standard output unless that is a terminal.
+fn destination(path: Option<&Path>) -> Result<To> {
+    if let Some(path) = path.filter(|path| path.as_os_str() != "-") {
+        return Ok(To::File(path.to_owned()));
+    }
+    let out = std::io::stdout();
+    if out.is_terminal() {
+        return Err(BuildError::new("standard output is a terminal")
+            .with_hint("give a file with -o FILE, or redirect")
+            .into());
+    }
+    Ok(To::Stream(Arc::new(File::from(
+        out.as_fd().try_clone_to_owned()?,
+    ))))
+}
+
+pub(super) fn export(place: &Place, container: &str, output: Option<&Path>) -> Result<ExitCode> {
+    let to = destination(output)?;
+    let engine = place.engine()?;
+    engine.export_container(&engine.container(container)?, &to)?;
     Ok(ExitCode::SUCCESS)
 }

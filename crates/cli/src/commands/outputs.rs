@@ -256,9 +256,8 @@ fn output(
             let packing = fields.packing()?;
             if format == Format::Docker && !platforms.is_empty() && fields.0.contains_key("dest") {
                 let what = "docker exporter does not currently support exporting manifest lists";
-                return Err(BuildError::new(what).with_hint(
-                    "an archive for several platforms is made with type=oci; docker load reads it, too",
-                ));
+                return Err(BuildError::new(what)
+                    .with_hint("an archive for several platforms is made with type=oci"));
             }
             let as_tar = fields.flag("tar")?.unwrap_or(true);
             let to = match (fields.destination(), as_tar) {
