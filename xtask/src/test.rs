@@ -15,7 +15,7 @@ use crate::process::command;
 use crate::{bases, say, workspace};
 
 /// What the tests use, and what is skipped without.
-const TOOLS: [Tool; 8] = [
+const TOOLS: [Tool; 10] = [
     ID_MAPS,
     DEBOOTSTRAP,
     ("strace", "strace"),
@@ -24,6 +24,9 @@ const TOOLS: [Tool; 8] = [
     // Podman's usual runtime refuses a machine with both generations of cgroups.
     ("runc", "runc"),
     ("docker-registry", "docker-registry"),
+    ("umoci", "umoci"),
+    // Runs programs for another processor.
+    ("qemu-aarch64-static", "qemu-user-static"),
     ("setpriv", "util-linux"),
 ];
 

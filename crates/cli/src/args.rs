@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::LimitArgs;
 use crate::container_args::{ContainerArgs, CpArgs, PsArgs, RmArgs, RunArgs, StartArgs};
+use crate::manifest_args::ManifestCommand;
 use crate::storage_args::{BuilderCommand, CacheCommand, ImageCommand, SystemCommand};
 
 /// Container images from Dockerfiles: no daemon, no root needed.
@@ -67,6 +68,14 @@ pub(crate) enum Command {
     },
     /// Remove containers
     Rm(RmArgs),
+    /// Write the files of a container as one tar
+    Export {
+        /// The archive [default: standard output]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Name or id
+        container: String,
+    },
     /// List images
     Images(ImagesArgs),
     /// Make an image from a file system archive
@@ -79,6 +88,9 @@ pub(crate) enum Command {
     Pull(PullArgs),
     /// Bring an image to a registry
     Push(PushArgs),
+    /// Show what registries have, and make lists of images for several platforms
+    #[command(subcommand)]
+    Manifest(ManifestCommand),
     /// Keep the name and the password for a registry
     Login(LoginArgs),
     /// Forget the name and the password for a registry
@@ -172,9 +184,14 @@ pub(crate) struct BuildArgs {
     /// Take nothing from the cache in these stages
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     pub(crate) no_cache_filter: Vec<String>,
-    /// Platform to build for
-    #[arg(long, value_name = "OS/ARCH", env = "DOCKER_DEFAULT_PLATFORM")]
-    pub(crate) platform: Option<String>,
+    /// Platforms to build for, local for this machine's; several make an index of images; may be repeated
+    #[arg(
+        long = "platform",
+        value_name = "OS/ARCH",
+        env = "DOCKER_DEFAULT_PLATFORM",
+        value_delimiter = ','
+    )]
+    pub(crate) platforms: Vec<String>,
     /// Check the Dockerfile instead of building it: --call check
     #[arg(long)]
     pub(crate) check: bool,
@@ -237,7 +254,8 @@ pub(crate) struct BuildArgs {
     /// type=image|registry|docker|oci|tar|local|cacheonly with options; may be repeated
     #[arg(short, long = "output", value_name = "OUTPUT")]
     pub(crate) outputs: Vec<String>,
-    /// Annotation of the image's manifest; may be repeated
+    /// Annotation of the image's manifest, or, with index: or manifest-descriptor: before it, of the index or of the
+    /// image's entry in it; with [OS/ARCH] behind such a word for that platform only; may be repeated
     #[arg(long = "annotation", value_name = "NAME=VALUE")]
     pub(crate) annotations: Vec<String>,
     /// Write what the build made to a file, as JSON
@@ -335,6 +353,9 @@ pub(crate) struct PushArgs {
         default_value = "auto"
     )]
     pub(crate) progress: String,
+    /// Push only the image for this platform
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
     /// The image: NAME or NAME:TAG
     pub(crate) name: String,
 }
@@ -384,6 +405,9 @@ pub(crate) struct LoadArgs {
     /// Print names only
     #[arg(short, long)]
     pub(crate) quiet: bool,
+    /// Load only the images for these platforms
+    #[arg(long = "platform", value_name = "OS/ARCH", value_delimiter = ',')]
+    pub(crate) platforms: Vec<String>,
 }
 
 /// `kiln save`.
@@ -395,6 +419,9 @@ pub(crate) struct SaveArgs {
     /// Kind of archive: docker or oci
     #[arg(long, value_name = "KIND", default_value = "docker", value_parser = ["docker", "oci"])]
     pub(crate) format: String,
+    /// Save only the images for these platforms
+    #[arg(long = "platform", value_name = "OS/ARCH", value_delimiter = ',')]
+    pub(crate) platforms: Vec<String>,
     /// Names or ids
     #[arg(required = true)]
     pub(crate) images: Vec<String>,

@@ -13,7 +13,9 @@ mod info;
 mod inout;
 mod limits;
 mod login;
+mod manifest;
 mod outputs;
+mod platforms;
 mod prune;
 mod remote;
 mod run;
@@ -28,10 +30,10 @@ use anyhow::Result;
 use clap::Parser;
 use kiln_engine::BuildError;
 use kiln_export::ExportError;
-use kiln_image::{Digest, Reference};
-use kiln_store::Store;
+use kiln_image::Reference;
 use kiln_worker::WorkerError;
 
+use self::platforms::{find_image, find_target};
 use crate::args::{Cli, Command};
 use crate::context::Place;
 use crate::format::complain;
@@ -104,6 +106,7 @@ fn docker_names(mut args: Vec<std::ffi::OsString>) -> Vec<std::ffi::OsString> {
         (Some("container"), Some("start")) => Some("start"),
         (Some("container"), Some("cp")) => Some("cp"),
         (Some("container"), Some("diff")) => Some("diff"),
+        (Some("container"), Some("export")) => Some("export"),
         _ => None,
     };
     if let Some(short) = short {
@@ -131,8 +134,12 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Inspect { images } => images::inspect(&place, &images),
         Command::Pull(args) => remote::pull(&place, &args),
         Command::Push(args) => remote::push(&place, &args),
+        Command::Manifest(command) => manifest::manifest(&place, &command),
         Command::Login(args) => login::login(&args),
         Command::Logout { server } => login::logout(server.as_deref()),
+        Command::Export { container, output } => {
+            inout::export(&place, &container, output.as_deref())
+        }
         Command::Import(args) => inout::import(&place, &args),
         Command::Load(args) => inout::load(&place, &args),
         Command::Save(args) => inout::save(&place, &args),
@@ -153,44 +160,6 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             crate::format::say(&format!("kiln {}", env!("CARGO_PKG_VERSION")));
             Ok(ExitCode::SUCCESS)
         }
-    }
-}
-
-/// An image by name or id, with its manifest.
-fn find_image(store: &Store, text: &str) -> Result<Digest> {
-    if let Ok(name) = text.parse::<Reference>() {
-        let digest = match name.digest() {
-            Some(digest) => Some(digest),
-            None => store.resolve(&name)?,
-        };
-        if let Some(digest) = digest {
-            if store.image(digest)?.is_some() {
-                return Ok(digest);
-            }
-            if let Some(image) = store.images_of_repo_digest(digest)?.first() {
-                return Ok(*image);
-            }
-        }
-    }
-    let digits = text.strip_prefix("sha256:").unwrap_or(text);
-    let mut found = Vec::new();
-    if digits.len() >= 4
-        && digits
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    {
-        found = store.find_images(digits)?;
-    }
-    match found[..] {
-        [digest] => Ok(digest),
-        [] => Err(BuildError::new(format!("no such image: {text}"))
-            .with_hint("see kiln images")
-            .into()),
-        _ => Err(BuildError::new(format!(
-            "several images have an id that begins with {digits}"
-        ))
-        .with_hint("give more digits")
-        .into()),
     }
 }
 

@@ -53,6 +53,9 @@ pub(crate) struct ContainerArgs {
     /// Ports: under the host's network they are the machine's, so that only equal ones can be asked for
     #[arg(short, long, value_name = "PORT:PORT")]
     pub(crate) publish: Vec<String>,
+    /// Platform of the image
+    #[arg(long, value_name = "OS/ARCH", env = "DOCKER_DEFAULT_PLATFORM")]
+    pub(crate) platform: Option<String>,
     /// Host name
     #[arg(long, value_name = "NAME")]
     pub(crate) hostname: Option<String>,

@@ -7,6 +7,7 @@ mod container_args;
 mod context;
 mod credentials;
 mod format;
+mod manifest_args;
 mod settings;
 mod signals;
 mod storage_args;

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant, SystemTime};
 use kiln_dockerfile::{Lines, SourceText, Warning, locate, nearest};
 use kiln_export::{Committed, Published, digest_layer};
 use kiln_frontend::{Facts, Need, Outcome, Plan, plan_checked};
-use kiln_graph::{Graph, Network, OpKind, Security};
-use kiln_image::LayerId;
+use kiln_graph::{Edge, Graph, Network, OpKind, Security};
+use kiln_image::{LayerId, Platform};
 use kiln_progress::{Event, Finding, Sink};
-use kiln_solver::{OpReport, Options, Snapshot, SolveError, Solver};
+use kiln_solver::{OpReport, Options, SolveError, Solver};
 use kiln_store::BuildStep;
 
 use crate::bringing::Bringing;
@@ -40,10 +40,12 @@ pub struct BuildRequest {
     pub options: kiln_frontend::Options,
     /// Named contexts that are folders.
     pub folders: BTreeMap<String, PathBuf>,
+    /// Platforms to build for, each once, instead of the options' one: the image is an index of theirs.
+    pub platforms: Vec<Platform>,
     /// What is left behind.
     pub outputs: Vec<Output>,
-    /// Annotations of the image's manifest.
-    pub annotations: BTreeMap<String, String>,
+    /// Annotations of the image's documents.
+    pub annotations: Vec<Annotation>,
     /// Ask the registry for every image that is named by a tag, also for those in the store.
     pub pull: bool,
     /// Secrets: a file, or a value.
@@ -66,6 +68,30 @@ pub struct BuildRequest {
     pub trust: Option<kiln_worker::Trust>,
     /// The command line, for those who wait for this build, and for its history. Holds no secrets.
     pub command: Vec<String>,
+}
+
+/// An annotation of one of an image's documents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Annotation {
+    /// Which.
+    pub on: Annotated,
+    /// Only that of this platform.
+    pub platform: Option<Platform>,
+    /// Its name.
+    pub key: String,
+    /// Its value.
+    pub value: String,
+}
+
+/// What is annotated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Annotated {
+    /// The image's manifest.
+    Manifest,
+    /// The index of the platforms' images.
+    Index,
+    /// An image's entry in the index.
+    ManifestDescriptor,
 }
 
 /// Rights that steps have only where the user gives them.
@@ -170,7 +196,7 @@ pub(crate) enum Goal<'a> {
 /// A finished build.
 #[derive(Debug)]
 pub struct Built {
-    /// The image, if one was asked for.
+    /// The image, if one was asked for; of several platforms both digests are that of the index.
     pub image: Option<Committed>,
     /// What the registries have, one for each name, if it was pushed.
     pub pushed: Vec<Published>,
@@ -256,16 +282,23 @@ impl Engine {
         let inputs = self.inputs(request, &mut rows, cancel)?;
         let source = SourceText::new(&inputs.dockerfile.name, &inputs.dockerfile.bytes);
         let mut warnings = Vec::new();
-        let planned = plan(&inputs, &source, &images, &mut rows, &mut warnings);
+        let planned = plans(request, &inputs, &source, &images, &mut rows, &mut warnings);
         // What the checks found is told also when the build ends here.
         warnings.sort_by_key(|warning| warning.lines);
         for warning in &warnings {
             sink.emit(warning_event(warning, &source));
         }
-        let plan = planned?;
-        request.allow.check(&plan.graph, &source)?;
-        if !plan.skipped.is_empty() {
-            let (noun, verb) = if plan.skipped.len() == 1 {
+        let (graph, plans) = joined(planned?);
+        let plan = &plans[0];
+        request.allow.check(&graph, &source)?;
+        let skipped: Vec<&str> = plan
+            .skipped
+            .iter()
+            .filter(|stage| plans.iter().all(|plan| plan.skipped.contains(stage)))
+            .map(String::as_str)
+            .collect();
+        if !skipped.is_empty() {
+            let (noun, verb) = if skipped.len() == 1 {
                 ("stage", "is")
             } else {
                 ("stages", "are")
@@ -273,18 +306,24 @@ impl Engine {
             let text = format!(
                 "{noun} not needed for {}, {verb} skipped: {}",
                 plan.stage,
-                plan.skipped.join(", ")
+                skipped.join(", ")
             );
             sink.emit(Event::Note { text });
         }
         let clamp = plan.source_date_epoch;
         let dry = goal == Goal::Look;
         let step = match goal {
-            Goal::Step(step) => Some(find_step(&plan, step)?),
+            Goal::Step(step) => Some(find_step(&graph, step)?),
             Goal::Image | Goal::Look => None,
         };
-        let (snapshot, reports) = match step.or(plan.result) {
-            Some(target) => {
+        let targets: Vec<Edge> = match step {
+            Some(step) => vec![step],
+            None => plans.iter().filter_map(|plan| plan.result).collect(),
+        };
+        let (solved, reports) = match &targets[..] {
+            [] if dry => return Ok(Reached::Looked),
+            [] => (Vec::new(), Vec::new()),
+            targets => {
                 let now = SystemTime::now()
                     .duration_since(SystemTime::UNIX_EPOCH)
                     .unwrap_or_default();
@@ -339,20 +378,20 @@ impl Engine {
                         sealed: &sealed,
                     };
                     if dry {
-                        steps.extend(solver.look(&plan.graph, target)?);
+                        steps.extend(solver.look(&graph, targets)?);
                         return Ok(None);
                     }
-                    let mut solved = solver.solve(&plan.graph, target, steps);
+                    let mut solved = solver.solve(&graph, targets, steps);
                     // What was damaged is dropped, and made again in the same build.
                     while tries < MOST_TRIES
                         && let Err(SolveError::Damaged { layer, message, .. }) = &solved
                     {
                         solver.drop_damaged(*layer, message)?;
                         tries += 1;
-                        solver.options.first_vertex += plan.graph.len() as u32;
+                        solver.options.first_vertex += graph.len() as u32;
                         self.worker.resume();
                         steps.clear();
-                        solved = solver.solve(&plan.graph, target, steps);
+                        solved = solver.solve(&graph, targets, steps);
                     }
                     guard.end();
                     digesting.wait(|| {
@@ -362,7 +401,7 @@ impl Engine {
                     });
                     solved.map(Some)
                 });
-                rows.next += plan.graph.len() as u32 * tries;
+                rows.next += graph.len() as u32 * tries;
                 let solved = solved.map_err(|error| {
                     if let (SolveError::Canceled, Some((message, hint))) = (&error, guard.stopped())
                     {
@@ -373,13 +412,12 @@ impl Engine {
                     failed
                 })?;
                 match solved {
-                    Some(solved) => (solved.snapshot, solved.reports),
+                    Some(solved) => (solved.snapshots, solved.reports),
                     None => return Ok(Reached::Looked),
                 }
             }
-            None if dry => return Ok(Reached::Looked),
-            None => (Snapshot::default(), Vec::new()),
         };
+        let mut solved = solved.into_iter();
         if cancel.is_set() {
             return Err(BuildError {
                 canceled: true,
@@ -387,15 +425,20 @@ impl Engine {
             });
         }
         if let Some(step) = step {
-            let process = in_step(&plan, step, request);
-            let state = StepState::after(process, snapshot.layers, &lease);
+            let process = in_step(graph.op(step.op), plan, request);
+            let layers = solved.next().unwrap_or_default().layers;
+            let state = StepState::after(process, layers, &lease);
             return Ok(Reached::Step(Box::new(state)));
         }
         images.keep_names()?;
+        let results = plans.into_iter().map(|plan| {
+            let snapshot = plan.result.and_then(|_| solved.next());
+            let snapshot = snapshot.unwrap_or_default();
+            crate::outputs::Planned { plan, snapshot }
+        });
         let outcome = crate::outputs::Outcome {
             request,
-            plan: &plan,
-            snapshot: &snapshot,
+            results: results.collect(),
             lease: &lease,
             cancel,
         };
@@ -437,23 +480,70 @@ impl Engine {
     }
 }
 
-/// Asks the frontend for the graph until it knows enough.
-fn plan(
+/// The plan for each platform. `warnings` becomes what the checks found for any of them.
+fn plans(
+    request: &BuildRequest,
     inputs: &Inputs,
     source: &SourceText,
     images: &Images<'_>,
     rows: &mut Rows<'_>,
     warnings: &mut Vec<Warning>,
-) -> Result<Plan, BuildError> {
+) -> Result<Vec<Plan>, BuildError> {
     let mut facts = Facts::default();
+    if request.platforms.is_empty() {
+        let options = &inputs.options;
+        let plan = plan(inputs, options, source, images, rows, &mut facts, warnings)?;
+        return Ok(vec![plan]);
+    }
+    let mut plans = Vec::new();
+    for platform in &request.platforms {
+        let options = kiln_frontend::Options {
+            target_platform: platform.clone(),
+            platform_requested: true,
+            multi_platform: true,
+            ..inputs.options.clone()
+        };
+        let mut found = Vec::new();
+        let planned = plan(
+            inputs, &options, source, images, rows, &mut facts, &mut found,
+        );
+        found.retain(|warning| !warnings.contains(warning));
+        warnings.extend(found);
+        plans.push(planned?);
+    }
+    Ok(plans)
+}
+
+/// One graph for all plans, in which what they have in common is there once. There is at least one plan.
+fn joined(mut plans: Vec<Plan>) -> (Graph, Vec<Plan>) {
+    let mut graph = std::mem::take(&mut plans[0].graph);
+    for plan in &mut plans[1..] {
+        let moved = graph.append(std::mem::take(&mut plan.graph));
+        if let Some(edge) = &mut plan.result {
+            edge.op = moved[edge.op.0];
+        }
+    }
+    (graph, plans)
+}
+
+/// Asks the frontend for the graph until it knows enough.
+fn plan(
+    inputs: &Inputs,
+    options: &kiln_frontend::Options,
+    source: &SourceText,
+    images: &Images<'_>,
+    rows: &mut Rows<'_>,
+    facts: &mut Facts,
+    warnings: &mut Vec<Warning>,
+) -> Result<Plan, BuildError> {
     loop {
-        let needs = match plan_checked(source, &inputs.options, &facts, warnings) {
+        let needs = match plan_checked(source, options, facts, warnings) {
             Ok(Outcome::Plan(plan)) => return Ok(plan),
             Ok(Outcome::Needs(needs)) => needs,
             Err(diagnostic) => return Err(BuildError::diagnostic(&diagnostic, source)),
         };
         for need in needs {
-            find_out(need, inputs, source, images, rows, &mut facts)?;
+            find_out(need, inputs, source, images, rows, facts)?;
         }
     }
 }
@@ -484,8 +574,7 @@ pub(crate) fn find_out(
             platform,
             place,
         } => {
-            let title = format!("[internal] load metadata for {reference}");
-            let fact = rows.work(&title, |row| {
+            let fact = rows.work(&place.title, |row| {
                 let fact = images.fact(&reference, &platform, row);
                 fact.map_err(|error| match place.lines {
                     Some((first, last)) => {

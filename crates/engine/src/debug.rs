@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use kiln_frontend::Plan;
-use kiln_graph::{Edge, OpId, OpKind, Place};
+use kiln_graph::{Edge, Graph, Op, OpId, OpKind, Place};
 use kiln_image::LayerId;
 use kiln_solver::SolveError;
 use kiln_store::Lease;
@@ -55,9 +55,8 @@ impl StepState {
 }
 
 /// The one operation that a text means, see [`Engine::build_step`].
-pub(crate) fn find_step(plan: &Plan, text: &str) -> Result<Edge, BuildError> {
-    let steps: Vec<(OpId, &Place)> = plan
-        .graph
+pub(crate) fn find_step(graph: &Graph, text: &str) -> Result<Edge, BuildError> {
+    let steps: Vec<(OpId, &Place)> = graph
         .ops()
         .map(|(id, op)| (id, &op.place))
         .filter(|(_, place)| place.title.starts_with('[') && !place.title.starts_with("[internal]"))
@@ -96,9 +95,8 @@ pub(crate) fn find_step(plan: &Plan, text: &str) -> Result<Edge, BuildError> {
 }
 
 /// The surroundings of a program in what a step made: those of a RUN, else those that the stage leaves to its image.
-pub(crate) fn in_step(plan: &Plan, step: Edge, request: &BuildRequest) -> ProcessSpec {
+pub(crate) fn in_step(op: &Op, plan: &Plan, request: &BuildRequest) -> ProcessSpec {
     let config = &plan.config.config;
-    let op = plan.graph.op(step.op);
     let (env, cwd, user) = match &op.kind {
         OpKind::Exec(exec) => (&exec.env, &exec.cwd, &exec.user),
         _ => (&config.env, &config.working_dir, &config.user),

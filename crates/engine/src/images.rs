@@ -184,12 +184,11 @@ impl<'a> Images<'a> {
                 continue;
             }
             let before = store.resolve(&found.name)?;
-            if before == Some(found.manifest) {
+            if before == Some(found.manifest) || before == Some(found.digest) {
                 continue;
             }
             if store.image(found.manifest)?.is_some() {
-                store.set_repo_digest(&found.name, found.digest, found.manifest)?;
-                store.tag(&found.name, found.manifest)?;
+                kiln_export::name(store, &found.name, found.digest, found.manifest)?;
             } else if before.is_none() {
                 store.tag(&found.name, found.digest)?;
             }

@@ -14,6 +14,7 @@ mod git_access;
 mod history;
 mod images;
 mod inputs;
+mod manifests;
 mod outputs;
 mod remote;
 mod room;
@@ -21,7 +22,10 @@ mod rows;
 mod run;
 
 pub use analyse::{Analysis, Answer, Question};
-pub use build::{Allowed, BuildRequest, Built, Dockerfile, DockerfileFrom, MainContext, Secret};
+pub use build::{
+    Allowed, Annotated, Annotation, BuildRequest, Built, Dockerfile, DockerfileFrom, MainContext,
+    Secret,
+};
 pub use caches::{CacheInfo, CacheNote};
 pub use check::Checked;
 pub use copy::{Change, CopiedFrom, FoundKind};
@@ -29,6 +33,7 @@ pub use debug::StepState;
 pub use error::{BuildError, Place};
 pub use kiln_solver::is_secret_name;
 pub use kiln_worker::{Limits, Trust};
+pub use manifests::RawDocument;
 pub use outputs::{Output, To};
 pub use remote::{Pulled, PushRequest};
 pub use room::{CacheItem, Collected, Filled, Prune};

@@ -1,5 +1,6 @@
 //! What a build leaves behind: an image in the store and in registries, archives, files.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::num::NonZero;
@@ -8,15 +9,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_export::{
-    Committed, ExportError, Format, Packing, Place, Published, Saving, Watch, commit,
+    Committed, ExportError, Format, Member, Packing, Place, Published, Saving, Watch, commit,
+    commit_index,
 };
 use kiln_frontend::Plan;
-use kiln_image::{Digest, Reference};
+use kiln_image::{Digest, Platform, Reference};
 use kiln_solver::Snapshot;
 use kiln_store::Lease;
 
 use crate::rows::Rows;
-use crate::{BuildError, BuildRequest, CancelFlag, Engine};
+use crate::{Annotated, Annotation, BuildError, BuildRequest, CancelFlag, ContainerInfo, Engine};
 
 /// One thing that a build leaves behind.
 #[derive(Debug, Clone)]
@@ -42,13 +44,20 @@ pub enum Output {
         packing: Packing,
     },
     /// The files of the result as one tar.
-    Tar(To),
+    Tar {
+        /// Where to.
+        to: To,
+        /// Each platform below a folder of its own, `linux_amd64`; as if said for several platforms.
+        split: Option<bool>,
+    },
     /// The files of the result in a folder.
     Files {
         /// The folder; made if it is not there.
         folder: PathBuf,
         /// Remove what is in it and not in the result.
         delete: bool,
+        /// Each platform below a folder of its own, `linux_amd64`; as if said for several platforms.
+        split: Option<bool>,
     },
     /// Nothing: what was built is in the cache.
     Nothing,
@@ -72,11 +81,17 @@ pub(crate) struct PutOut {
     pub(crate) pushed: Vec<Published>,
 }
 
+/// A plan and what came of it.
+pub(crate) struct Planned {
+    pub(crate) plan: Plan,
+    pub(crate) snapshot: Snapshot,
+}
+
 /// What the outputs are made of.
 pub(crate) struct Outcome<'a> {
     pub(crate) request: &'a BuildRequest,
-    pub(crate) plan: &'a Plan,
-    pub(crate) snapshot: &'a Snapshot,
+    /// One for each platform, at least one.
+    pub(crate) results: Vec<Planned>,
     pub(crate) lease: &'a Lease,
     pub(crate) cancel: &'a CancelFlag,
 }
@@ -89,8 +104,9 @@ impl Engine {
         rows: &mut Rows<'_>,
     ) -> Result<PutOut, BuildError> {
         let outputs = &outcome.request.outputs;
-        self.store
-            .protect(outcome.lease, &outcome.snapshot.layers)?;
+        for Planned { snapshot, .. } in &outcome.results {
+            self.store.protect(outcome.lease, &snapshot.layers)?;
+        }
         let mut out = PutOut::default();
         // An archive is made of an image, which stays only if somebody asks for it.
         let keeps = outputs
@@ -104,7 +120,7 @@ impl Engine {
         let wants_image =
             |output: &Output| matches!(output, Output::Image { .. } | Output::Archive { .. });
         if outputs.iter().any(wants_image) {
-            out.image = Some(self.make_image(outcome, rows)?);
+            out.image = Some(self.make_images(outcome, keeps, rows)?);
         }
         for output in outputs {
             match (output, out.image.as_ref()) {
@@ -143,24 +159,36 @@ impl Engine {
                     let images = [(image.manifest, names.clone())];
                     self.save(&images, *format, packing, to, outcome.request.cores, row)
                 })?,
-                (Output::Tar(to), _) => rows.work(&format!("writing {to}"), |_| {
-                    self.cancelable(outcome.cancel, || self.write_tree(outcome, to))
+                (Output::Tar { to, split }, _) => rows.work(&format!("writing {to}"), |_| {
+                    self.cancelable(outcome.cancel, || self.write_tree(outcome, *split, to))
                 })?,
-                (Output::Files { folder, delete }, _) => {
+                (
+                    Output::Files {
+                        folder,
+                        delete,
+                        split,
+                    },
+                    _,
+                ) => {
                     rows.work(&format!("writing {}", folder.display()), |_| {
                         self.cancelable(outcome.cancel, || {
-                            self.write_files(outcome, folder, *delete)
+                            self.write_files(outcome, *split, folder, *delete)
                         })
                     })?;
                 }
                 _ => {}
             }
         }
-        if let Some(image) = &out.image
-            && !keeps
-            && before.iter().all(|known| known.manifest != image.manifest)
-        {
-            self.store.remove_image(image.manifest)?;
+        if !keeps && let Some(image) = &out.image {
+            let made = match self.store.index(image.manifest)? {
+                Some(index) => index.images.into_iter().map(|it| it.manifest).collect(),
+                None => vec![image.manifest],
+            };
+            for made in made {
+                if before.iter().all(|known| known.manifest != made) {
+                    self.store.remove_image(made)?;
+                }
+            }
         }
         Ok(out)
     }
@@ -193,25 +221,60 @@ impl Engine {
         }
     }
 
-    fn make_image(
+    /// Writes the files of a container as one tar: those of its image and what it changed in the runs that ended.
+    ///
+    /// # Errors
+    /// When anything cannot be read or written; a file that was to be made is not there then.
+    pub fn export_container(&self, container: &ContainerInfo, to: &To) -> Result<(), BuildError> {
+        let lease = self.store.lease()?;
+        let layers = [&container.image_layers[..], &container.own_layers].concat();
+        self.store.protect(&lease, &layers)?;
+        write_to(to, |out| {
+            let trees = vec![(String::new(), layers.clone())];
+            self.worker
+                .write_tree(trees, None, &[out.as_fd()])
+                .map_err(ExportError::Worker)?;
+            Ok(())
+        })
+    }
+
+    /// The image, or an index of the platforms' images.
+    fn make_images(
         &self,
         outcome: &Outcome<'_>,
+        keeps: bool,
         rows: &mut Rows<'_>,
     ) -> Result<Committed, BuildError> {
-        let (plan, snapshot) = (outcome.plan, outcome.snapshot);
-        let base = plan.config.rootfs.diff_ids.len();
-        let own = snapshot.layers.len().saturating_sub(base);
+        let request = outcome.request;
         rows.work("exporting to image", |_| {
-            let image = commit(
-                &self.store,
-                &self.worker,
-                &snapshot.layers,
-                own,
-                plan.config.clone(),
-                plan.source_date_epoch,
-                &outcome.request.annotations,
-            )?;
-            for output in &outcome.request.outputs {
+            let mut members = Vec::new();
+            let mut last = None;
+            for result in &outcome.results {
+                let image = self.make_image(request, result)?;
+                let platform = result.plan.platform.clone();
+                let annotations = annotations(request, Annotated::ManifestDescriptor, &platform);
+                members.push(Member {
+                    manifest: image.manifest,
+                    platform,
+                    annotations,
+                });
+                last = Some(image);
+            }
+            let image = match last {
+                Some(image) if request.platforms.is_empty() => image,
+                _ => {
+                    let annotations = annotations(request, Annotated::Index, &Platform::host());
+                    let index = commit_index(&self.store, &members, &annotations)?;
+                    if keeps {
+                        self.store.set_index(index)?;
+                    }
+                    Committed {
+                        manifest: index,
+                        config: index,
+                    }
+                }
+            };
+            for output in &request.outputs {
                 if let Output::Image { names, .. } = output {
                     for name in names {
                         self.store.tag(name, image.manifest)?;
@@ -222,40 +285,95 @@ impl Engine {
         })
     }
 
-    fn write_tree(&self, outcome: &Outcome<'_>, to: &To) -> Result<(), BuildError> {
+    fn make_image(
+        &self,
+        request: &BuildRequest,
+        result: &Planned,
+    ) -> Result<Committed, BuildError> {
+        let Planned { plan, snapshot } = result;
+        let own = snapshot.layers.len().saturating_sub(plan.base_layers);
+        Ok(commit(
+            &self.store,
+            &self.worker,
+            &snapshot.layers,
+            own,
+            plan.config.clone(),
+            plan.source_date_epoch,
+            &annotations(request, Annotated::Manifest, &plan.platform),
+        )?)
+    }
+
+    fn write_tree(
+        &self,
+        outcome: &Outcome<'_>,
+        split: Option<bool>,
+        to: &To,
+    ) -> Result<(), BuildError> {
         let write = |out: &File| {
-            let layers = outcome.snapshot.layers.clone();
-            let clamp = outcome.plan.source_date_epoch;
+            let results = outcome.results.iter();
+            let clamp = outcome.results[0].plan.source_date_epoch;
+            let trees = results.map(|result| {
+                let folder = outcome.folder_of(result, split).unwrap_or_default();
+                (folder, result.snapshot.layers.clone())
+            });
             self.worker
-                .write_tree(layers, clamp, &[out.as_fd()])
+                .write_tree(trees.collect(), clamp, &[out.as_fd()])
                 .map_err(ExportError::Worker)?;
             Ok(())
         };
-        match to {
-            To::File(path) => whole_file(path, write),
-            To::Stream(out) => write(out),
-            To::Folder(path) => Err(BuildError::new(format!("{}: is a folder", path.display()))),
-        }
+        write_to(to, write)
     }
 
     fn write_files(
         &self,
         outcome: &Outcome<'_>,
+        split: Option<bool>,
         folder: &Path,
         delete: bool,
     ) -> Result<(), BuildError> {
-        let failed = |error: io::Error| {
-            BuildError::new(format!("cannot write {}: {error}", folder.display()))
-        };
-        fs::create_dir_all(folder).map_err(failed)?;
-        let open = File::open(folder).map_err(failed)?;
-        let layers = outcome.snapshot.layers.clone();
-        let clamp = outcome.plan.source_date_epoch;
-        self.worker
-            .check_out(layers, clamp, delete, &[open.as_fd()])
-            .map_err(ExportError::Worker)?;
+        for (at, result) in outcome.results.iter().enumerate() {
+            let own = outcome.folder_of(result, split);
+            // What the platform before has left in the same folder belongs there.
+            let delete = delete && (own.is_some() || at == 0);
+            let folder = own.map_or_else(|| folder.to_owned(), |own| folder.join(own));
+            let failed = |error: io::Error| {
+                BuildError::new(format!("cannot write {}: {error}", folder.display()))
+            };
+            fs::create_dir_all(&folder).map_err(failed)?;
+            let open = File::open(&folder).map_err(failed)?;
+            let layers = result.snapshot.layers.clone();
+            let clamp = result.plan.source_date_epoch;
+            self.worker
+                .check_out(layers, clamp, delete, &[open.as_fd()])
+                .map_err(ExportError::Worker)?;
+        }
         Ok(())
     }
+}
+
+impl Outcome<'_> {
+    /// The folder of a platform's files, where each has one of its own.
+    fn folder_of(&self, result: &Planned, split: Option<bool>) -> Option<String> {
+        split
+            .unwrap_or(!self.request.platforms.is_empty())
+            .then(|| result.plan.platform.to_string().replace('/', "_"))
+    }
+}
+
+/// The annotations of a document of the image for a platform.
+fn annotations(
+    request: &BuildRequest,
+    on: Annotated,
+    platform: &Platform,
+) -> BTreeMap<String, String> {
+    let fits = |annotation: &&Annotation| {
+        let its = annotation.platform.as_ref();
+        annotation.on == on && its.is_none_or(|its| its == platform)
+    };
+    let found = request.annotations.iter().filter(fits);
+    found
+        .map(|annotation| (annotation.key.clone(), annotation.value.clone()))
+        .collect()
 }
 
 impl std::fmt::Display for To {
@@ -264,6 +382,18 @@ impl std::fmt::Display for To {
             Self::File(path) | Self::Folder(path) => write!(out, "{}", path.display()),
             Self::Stream(_) => out.write_str("a stream"),
         }
+    }
+}
+
+/// Writes one stream of bytes.
+fn write_to(
+    to: &To,
+    write: impl FnOnce(&File) -> Result<(), BuildError>,
+) -> Result<(), BuildError> {
+    match to {
+        To::File(path) => whole_file(path, write),
+        To::Stream(out) => write(out),
+        To::Folder(path) => Err(BuildError::new(format!("{}: is a folder", path.display()))),
     }
 }
 

@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, SystemTime};
 
 use kiln_graph::Network;
-use kiln_image::{Digest, ImageConfig, LayerId};
+use kiln_image::{Digest, ImageConfig, LayerId, Platform};
 use kiln_store::{Container, Lease, NewContainer};
 use kiln_worker::{
     ExecJob, ExecMount, Exit, Limits, Made, MountSource, ProcessSpec, Request, Response, Trust,
@@ -251,8 +251,12 @@ impl Engine {
                 made,
                 mut notes,
                 out_of_memory,
+                foreign,
                 ..
             }) => {
+                if foreign && let Some(note) = self.foreign(&container)? {
+                    notes.push(note);
+                }
                 if out_of_memory {
                     notes.push(
                         "out of memory: the kernel killed a process of the container".to_owned(),
@@ -270,6 +274,17 @@ impl Engine {
             self.store.set_container_details(id, &details.bytes())?;
         }
         Ok(Ran { exit, notes })
+    }
+
+    /// Why a container's program cannot be executed, if its image is for another machine.
+    fn foreign(&self, container: &Container) -> Result<Option<String>, BuildError> {
+        let image = container.image.map(|image| self.store.image(image));
+        let platform = image.transpose()?.flatten().map(|it| it.info.platform);
+        let platform = platform.filter(|it| !Platform::host().runs().contains(it));
+        Ok(platform.map(|platform| {
+            let (host, hint) = (Platform::host(), kiln_solver::NO_EMULATOR);
+            format!("the image is for {platform}, and this machine is {host}: {hint}")
+        }))
     }
 
     /// Puts what a container or a copy made on top of a container. A layer without content is not worth its place.

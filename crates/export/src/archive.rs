@@ -7,14 +7,15 @@ use std::num::NonZero;
 use std::path::Path;
 
 use kiln_image::manifest::{Descriptor, Index, Manifest, media_type};
-use kiln_image::{Compression, DiffId, Digest, ImageConfig, LayerId, Reference};
-use kiln_store::{ImageInfo, Store};
+use kiln_image::{Compression, DiffId, Digest, ImageConfig, LayerId, Platform, Reference};
+use kiln_store::{Image, ImageInfo, Store};
 use kiln_worker::Worker;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::blobs::write_tar;
 use crate::commit::sha256;
 use crate::documents::manifest;
+use crate::indexes::leaving;
 use crate::packing::{Packer, descriptor};
 use crate::{ExportError, Packing, Watch, digest_layer};
 
@@ -61,7 +62,7 @@ const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const IMAGE_NAME: &str = "io.containerd.image.name";
 
 impl Saving<'_> {
-    /// Writes images with their names.
+    /// Writes images, also indexes of them, with their names.
     ///
     /// # Errors
     /// When an image is not there, or anything cannot be read or written.
@@ -74,23 +75,15 @@ impl Saving<'_> {
         let mut index = archive.index()?;
         let mut docker = Vec::new();
         for (image, names) in images {
-            let missing = || ExportError::NoImage(image.to_string());
-            let info = self.store.image(*image)?.ok_or_else(missing)?.info;
-            let (_, config) = self.store.json(info.config)?.ok_or_else(missing)?;
-            archive.blob(info.config, &config)?;
-            let layers = self.layers(*image, &info, &config, &mut archive)?;
-            let paths: Vec<_> = layers.iter().map(|layer| blob_path(layer.digest)).collect();
-            let tags: Vec<_> = names
-                .iter()
-                .filter(|name| name.tag().is_some())
-                .map(Reference::familiar)
-                .collect();
-            docker.push(json!({
-                "Config": blob_path(info.config),
-                "RepoTags": if tags.is_empty() { json!(null) } else { json!(tags) },
-                "Layers": paths,
-            }));
-            let descriptor = self.manifest(*image, &info, &config, layers, &mut archive)?;
+            let descriptor = if let Some(found) = self.store.image(*image)? {
+                let (descriptor, listed) = self.image(&found, names, &mut archive)?;
+                docker.push(listed);
+                descriptor
+            } else {
+                let (descriptor, listed) = self.index(*image, names, &mut archive)?;
+                docker.push(listed);
+                descriptor
+            };
             list(&mut index, &descriptor, names);
         }
         archive.file(
@@ -105,6 +98,69 @@ impl Saving<'_> {
             )?;
         }
         archive.end()
+    }
+
+    /// Writes an image; gives its descriptor and what `manifest.json` says of it.
+    fn image(
+        &self,
+        image: &Image,
+        names: &[Reference],
+        archive: &mut Archive<'_>,
+    ) -> Result<(Descriptor, Value), ExportError> {
+        let Image { manifest, info, .. } = image;
+        let missing = || ExportError::NoImage(manifest.to_string());
+        let (_, config) = self.store.json(info.config)?.ok_or_else(missing)?;
+        archive.blob(info.config, &config)?;
+        let layers = self.layers(*manifest, info, &config, archive)?;
+        let paths: Vec<_> = layers.iter().map(|layer| blob_path(layer.digest)).collect();
+        let tags: Vec<_> = names
+            .iter()
+            .filter(|name| name.tag().is_some())
+            .map(Reference::familiar)
+            .collect();
+        let listed = json!({
+            "Config": blob_path(info.config),
+            "RepoTags": if tags.is_empty() { json!(null) } else { json!(tags) },
+            "Layers": paths,
+        });
+        let descriptor = self.manifest(*manifest, info, &config, layers, archive)?;
+        Ok((descriptor, listed))
+    }
+
+    /// Writes an index with the images of it that are in the store. `manifest.json` knows no platforms: it has the image
+    /// that runs here, or the first.
+    fn index(
+        &self,
+        digest: Digest,
+        names: &[Reference],
+        archive: &mut Archive<'_>,
+    ) -> Result<(Descriptor, Value), ExportError> {
+        let missing = || ExportError::NoImage(digest.to_string());
+        let index = self.store.index(digest)?.ok_or_else(missing)?;
+        let here = index
+            .select(&Platform::host())
+            .or(index.images.first())
+            .map(|image| image.manifest);
+        let mut entries = Vec::new();
+        let mut listed = Value::Null;
+        for entry in &index.document.manifests {
+            let image = index.images.iter().find(|it| it.manifest == entry.digest);
+            let Some(image) = image else { continue };
+            let (written, entry_of_docker) = self.image(image, names, archive)?;
+            if here == Some(image.manifest) {
+                listed = entry_of_docker;
+            }
+            entries.push(Descriptor {
+                platform: entry.platform.clone(),
+                annotations: entry.annotations.clone(),
+                ..written
+            });
+        }
+        let (kind, bytes) = leaving(self.store, digest, entries, self.docker_types())?;
+        let written = sha256(&bytes);
+        archive.blob(written, &bytes)?;
+        let descriptor = Descriptor::new(&kind, written, bytes.len() as u64);
+        Ok((descriptor, listed))
     }
 
     /// Writes the layers of an image.

@@ -118,6 +118,13 @@ pub(crate) fn walk(
     Err(unusable("too many indexes in indexes".to_owned()))
 }
 
+/// A manifest or an index in the store.
+pub(crate) fn document(store: &Store, digest: Digest) -> Result<Document, ExportError> {
+    let missing = || ExportError::NoImage(digest.to_string());
+    let (kind, bytes) = store.json(digest)?.ok_or_else(missing)?;
+    parse_manifest(&bytes, Some(&kind)).map_err(|_| missing())
+}
+
 /// The manifest of an image in the store.
 pub(crate) fn manifest(store: &Store, digest: Digest) -> Result<(Manifest, Vec<u8>), ExportError> {
     let missing = || ExportError::NoImage(digest.to_string());

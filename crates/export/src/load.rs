@@ -7,13 +7,17 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use kiln_image::manifest::{Document, media_type, parse_manifest};
-use kiln_image::{DiffId, Digest, ImageConfig, LayerId, Platform, Reference, compress};
-use kiln_store::{Lease, Store};
+use kiln_image::{
+    Descriptor, DiffId, Digest, ImageConfig, Index, LayerId, Manifest, Platform, Reference,
+    compress,
+};
+use kiln_store::{BlobInfo, Lease, Store};
 use kiln_worker::{TarInput, UnpackJob, UnpackedLayer, Worker};
 use serde::Deserialize;
 
-use crate::blobs::{keep_tar, spool};
+use crate::blobs::{PULLED, keep_tar, spool};
 use crate::commit::sha256;
+use crate::pull::blob_of;
 use crate::{Committed, ExportError, commit};
 
 /// JSON in an archive is not larger than this.
@@ -28,7 +32,8 @@ pub struct Loaded {
     pub names: Vec<Reference>,
 }
 
-/// Loads all images of an archive and tags them. Of an index with several platforms the one that fits is taken.
+/// Loads all images of an archive and tags them. Of an index all images come that the archive has, or those that run
+/// best on `platforms` where some are given; a name leads to the index if more than one came.
 ///
 /// # Errors
 /// When the file is no image archive, is damaged, or the store or the worker fails. Images that came before the fault
@@ -39,7 +44,7 @@ pub fn load(
     lease: &Lease,
     file: &File,
     path: &str,
-    platform: &Platform,
+    platforms: &[Platform],
 ) -> Result<Vec<Loaded>, ExportError> {
     let invalid = |what: String| ExportError::Invalid {
         path: path.to_owned(),
@@ -61,41 +66,111 @@ pub fn load(
         path,
         members: members(file, path)?,
     };
-    let images = if archive.members.contains_key("manifest.json") {
+    let docker = archive.members.contains_key("manifest.json");
+    let oci = archive.members.contains_key("index.json");
+    // Docker's list knows no platforms.
+    let images = if oci && (!docker || archive.has_index()?) {
+        archive.oci(store, platforms)?
+    } else if docker {
         archive.docker()?
-    } else if archive.members.contains_key("index.json") {
-        archive.oci(platform)?
     } else {
         return Err(invalid(
             "neither manifest.json nor index.json in it: not an image archive".to_owned(),
         ));
     };
     let mut loaded = Vec::new();
-    for image in images {
-        let config = ImageConfig::from_bytes(&image.config)
-            .map_err(|error| invalid(format!("config: {error}")))?;
-        let diffs = config.rootfs.diff_ids.clone();
-        if diffs.len() != image.layers.len() {
-            return Err(invalid(format!(
-                "{} layers, but {} diff ids",
-                image.layers.len(),
-                diffs.len()
-            )));
+    for found in images {
+        let mut last = None;
+        let count = found.images.len();
+        for image in found.images {
+            let config = ImageConfig::from_bytes(&image.config)
+                .map_err(|error| invalid(format!("config: {error}")))?;
+            let has = config.platform();
+            let runs = |platform: &Platform| platform.runs().contains(&has.clone().normalised());
+            if !platforms.is_empty() && !platforms.iter().any(runs) {
+                return Err(ExportError::Platform {
+                    name: path.to_owned(),
+                    wanted: platforms[0].clone(),
+                    has: vec![has],
+                });
+            }
+            let diffs = config.rootfs.diff_ids.clone();
+            if diffs.len() != image.layers.len() {
+                return Err(invalid(format!(
+                    "{} layers, but {} diff ids",
+                    image.layers.len(),
+                    diffs.len()
+                )));
+            }
+            let mut layers = Vec::new();
+            for (member, diff) in image.layers.iter().zip(diffs) {
+                layers.push(archive.layer(store, worker, lease, member, diff)?);
+            }
+            last = Some(match &image.manifest {
+                Some(manifest) => keep_manifest(store, layers, &config, &image.config, manifest)?,
+                None => keep_config(store, worker, &layers, config, &image.config)?,
+            });
         }
-        let mut layers = Vec::new();
-        for (member, diff) in image.layers.iter().zip(diffs) {
-            layers.push(archive.layer(store, worker, lease, member, diff)?);
+        let Some(mut committed) = last else {
+            continue;
+        };
+        if let Some((kind, bytes)) = found.index.filter(|_| count > 1) {
+            let index = store.put_json(&kind, &bytes)?;
+            store.set_index(index)?;
+            committed = Committed {
+                manifest: index,
+                config: index,
+            };
         }
-        let committed = keep_config(store, worker, &layers, config, &image.config)?;
-        for name in &image.names {
+        for name in &found.names {
             store.tag(name, committed.manifest)?;
         }
         loaded.push(Loaded {
             image: committed,
-            names: image.names,
+            names: found.names,
         });
     }
     Ok(loaded)
+}
+
+/// Keeps an image with the manifest that it came with.
+fn keep_manifest(
+    store: &Store,
+    layers: Vec<LayerId>,
+    config: &ImageConfig,
+    config_bytes: &[u8],
+    (kind, bytes, document): &(String, Vec<u8>, Manifest),
+) -> Result<Committed, ExportError> {
+    let digest = store.put_json(&document.config.media_type, config_bytes)?;
+    let mut size = 0;
+    let descriptors = document.layers.iter().zip(&config.rootfs.diff_ids);
+    for (layer, (named, diff)) in layers.iter().zip(descriptors) {
+        size += store.layer(*layer)?.map_or(0, |info| info.size);
+        if named.digest != blob_of(*diff) {
+            // What registries may know it as.
+            store.set_blob(&BlobInfo {
+                diff: *diff,
+                digest: named.digest,
+                media_type: named.media_type.clone(),
+                size: named.size,
+                encoder: PULLED.to_owned(),
+                present: false,
+            })?;
+        }
+    }
+    let manifest = store.put_json(kind, bytes)?;
+    let info = kiln_store::ImageInfo {
+        config: digest,
+        layers,
+        size,
+        created: config.created.map(std::time::SystemTime::from),
+        platform: config.platform(),
+    };
+    store.set_image(manifest, &info)?;
+    Ok(Committed {
+        manifest,
+        config: digest,
+    })
 }
 
 /// Commits an image whose config came from elsewhere: its bytes, and with them the image's id, stay.
@@ -106,7 +181,6 @@ fn keep_config(
     config: ImageConfig,
     bytes: &[u8],
 ) -> Result<Committed, ExportError> {
-    use kiln_image::manifest::{Descriptor, Manifest};
     if config.to_bytes() == bytes
         && config.created.is_some()
         && config.history.iter().all(|it| it.created.is_some())
@@ -144,10 +218,19 @@ fn keep_config(
     })
 }
 
+/// What a name leads to in an archive.
+struct Found {
+    names: Vec<Reference>,
+    images: Vec<Image>,
+    /// The index that names the images, with its media type.
+    index: Option<(String, Vec<u8>)>,
+}
+
 struct Image {
     config: Vec<u8>,
     layers: Vec<String>,
-    names: Vec<Reference>,
+    /// Its manifest: media type, bytes, what they say.
+    manifest: Option<(String, Vec<u8>, Manifest)>,
 }
 
 struct Archive<'a> {
@@ -194,34 +277,45 @@ impl Archive<'_> {
             .map_err(|error| self.invalid(format!("image name {text:?}: {error}")))
     }
 
-    fn docker(&self) -> Result<Vec<Image>, ExportError> {
+    fn docker(&self) -> Result<Vec<Found>, ExportError> {
         let list: Vec<DockerImage> = serde_json::from_slice(&self.read("manifest.json")?)
             .map_err(|error| self.invalid(format!("manifest.json: {error}")))?;
         list.into_iter()
             .map(|image| {
                 let names = image.repo_tags.unwrap_or_default();
-                Ok(Image {
-                    config: self.read(&image.config)?,
-                    layers: image.layers,
-                    names: names
-                        .iter()
-                        .map(|name| self.name(name))
-                        .collect::<Result<_, _>>()?,
+                let names = names.iter().map(|name| self.name(name));
+                Ok(Found {
+                    names: names.collect::<Result<_, _>>()?,
+                    images: vec![Image {
+                        config: self.read(&image.config)?,
+                        layers: image.layers,
+                        manifest: None,
+                    }],
+                    index: None,
                 })
             })
             .collect()
     }
 
-    fn oci(&self, platform: &Platform) -> Result<Vec<Image>, ExportError> {
-        let index = match parse_manifest(&self.read("index.json")?, Some(media_type::OCI_INDEX)) {
-            Ok(Document::Index(index)) => index,
+    fn index(&self) -> Result<Index, ExportError> {
+        match parse_manifest(&self.read("index.json")?, Some(media_type::OCI_INDEX)) {
+            Ok(Document::Index(index)) => Ok(index),
             Ok(Document::Manifest(_)) => {
-                return Err(self.invalid("index.json: a manifest, expected an index"));
+                Err(self.invalid("index.json: a manifest, expected an index"))
             }
-            Err(error) => return Err(self.invalid(format!("index.json: {error}"))),
-        };
-        let mut images: Vec<(Digest, Image)> = Vec::new();
-        for descriptor in &index.manifests {
+            Err(error) => Err(self.invalid(format!("index.json: {error}"))),
+        }
+    }
+
+    /// Whether it has an image of several platforms.
+    fn has_index(&self) -> Result<bool, ExportError> {
+        let is_index = |entry: &Descriptor| media_type::is_index(&entry.media_type);
+        Ok(self.index()?.manifests.iter().any(is_index))
+    }
+
+    fn oci(&self, store: &Store, platforms: &[Platform]) -> Result<Vec<Found>, ExportError> {
+        let mut all: Vec<(Digest, Found)> = Vec::new();
+        for descriptor in &self.index()?.manifests {
             let annotation = |key: &str| {
                 descriptor
                     .annotations
@@ -237,40 +331,115 @@ impl Archive<'_> {
                 .iter()
                 .map(|name| self.name(name))
                 .collect::<Result<Vec<_>, _>>()?;
-            if let Some((_, known)) = images
+            if let Some((_, known)) = all
                 .iter_mut()
                 .find(|(digest, _)| *digest == descriptor.digest)
             {
                 known.names.extend(names);
                 continue;
             }
-            let mut digest = descriptor.digest;
-            let manifest = loop {
-                match parse_manifest(&self.blob(digest)?, None) {
-                    Ok(Document::Manifest(manifest)) => break manifest,
-                    Ok(Document::Index(inner)) => {
-                        let chosen = inner.select(platform);
-                        digest = chosen
-                            .ok_or_else(|| {
-                                self.invalid(format!("index {digest} has nothing for {platform}"))
-                            })?
-                            .digest;
-                    }
-                    Err(error) => return Err(self.invalid(format!("manifest {digest}: {error}"))),
+            let bytes = self.blob(descriptor.digest)?;
+            let (images, index) = match self.document(descriptor.digest, &bytes)? {
+                Document::Manifest(manifest) => {
+                    (vec![self.image(descriptor, bytes, manifest)?], None)
+                }
+                Document::Index(index) => {
+                    let images = self.members(store, descriptor.digest, &index, platforms)?;
+                    (images, Some((descriptor.media_type.clone(), bytes)))
                 }
             };
-            let image = Image {
-                config: self.blob(manifest.config.digest)?,
-                layers: manifest
+            let found = Found {
+                names,
+                images,
+                index,
+            };
+            all.push((descriptor.digest, found));
+        }
+        Ok(all.into_iter().map(|(_, found)| found).collect())
+    }
+
+    fn document(&self, digest: Digest, bytes: &[u8]) -> Result<Document, ExportError> {
+        parse_manifest(bytes, None)
+            .map_err(|error| self.invalid(format!("manifest {digest}: {error}")))
+    }
+
+    fn image(
+        &self,
+        named: &Descriptor,
+        bytes: Vec<u8>,
+        manifest: Manifest,
+    ) -> Result<Image, ExportError> {
+        Ok(Image {
+            config: self.blob(manifest.config.digest)?,
+            layers: manifest
+                .layers
+                .iter()
+                .map(|layer| blob_name(layer.digest))
+                .collect(),
+            manifest: Some((named.media_type.clone(), bytes, manifest)),
+        })
+    }
+
+    /// The images of an index that the archive has, or those for `platforms`.
+    fn members(
+        &self,
+        store: &Store,
+        digest: Digest,
+        index: &Index,
+        platforms: &[Platform],
+    ) -> Result<Vec<Image>, ExportError> {
+        let mut wanted: Vec<&Descriptor> = Vec::new();
+        for platform in platforms {
+            let chosen = index.select(platform).ok_or_else(|| {
+                let has = index.manifests.iter().filter_map(|it| it.platform.clone());
+                ExportError::Platform {
+                    name: self.path.to_owned(),
+                    wanted: platform.clone(),
+                    has: has.filter(|it| it.os != "unknown").collect(),
+                }
+            })?;
+            if !wanted.contains(&chosen) {
+                wanted.push(chosen);
+            }
+        }
+        let mut images = Vec::new();
+        for entry in &index.manifests {
+            let named = wanted.is_empty() || wanted.contains(&entry);
+            if !named || !self.members.contains_key(&blob_name(entry.digest)) {
+                continue;
+            }
+            let bytes = self.blob(entry.digest)?;
+            let manifest = match self.document(entry.digest, &bytes)? {
+                Document::Manifest(manifest) => manifest,
+                Document::Index(inner) => {
+                    images.extend(self.members(store, entry.digest, &inner, platforms)?);
+                    continue;
+                }
+            };
+            // Attestations are no images.
+            if !media_type::is_config(&manifest.config.media_type)
+                || manifest
                     .layers
                     .iter()
-                    .map(|layer| blob_name(layer.digest))
-                    .collect(),
-                names,
-            };
-            images.push((descriptor.digest, image));
+                    .any(|layer| !media_type::is_layer(&layer.media_type))
+            {
+                continue;
+            }
+            let image = self.image(entry, bytes, manifest)?;
+            let diffs = ImageConfig::from_bytes(&image.config).map(|it| it.rootfs.diff_ids);
+            let mut whole = true;
+            for (layer, diff) in image.layers.iter().zip(diffs.unwrap_or_default()) {
+                whole &= self.members.contains_key(layer) || store.layer_by_diff(diff)?.is_some();
+            }
+            if whole {
+                images.push(image);
+            }
         }
-        Ok(images.into_iter().map(|(_, image)| image).collect())
+        if images.is_empty() {
+            let what = format!("index {digest} has no image whose layers are in the archive");
+            return Err(self.invalid(what));
+        }
+        Ok(images)
     }
 
     fn blob(&self, digest: Digest) -> Result<Vec<u8>, ExportError> {

@@ -179,7 +179,7 @@ impl Remote<'_> {
     }
 
     /// Brings the layers of an image that the store lacks, and keeps the image. With a name that has no digest, the name
-    /// leads to it from then on.
+    /// leads to it from then on, or, beside images for other platforms, to their index.
     ///
     /// # Errors
     /// When a layer cannot be had, is damaged or cannot be unpacked. Layers that are whole by then stay as long as the
@@ -211,11 +211,7 @@ impl Remote<'_> {
             platform: found.config.platform(),
         };
         self.store.set_image(found.manifest, &info)?;
-        self.store
-            .set_repo_digest(&found.name, found.digest, found.manifest)?;
-        if found.name.digest().is_none() {
-            self.store.tag(&found.name, found.manifest)?;
-        }
+        crate::indexes::name(self.store, &found.name, found.digest, found.manifest)?;
         Ok(Committed {
             manifest: found.manifest,
             config: image.config.digest,
@@ -408,7 +404,7 @@ fn unusable(name: &Reference, what: String) -> ExportError {
 }
 
 /// What a reader of the registry's crate failed with.
-fn transfer_error(error: io::Error) -> ExportError {
+pub(crate) fn transfer_error(error: io::Error) -> ExportError {
     match error.downcast::<kiln_registry::Error>() {
         Ok(error) => error.into(),
         Err(error) => ExportError::io("transfer")(error),

@@ -7,14 +7,16 @@ use std::num::NonZero;
 use std::sync::Arc;
 
 use kiln_image::{
-    Compression, Descriptor, DiffId, Digest, ImageConfig, LayerId, Manifest, Reference, media_type,
+    Compression, Descriptor, DiffId, Digest, Document, ImageConfig, Index, LayerId, Manifest,
+    Platform, Reference, media_type, parse_manifest,
 };
 use kiln_registry::Observer;
 
-use crate::blobs::{ReadAt, kept};
-use crate::documents::manifest;
+use crate::blobs::{ReadAt, kept, unnamed};
+use crate::documents::{document, manifest};
+use crate::indexes::leaving;
 use crate::packing::{Packer, descriptor, of_family};
-use crate::pull::{Stop, blob_of, several};
+use crate::pull::{Stop, blob_of, several, transfer_error};
 use crate::{ExportError, Packing, Remote, Watch};
 
 /// An image as a registry has it now.
@@ -24,6 +26,12 @@ pub struct Published {
     pub digest: Digest,
     /// The manifest's bytes.
     pub size: u64,
+}
+
+/// An image as a registry has it now, and the media type of its manifest.
+struct PushedImage {
+    kind: &'static str,
+    published: Published,
 }
 
 /// One push.
@@ -38,11 +46,12 @@ struct Push<'a> {
 }
 
 impl Remote<'_> {
-    /// Brings an image of the store to a registry under a name with a tag. An image that came from a registry keeps its
-    /// manifest, as long as its blobs can be had.
+    /// Brings an image of the store, or an index with its images, to a registry under a name with a tag. An image that
+    /// came from a registry keeps its manifest, as long as its blobs can be had; one of an index of which only the
+    /// documents are known is copied from where it is.
     ///
     /// # Errors
-    /// When there is no such image, a layer cannot be read, or the registry refuses.
+    /// When there is no such image, the store lacks images of the index, a layer cannot be read, or the registry refuses.
     pub fn push(
         &self,
         image: Digest,
@@ -50,6 +59,156 @@ impl Remote<'_> {
         packing: &Packing,
         cores: NonZero<usize>,
     ) -> Result<Published, ExportError> {
+        match document(self.store, image)? {
+            Document::Index(index) => self.push_index(image, &index, to, packing, cores),
+            Document::Manifest(_) => Ok(self.push_image(image, to, packing, cores)?.published),
+        }
+    }
+
+    /// The images first, each by its digest alone.
+    fn push_index(
+        &self,
+        digest: Digest,
+        index: &Index,
+        to: &Reference,
+        packing: &Packing,
+        cores: NonZero<usize>,
+    ) -> Result<Published, ExportError> {
+        let stop = Stop::new(self);
+        let nameless: Reference =
+            format!("{}@{digest}", to.name())
+                .parse()
+                .map_err(|error| ExportError::Unusable {
+                    name: to.to_string(),
+                    what: format!("{error}"),
+                })?;
+        let mut entries = Vec::new();
+        let mut own = Vec::new();
+        for entry in &index.manifests {
+            if self.store.image(entry.digest)?.is_some() {
+                let pushed = self.push_image(entry.digest, &nameless, packing, cores)?;
+                entries.push(Descriptor {
+                    media_type: pushed.kind.to_owned(),
+                    digest: pushed.published.digest,
+                    size: pushed.published.size,
+                    ..entry.clone()
+                });
+                own.push(entry.digest);
+                continue;
+            }
+            let sources = self.store.manifest_sources(entry.digest)?;
+            // What tells how an image was made is for no platform, and goes where its image does not change.
+            let platform = entry.platform.clone().unwrap_or_else(Platform::host);
+            if !sources.is_empty() {
+                self.copy_manifest(entry, &sources, &nameless, &stop)?;
+                entries.push(entry.clone());
+            } else if platform.os != "unknown" {
+                return Err(ExportError::Unusable {
+                    name: to.to_string(),
+                    what: format!(
+                        "the image for {platform} is not in the store: pull it with --platform {platform}, \
+                         or push the others one by one with --platform"
+                    ),
+                });
+            }
+        }
+        let docker = packing.docker_types.unwrap_or(false);
+        let (kind, bytes) = leaving(self.store, digest, entries, docker)?;
+        let digest = self
+            .client
+            .push_manifest(to, &kind, &bytes, stop.as_ref())?;
+        for image in own {
+            self.store.set_repo_digest(to, digest, image)?;
+        }
+        Ok(Published {
+            digest,
+            size: bytes.len() as u64,
+        })
+    }
+
+    /// Copies an image from one repository to another: nothing within one, and within a registry only what that cannot
+    /// take over by itself.
+    fn copy_manifest(
+        &self,
+        entry: &Descriptor,
+        sources: &[Reference],
+        to: &Reference,
+        stop: &Arc<Stop>,
+    ) -> Result<(), ExportError> {
+        let near = |source: &&Reference| source.registry() == to.registry();
+        let Some(from) = sources.iter().find(near).or(sources.first()) else {
+            return Ok(());
+        };
+        if sources.iter().any(|source| source.name() == to.name()) {
+            return Ok(());
+        }
+        let document = self.client.manifest(from, &entry.digest, stop.as_ref())?;
+        let unusable = |what: String| ExportError::Unusable {
+            name: from.to_string(),
+            what,
+        };
+        let manifest = match parse_manifest(&document.bytes, Some(&document.media_type)) {
+            Ok(Document::Manifest(manifest)) => manifest,
+            Ok(Document::Index(_)) => {
+                return Err(unusable("it is a list itself".to_owned()));
+            }
+            Err(error) => return Err(unusable(error.to_string())),
+        };
+        let blobs: Vec<&Descriptor> = manifest
+            .layers
+            .iter()
+            .chain([&manifest.config])
+            .filter(|blob| blob.urls.is_none())
+            .collect();
+        let mount = (from.registry() == to.registry()).then(|| from.repository());
+        several(blobs.len(), stop, |at| {
+            let blob = blobs[at];
+            let offered = self.client.offer_blob(to, blob, mount, stop.as_ref())?;
+            if offered.is_some() {
+                return Ok(());
+            }
+            let mut scratch = unnamed(self.store).map_err(ExportError::io("scratch file"))?;
+            let mut reader = self
+                .client
+                .blob(from, blob, &mut io::empty(), stop.clone())?;
+            io::copy(&mut reader, &mut scratch).map_err(transfer_error)?;
+            self.upload(to, blob, scratch, stop)
+        })?;
+        self.client
+            .push_manifest(to, &document.media_type, &document.bytes, stop.as_ref())?;
+        Ok(())
+    }
+
+    fn upload(
+        &self,
+        to: &Reference,
+        form: &Descriptor,
+        file: File,
+        stop: &Arc<Stop>,
+    ) -> Result<(), ExportError> {
+        let file = Arc::new(file);
+        let source = |offset: u64| -> io::Result<Box<dyn Read + Send>> {
+            let file = Arc::clone(&file);
+            Ok(Box::new(ReadAt { file, offset }))
+        };
+        let row = Row {
+            name: format!("pushing {}", form.digest),
+            watch: self.watch,
+            stop,
+        };
+        row.watch.transfer(&row.name, 0, form.size, false);
+        self.client.push_blob(to, form, &source, None, &row)?;
+        row.watch.transfer(&row.name, form.size, form.size, true);
+        Ok(())
+    }
+
+    fn push_image(
+        &self,
+        image: Digest,
+        to: &Reference,
+        packing: &Packing,
+        cores: NonZero<usize>,
+    ) -> Result<PushedImage, ExportError> {
         let missing = || ExportError::NoImage(image.to_string());
         let info = self.store.image(image)?.ok_or_else(missing)?.info;
         let (local, local_bytes) = manifest(self.store, image)?;
@@ -111,9 +270,12 @@ impl Remote<'_> {
         };
         let digest = self.client.push_manifest(to, kind, &bytes, stop.as_ref())?;
         self.store.set_repo_digest(to, digest, image)?;
-        Ok(Published {
-            digest,
-            size: bytes.len() as u64,
+        Ok(PushedImage {
+            kind,
+            published: Published {
+                digest,
+                size: bytes.len() as u64,
+            },
         })
     }
 
@@ -161,7 +323,7 @@ impl Push<'_> {
         if let Some((blob, file)) = kept(store, diff)?
             && let Some(form) = forms.iter().find(|form| form.digest == blob.digest)
         {
-            self.upload(form, file, stop)?;
+            self.remote.upload(self.to, form, file, stop)?;
             return Ok(form.clone());
         }
         let (blob, file) = self.packer.compress(layer, diff)?;
@@ -169,7 +331,7 @@ impl Push<'_> {
             Some(form) => form.clone(),
             None => descriptor(&blob, self.docker),
         };
-        self.upload(&form, file, stop)?;
+        self.remote.upload(self.to, &form, file, stop)?;
         store.set_blob(&blob)?;
         Ok(form)
     }
@@ -193,25 +355,6 @@ impl Push<'_> {
             remote.watch.transfer(&row, form.size, form.size, true);
         }
         Ok(taken.is_some())
-    }
-
-    fn upload(&self, form: &Descriptor, file: File, stop: &Arc<Stop>) -> Result<(), ExportError> {
-        let file = Arc::new(file);
-        let source = |offset: u64| -> io::Result<Box<dyn Read + Send>> {
-            let file = Arc::clone(&file);
-            Ok(Box::new(ReadAt { file, offset }))
-        };
-        let row = Row {
-            name: format!("pushing {}", form.digest),
-            watch: self.remote.watch,
-            stop,
-        };
-        row.watch.transfer(&row.name, 0, form.size, false);
-        self.remote
-            .client
-            .push_blob(self.to, form, &source, None, &row)?;
-        row.watch.transfer(&row.name, form.size, form.size, true);
-        Ok(())
     }
 }
 

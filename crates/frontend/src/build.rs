@@ -31,6 +31,8 @@ pub(crate) struct State {
     pub cwd: String,
     /// The platform that it is for.
     pub platform: Platform,
+    /// How many layers it has from an image, below those that are made here.
+    pub base_layers: usize,
     /// A `WORKDIR` of this file was seen.
     workdir_set: bool,
     /// Nothing is known of the base: what is not defined here may be defined there.
@@ -245,6 +247,7 @@ impl<'a> Builder<'a> {
                 .unwrap_or_else(|| self.bases.platform(self.nodes, id)),
             config,
             workdir_set: false,
+            base_layers: base.layers,
             base_unknown: base.unknown,
         })
     }

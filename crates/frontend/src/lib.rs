@@ -47,7 +47,7 @@ pub struct Options {
     pub platform_requested: bool,
     /// The platform that the build runs on.
     pub build_platform: Platform,
-    /// The same Dockerfile is planned for several platforms: titles name the platform.
+    /// The same Dockerfile is planned for several platforms: titles and names of stages name the platform.
     pub multi_platform: bool,
     /// The main build context.
     pub context: Context,
@@ -173,6 +173,8 @@ pub struct Plan {
     pub result: Option<Edge>,
     /// The image's config. `history` is complete but for the times of new entries; diff ids and `created` are missing.
     pub config: ImageConfig,
+    /// How many of the result's layers, the lowest, are those of an image that it starts from.
+    pub base_layers: usize,
     /// The name of the stage that is built, or `stage-N`.
     pub stage: String,
     /// The platform that the image is for.

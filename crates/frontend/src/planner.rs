@@ -184,6 +184,7 @@ fn read(
         result,
         platform: config.platform(),
         config,
+        base_layers: state.base_layers,
         stage: nodes.all[target].label.clone(),
         skipped: skipped.map(|node| nodes.all[node].label.clone()).collect(),
         warnings: Vec::new(),

@@ -31,6 +31,8 @@ pub(crate) struct Base {
     pub title: String,
     /// It is an image that a FROM names.
     pub is_image: bool,
+    /// How many layers it has, when it is an image.
+    pub layers: usize,
     /// It is an image of which nothing is known: all it says of itself is made up.
     pub unknown: bool,
     /// What becomes of the source before it is a tree.
@@ -87,6 +89,7 @@ impl Bases<'_> {
                 config: empty_config(&self.options.target_platform),
                 title: String::new(),
                 is_image: false,
+                layers: 0,
                 unknown: false,
                 made: Made::AsItIs,
             }),
@@ -181,6 +184,7 @@ impl Bases<'_> {
         title: String,
     ) -> Base {
         let mut config = fact.config.clone();
+        let layers = config.rootfs.diff_ids.len();
         let empty =
             config.rootfs.diff_ids.is_empty() && config.history.iter().all(|step| step.empty_layer);
         // What belongs to the base alone, and what no builder knows, is not handed on.
@@ -194,6 +198,7 @@ impl Bases<'_> {
             config,
             title,
             is_image: true,
+            layers,
             unknown: false,
             made: Made::AsItIs,
         }
@@ -255,6 +260,7 @@ impl Bases<'_> {
             config: empty_config(platform),
             title,
             is_image: false,
+            layers: 0,
             unknown: false,
             made,
         })

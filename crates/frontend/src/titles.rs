@@ -31,9 +31,7 @@ impl Stage<'_, '_> {
             return step.to_owned();
         }
         let mut title = "[".to_owned();
-        if self.builder.bases.options.multi_platform {
-            title.extend([&self.state.platform.to_string(), &self.cross_target(), " "]);
-        }
+        title.push_str(&self.platforms());
         if self.builder.several {
             title.push_str(&self.node.label);
             title.push(' ');
@@ -46,6 +44,15 @@ impl Stage<'_, '_> {
         }
         title.push_str(step);
         title
+    }
+
+    /// What tells the steps of one platform from those of another: `linux/amd64->arm64 `.
+    fn platforms(&self) -> String {
+        if self.builder.bases.options.multi_platform {
+            format!("{}{} ", self.state.platform, self.cross_target())
+        } else {
+            String::new()
+        }
     }
 
     /// `->arm64` for a stage on the build platform that has declared the target platform.
@@ -82,7 +89,7 @@ impl Stage<'_, '_> {
         Place {
             title,
             step,
-            stage: self.node.label.clone(),
+            stage: self.platforms() + &self.node.label,
             lines: Some((self.lines.first, self.lines.last)),
         }
     }

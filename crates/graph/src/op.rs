@@ -47,6 +47,19 @@ impl Graph {
         id
     }
 
+    /// Appends the operations of another graph, equal ones once. Gives the ids that they have here, by their ids there.
+    pub fn append(&mut self, other: Self) -> Vec<OpId> {
+        let mut moved: Vec<OpId> = Vec::with_capacity(other.ops.len());
+        for mut op in other.ops {
+            for edge in &mut op.inputs {
+                edge.op = moved[edge.op.0];
+            }
+            let id = self.add(op);
+            moved.push(id);
+        }
+        moved
+    }
+
     /// The operation of an id that this graph gave.
     pub fn op(&self, id: OpId) -> &Op {
         &self.ops[id.0]
@@ -90,7 +103,7 @@ pub struct Place {
     pub title: String,
     /// The step in its stage, without numbers: `RUN make`; the nearest earlier record of the same step is found by it.
     pub step: String,
-    /// The stage's name, or `stage-N`.
+    /// The stage's name, or `stage-N`; where there are several platforms, with the platform before it.
     pub stage: String,
     /// The lines of the Dockerfile, counted from 1, first and last.
     pub lines: Option<(u32, u32)>,

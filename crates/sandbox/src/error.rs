@@ -82,6 +82,9 @@ system; the first that fits:
 A line in /etc/sysctl.d/ makes a setting last. `kiln info` says whether it works";
 
 impl SandboxError {
+    /// The code of an [`SandboxError::Exec`] for a program that is there and that the kernel cannot execute.
+    pub const NOT_EXECUTABLE: u8 = 255;
+
     /// A way out, where there is one.
     pub fn hint(&self) -> Option<&'static str> {
         matches!(self, Self::NoNamespace { .. }).then_some(NAMESPACES)

@@ -597,7 +597,7 @@ impl Names {
                     }
                     error => error.to_string(),
                 };
-                (format!("exec {path}: {text}"), 255)
+                (format!("exec {path}: {text}"), SandboxError::NOT_EXECUTABLE)
             }
         };
         SandboxError::Exec { message, code }

@@ -1,7 +1,7 @@
 //! Why a graph could not be solved.
 
 use kiln_graph::Place;
-use kiln_image::LayerId;
+use kiln_image::{LayerId, Platform};
 use kiln_store::StoreError;
 use kiln_worker::{ExecJob, Exit, WorkerError};
 
@@ -14,6 +14,11 @@ const NO_SPACE: &str = "the store's disk is full: free some space, or put the st
 const NO_MEMORY: &str = "give the step more with --memory if that limits it; else let fewer steps run at once with --jobs, or what it runs \
     use fewer processes";
 
+/// The way out when a program is for another processor.
+pub const NO_EMULATOR: &str = "programs for other processors run where the kernel knows an emulator (binfmt_misc): install the packages \
+    qemu-user-static and binfmt-support (Debian, Ubuntu), qemu-user-static (Fedora) or qemu-user-static-binfmt (Arch); or compile on this \
+    machine for the other, in a stage FROM --platform=$BUILDPLATFORM";
+
 /// Why a graph could not be solved.
 #[derive(Debug, thiserror::Error)]
 pub enum SolveError {
@@ -21,7 +26,7 @@ pub enum SolveError {
     #[error("canceled")]
     Canceled,
     /// A process ended with another code than 0.
-    #[error("process {command} did not complete successfully: {}", exit_text(*.exit, *.out_of_memory))]
+    #[error("process {command} did not complete successfully: {}{}", exit_text(*.exit, *.out_of_memory), foreign(platform.as_deref()))]
     Process {
         /// The operation.
         place: Box<Place>,
@@ -33,6 +38,8 @@ pub enum SolveError {
         out_of_memory: bool,
         /// The store's disk was full when it ended.
         disk_full: bool,
+        /// What it is for, when this machine cannot run that.
+        platform: Option<Box<Platform>>,
         /// What it ran, on layers that hold what it changed, when that was to be kept.
         state: Option<Box<ExecJob>>,
     },
@@ -73,6 +80,15 @@ pub enum SolveError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+fn foreign(platform: Option<&Platform>) -> String {
+    platform.map_or_else(String::new, |platform| {
+        format!(
+            ": it is for {platform}, and this machine is {}",
+            Platform::host()
+        )
+    })
 }
 
 fn exit_text(exit: Exit, out_of_memory: bool) -> String {
@@ -139,6 +155,9 @@ impl SolveError {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Step { hint, .. } | Self::Missing { hint, .. } => hint.as_deref(),
+            Self::Process {
+                platform: Some(_), ..
+            } => Some(NO_EMULATOR),
             Self::Process {
                 out_of_memory: true,
                 ..

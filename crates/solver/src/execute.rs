@@ -9,6 +9,7 @@ use kiln_graph::{
     CopyAction, ExecOp, FileAction, FileActionKind, FileInput, FileOp, MountKind, Network, OpKind,
     Security,
 };
+use kiln_image::Platform;
 use kiln_progress::event::Stream;
 use kiln_progress::{Event, Sink, VertexId};
 use kiln_store::NewRecord;
@@ -29,6 +30,7 @@ struct Ended {
     exit: Exit,
     out_of_memory: bool,
     disk_full: bool,
+    foreign: bool,
     made: Vec<Made>,
 }
 
@@ -308,15 +310,19 @@ impl Solver<'_> {
             exit,
             out_of_memory,
             disk_full,
+            foreign,
             made,
         } = self.run_process(task, job)?;
         if exit != Exit::Code(0) {
+            let platform = task.op.platform.clone();
+            let platform = platform.filter(|its| foreign && !Platform::host().runs().contains(its));
             return Err(SolveError::Process {
                 place: Box::new(task.op.place.clone()),
                 command: quoted(&exec.args),
                 exit,
                 out_of_memory,
                 disk_full,
+                platform: platform.map(Box::new),
                 state: state.map(|job| on_what_it_made(job, &made)),
             });
         }
@@ -397,6 +403,7 @@ impl Solver<'_> {
                 exit,
                 out_of_memory,
                 disk_full,
+                foreign,
                 made,
                 notes,
             } => {
@@ -408,6 +415,7 @@ impl Solver<'_> {
                     exit,
                     out_of_memory,
                     disk_full,
+                    foreign,
                     made,
                 })
             }

@@ -17,7 +17,7 @@ mod providers;
 mod solve;
 mod value;
 
-pub use error::SolveError;
+pub use error::{NO_EMULATOR, SolveError};
 pub use explain::is_secret_name;
 pub use parts::Parts;
 pub use providers::Providers;

@@ -79,8 +79,8 @@ pub struct OpReport {
 /// The result of a solve.
 #[derive(Debug)]
 pub struct Solved {
-    /// The layers of the target.
-    pub snapshot: Snapshot,
+    /// The layers of each target.
+    pub snapshots: Vec<Snapshot>,
     /// What was executed, in the order of the graph.
     pub reports: Vec<OpReport>,
     /// The records that were used or made.
@@ -101,7 +101,7 @@ pub struct Solver<'a> {
     pub providers: &'a dyn Providers,
     /// Choices.
     pub options: Options,
-    /// Told of every layer that was sealed on the way to the target, as early as possible.
+    /// Told of every layer that was sealed on the way to a target, as early as possible.
     pub sealed: &'a (dyn Fn(kiln_image::LayerId) + Sync),
 }
 
@@ -163,7 +163,7 @@ pub(crate) struct Task {
 struct Run<'s, 'a> {
     solver: &'s Solver<'a>,
     graph: &'s Graph,
-    target: Edge,
+    targets: Vec<Edge>,
     states: Vec<State>,
     definitions: Vec<Option<(Key, Parts)>>,
     contents: Vec<Option<(Key, Parts)>>,
@@ -195,17 +195,17 @@ struct Run<'s, 'a> {
 }
 
 impl Solver<'_> {
-    /// Brings about the result of `target`. What became of the steps is added to `steps`, also when it fails.
+    /// Brings about the results of `targets`. What became of the steps is added to `steps`, also when it fails.
     ///
     /// # Errors
     /// The first failure. What else ran is cancelled; what had been completed stays in the cache.
     pub fn solve(
         &self,
         graph: &Graph,
-        target: Edge,
+        targets: &[Edge],
         steps: &mut Vec<BuildStep>,
     ) -> Result<Solved, SolveError> {
-        let mut run = self.begin(graph, target, false);
+        let mut run = self.begin(graph, targets, false);
         let solved = std::thread::scope(|scope| {
             let (sender, receiver) = channel();
             run.drive(scope, &sender, &receiver)
@@ -214,7 +214,7 @@ impl Solver<'_> {
         solved
     }
 
-    fn begin<'s>(&'s self, graph: &'s Graph, target: Edge, dry: bool) -> Run<'s, 's> {
+    fn begin<'s>(&'s self, graph: &'s Graph, targets: &[Edge], dry: bool) -> Run<'s, 's> {
         let mut tainted = vec![false; graph.len()];
         for (id, op) in graph.ops() {
             tainted[id.0] = op
@@ -233,14 +233,14 @@ impl Solver<'_> {
         Run {
             solver: self,
             graph,
-            target,
+            targets: targets.to_vec(),
             states: (0..graph.len()).map(|_| State::Idle).collect(),
             definitions: vec![None; graph.len()],
             contents: vec![None; graph.len()],
             identities: vec![None; graph.len()],
             told: vec![false; graph.len()],
             tainted,
-            on_chain: chain_of(graph, target),
+            on_chain: chain_of(graph, targets),
             reports: vec![None; graph.len()],
             records: Vec::new(),
             claims: (0..graph.len()).map(|_| None).collect(),
@@ -262,10 +262,10 @@ impl Solver<'_> {
     }
 }
 
-/// The operations whose layers are layers of the target.
-fn chain_of(graph: &Graph, target: Edge) -> HashSet<OpId> {
+/// The operations whose layers are layers of a target.
+fn chain_of(graph: &Graph, targets: &[Edge]) -> HashSet<OpId> {
     let mut chain = HashSet::new();
-    let mut pending = vec![target.op];
+    let mut pending: Vec<OpId> = targets.iter().map(|target| target.op).collect();
     while let Some(id) = pending.pop() {
         if !chain.insert(id) {
             continue;
@@ -304,7 +304,9 @@ impl<'s> Run<'s, '_> {
     where
         's: 'scope,
     {
-        self.want(self.target.op);
+        for at in 0..self.targets.len() {
+            self.want(self.targets[at].op);
+        }
         loop {
             if self.failure.is_none() && self.solver.providers.is_canceled() {
                 self.fail(SolveError::Canceled);
@@ -324,7 +326,7 @@ impl<'s> Run<'s, '_> {
                 return Err(self
                     .failure
                     .take()
-                    .expect("nothing runs and the target is not done: a failure"));
+                    .expect("nothing runs and a target is not done: a failure"));
             }
             self.tell_cached();
             match receiver.recv_timeout(TICK) {
@@ -335,12 +337,11 @@ impl<'s> Run<'s, '_> {
         }
     }
 
-    /// Whether all is known of the target that can be.
+    /// Whether all is known of the targets that can be.
     fn is_over(&self) -> bool {
-        matches!(
-            self.states[self.target.op.0],
-            State::Done(_) | State::Unknown
-        )
+        let over =
+            |target: &Edge| matches!(self.states[target.op.0], State::Done(_) | State::Unknown);
+        self.targets.iter().all(over)
     }
 
     fn want(&mut self, id: OpId) {

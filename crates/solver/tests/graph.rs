@@ -118,7 +118,7 @@ impl Lab {
 
     fn try_solve(&self, graph: &Graph, target: Edge) -> Result<Solved, SolveError> {
         self.watched(&NoSink, 4, |solver| {
-            solver.solve(graph, target, &mut Vec::new())
+            solver.solve(graph, &[target], &mut Vec::new())
         })
     }
 
@@ -153,7 +153,7 @@ impl Lab {
         let solved = self.try_solve(graph, target).unwrap();
         let executed = solved.reports.iter().filter(|report| report.executed);
         let executed = executed.map(|report| graph.op(report.op).place.step.clone());
-        (self.paths(&solved.snapshot), executed.collect())
+        (self.paths(&solved.snapshots[0]), executed.collect())
     }
 
     fn paths(&self, snapshot: &Snapshot) -> Vec<String> {
@@ -454,7 +454,7 @@ fn the_longest_way_goes_first() {
         let seen = Seen::default();
         let (graph, target) = side_by_side(salt, &scripts);
         let solved = lab.watched(&seen, 1, |solver| {
-            solver.solve(&graph, target, &mut Vec::new())
+            solver.solve(&graph, &[target], &mut Vec::new())
         });
         solved.unwrap();
         let seen = seen.0.into_inner().unwrap();
@@ -476,7 +476,7 @@ fn jobs_bound_processes() {
         let seen = Seen::default();
         let (graph, target) = side_by_side(salt, &scripts);
         let solved = lab.watched(&seen, jobs, |solver| {
-            solver.solve(&graph, target, &mut Vec::new())
+            solver.solve(&graph, &[target], &mut Vec::new())
         });
         solved.unwrap();
         let (mut now, mut most) = (0, 0);
@@ -505,7 +505,7 @@ fn a_failure_ends_what_runs_at_once() {
     let mut steps = Vec::new();
     let start = Instant::now();
     let error = lab.watched(&NoSink, 4, |solver| {
-        solver.solve(&graph, target, &mut steps)
+        solver.solve(&graph, &[target], &mut steps)
     });
     assert!(error.unwrap_err().to_string().contains("exit code: 3"));
     assert!(
@@ -531,7 +531,7 @@ fn a_failure_ends_what_runs_at_once() {
 
     // What had ended is kept.
     let looked = lab
-        .watched(&NoSink, 4, |solver| solver.look(&graph, target))
+        .watched(&NoSink, 4, |solver| solver.look(&graph, &[target]))
         .unwrap();
     assert_eq!(looked[1].state, StepState::Cached);
 }
@@ -542,7 +542,7 @@ fn a_look_executes_nothing() {
     let look = || {
         let seen = Seen::default();
         let steps = lab
-            .watched(&seen, 4, |solver| solver.look(&graph, target))
+            .watched(&seen, 4, |solver| solver.look(&graph, &[target]))
             .unwrap();
         assert_eq!(seen.0.into_inner().unwrap(), []);
         let told = |step: BuildStep| (step.step, step.state, step.reason.unwrap_or_default());

@@ -341,6 +341,7 @@ fn collect_json(on: &Transaction<'_>) -> Result<(), StoreError> {
              AND NOT EXISTS (SELECT 1 FROM images WHERE manifest = digest)
              AND NOT EXISTS (SELECT 1 FROM images WHERE config = digest)
              AND NOT EXISTS (SELECT 1 FROM repo_digests WHERE repo_digests.digest = json.digest)
+             AND NOT EXISTS (SELECT 1 FROM indexes WHERE indexes.digest = json.digest)
              AND NOT EXISTS (SELECT 1 FROM tags WHERE target = digest OR durable_target = digest)",
         [db::now() - GRACE],
     )?;

@@ -152,6 +152,17 @@ CREATE TABLE IF NOT EXISTS repo_digests (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS repo_digests_by_digest ON repo_digests (digest);
 CREATE INDEX IF NOT EXISTS repo_digests_by_manifest ON repo_digests (manifest);
+-- Indexes that are kept although no tag may lead to them.
+CREATE TABLE IF NOT EXISTS indexes (
+    digest BLOB PRIMARY KEY,
+    stored INTEGER NOT NULL
+) WITHOUT ROWID;
+-- Repositories that were seen to have a manifest of which no image need be here.
+CREATE TABLE IF NOT EXISTS manifest_sources (
+    digest BLOB NOT NULL,
+    name TEXT NOT NULL,
+    PRIMARY KEY (digest, name)
+) WITHOUT ROWID;
 -- What a layer's folder takes of the disk, in bytes of allocated blocks.
 CREATE TABLE IF NOT EXISTS layer_space (
     layer BLOB PRIMARY KEY REFERENCES layers ON DELETE CASCADE,

@@ -149,6 +149,18 @@ impl Kiln {
         kiln.load(bases).then_some(kiln)
     }
 
+    /// A store for one test alone, where the kernel hands some programs to an interpreter
+    /// ([`Namespace::with_interpreter`]); root only. None: skipped.
+    pub fn with_interpreter(line: &str) -> Option<Self> {
+        let mut kiln = Self::new(Setting::Root)?;
+        kiln.namespace = Namespace::with_interpreter(line);
+        if kiln.namespace.is_none() {
+            skipped("this kernel has no binfmt_misc of its own in a user namespace");
+            return None;
+        }
+        Some(kiln)
+    }
+
     /// Stops the store's file system as a loss of power does, then starts the machine again: the file system is mounted
     /// with what reached the disk, and the kernel says that this is another run of the machine.
     pub fn cut_power(&self) {
@@ -264,7 +276,7 @@ impl Kiln {
     pub fn wrapped(&self, wrapper: &[&str], args: &[&str]) -> Command {
         let mut line: Vec<OsString> = Vec::new();
         if let Some(namespace) = &self.namespace {
-            line.extend(namespace.enter().map(OsString::from));
+            line.extend(namespace.enter().into_iter().map(OsString::from));
         }
         if self.setting.is_plain_user() && is_root() {
             let user = [

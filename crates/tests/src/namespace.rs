@@ -26,11 +26,20 @@ mount -o loop $2 $1
 chmod 755 $1
 ";
 
+/// A user namespace with all ids, and in it a list of interpreters of its own (Linux 6.7): the machine's stays as it is.
+const INTERPRETERS: &str = "
+read go
+mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
+printf %s \"$1\" > /proc/sys/fs/binfmt_misc/register
+";
+
 /// The namespace. A process holds it; it ends when its input does, so also when the test process dies.
 #[derive(Debug)]
 pub struct Namespace {
     holder: Child,
     input: Option<ChildStdin>,
+    /// It is a user namespace, too.
+    user: bool,
 }
 
 impl Namespace {
@@ -47,6 +56,45 @@ impl Namespace {
     /// An empty file system at `folder`, in the file `image`.
     pub fn powered(folder: &Path, image: &Path) -> Self {
         Self::hold(POWERED, &[folder.as_os_str(), image.as_os_str()])
+    }
+
+    /// One in which the kernel hands some programs to an interpreter: a line as `binfmt_misc` takes it. `None` where the
+    /// kernel has only one list for all.
+    pub fn with_interpreter(line: &str) -> Option<Self> {
+        let mut holder = Command::new("unshare")
+            .args(["--user", "--mount", "--propagation", "private", "sh", "-ec"])
+            .arg(format!("{INTERPRETERS}\necho ready\nexec cat"))
+            .args(["sh", line])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare starts");
+        let mut input = holder.stdin.take().expect("piped");
+        let maps = format!("/proc/{}", holder.id());
+        // The process must have its own namespace before it can get ids.
+        let own = |process: &str| std::fs::read_link(format!("{process}/ns/user")).ok();
+        while own(&maps) == own("/proc/self") {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        for map in ["uid_map", "gid_map"] {
+            std::fs::write(format!("{maps}/{map}"), "0 0 4294967295").expect("root may");
+        }
+        writeln!(input, "go").expect("it reads");
+        let mut said = String::new();
+        let stdout = holder.stdout.take().expect("piped");
+        BufReader::new(stdout)
+            .read_line(&mut said)
+            .expect("readable");
+        let mut namespace = Self {
+            holder,
+            input: Some(input),
+            user: true,
+        };
+        if said != "ready\n" {
+            let _ = namespace.holder.kill();
+            return None;
+        }
+        Some(namespace)
     }
 
     /// Runs a shell script inside, with arguments.
@@ -80,7 +128,11 @@ impl Namespace {
             .expect("readable");
         assert_eq!(said, "ready\n", "the namespace could not be made");
         let input = holder.stdin.take();
-        Self { holder, input }
+        Self {
+            holder,
+            input,
+            user: false,
+        }
     }
 
     /// The process that holds it.
@@ -89,12 +141,14 @@ impl Namespace {
     }
 
     /// What runs a program inside.
-    pub fn enter(&self) -> [String; 3] {
-        [
-            "nsenter".into(),
-            format!("--mount=/proc/{}/ns/mnt", self.holder.id()),
-            "--".into(),
-        ]
+    pub fn enter(&self) -> Vec<String> {
+        let id = self.holder.id();
+        let mut line = vec!["nsenter".to_owned(), format!("--mount=/proc/{id}/ns/mnt")];
+        if self.user {
+            line.push(format!("--user=/proc/{id}/ns/user"));
+        }
+        line.push("--".to_owned());
+        line
     }
 }
 

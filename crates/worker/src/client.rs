@@ -335,9 +335,10 @@ impl Worker {
         Request::WriteTar { layer, clamp }, Response::Tar { diff_id, size } => (diff_id, size)
     );
     typed!(
-        /// Writes all that layers show together as one tar into the descriptor; gives its diff id and size.
-        write_tree(layers: crate::Stacked, clamp: Option<i64>) -> (kiln_image::DiffId, u64),
-        Request::WriteTree { layers, clamp }, Response::Tar { diff_id, size } => (diff_id, size)
+        /// Writes all that layers show together as one tar into the descriptor, each tree below the folder named before
+        /// it, if that is not empty; gives its diff id and size.
+        write_tree(trees: Vec<(String, crate::Stacked)>, clamp: Option<i64>) -> (kiln_image::DiffId, u64),
+        Request::WriteTree { trees, clamp }, Response::Tar { diff_id, size } => (diff_id, size)
     );
     typed!(
         /// Writes all that layers show together into the folder that the descriptor is; `delete` removes the rest.

@@ -36,8 +36,8 @@ pub enum Request {
     },
     /// Writes all that layers show together as one tar. Descriptor: where to.
     WriteTree {
-        /// The layers, lowest first.
-        layers: Stacked,
+        /// The layers, lowest first; of several such trees each below a folder of its own, which is named before it.
+        trees: Vec<(String, Stacked)>,
         /// Latest modification time, seconds since 1970.
         clamp: Option<i64>,
     },
@@ -380,6 +380,8 @@ pub enum Response {
         out_of_memory: bool,
         /// It failed, and the store's disk was full when it did.
         disk_full: bool,
+        /// The kernel could not execute it: it is for another processor, or its interpreter is missing.
+        foreign: bool,
         /// The root's layer first, then those of mounts that are kept.
         made: Vec<Made>,
         /// What the user should know of.

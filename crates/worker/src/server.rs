@@ -281,9 +281,9 @@ fn answer(
                 .map_err(|error| failure("cannot write the layer", &error))?;
             Ok(response)
         }
-        Request::WriteTree { layers, clamp } => {
+        Request::WriteTree { trees, clamp } => {
             let mut out = io::BufWriter::with_capacity(1 << 18, output(fds)?);
-            let response = tree::write_tar(shared, &layers, clamp, &mut out)?;
+            let response = tree::write_tar(shared, &trees, clamp, &mut out)?;
             io::Write::flush(&mut out).map_err(|error| failure("cannot write the tar", &error))?;
             Ok(response)
         }

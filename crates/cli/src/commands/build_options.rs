@@ -13,6 +13,7 @@ use kiln_frontend::{Context, Options};
 use kiln_graph::Network;
 use kiln_image::Platform;
 
+use super::platforms::platforms;
 use crate::args::BuildArgs;
 
 /// Larger files are no Dockerfiles.
@@ -24,10 +25,10 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
     let allowed = |right: &str| args.allow.iter().any(|given| given == right);
     let host = Platform::host();
     let mut options = Options::new(host);
-    if let Some(text) = &args.platform {
-        options.target_platform = text
-            .parse()
-            .map_err(|error| BuildError::new(format!("--platform {text:?}: {error}")))?;
+    let mut platforms = platforms(&args.platforms)?;
+    if let Some(first) = platforms.first() {
+        options.target_platform = first.clone();
+        options.platform_requested = true;
     }
     options.target.clone_from(&args.target);
     options.build_args = pairs("--build-arg", &args.build_args, true)?;
@@ -40,6 +41,14 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
             .build_args
             .entry("SOURCE_DATE_EPOCH".to_owned())
             .or_insert(epoch);
+    }
+    // Those that are given make an index, also one of one image.
+    let index = options.build_args.get("BUILDKIT_MULTI_PLATFORM");
+    let index = index.is_some_and(|value| matches!(value.as_str(), "1" | "true"));
+    if index && platforms.is_empty() {
+        platforms.push(options.target_platform.clone());
+    } else if platforms.len() < 2 && !index {
+        platforms.clear();
     }
     options.labels = pairs("--label", &args.labels, false)?;
     options.no_cache = args.no_cache;
@@ -110,12 +119,13 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
         };
         options.contexts.insert(name.to_owned(), context);
     }
-    let (outputs, annotations) = super::outputs::outputs(args)?;
+    let (outputs, annotations) = super::outputs::outputs(args, &platforms)?;
     Ok(BuildRequest {
         dockerfile,
         context,
         options,
         folders,
+        platforms,
         outputs,
         annotations,
         pull: args.pull,

@@ -7,10 +7,10 @@ use std::time::SystemTime;
 use anyhow::Result;
 use kiln_engine::BuildError;
 use kiln_image::{Digest, ImageConfig, Reference};
-use kiln_store::{ImageInfo, Store};
+use kiln_store::{ImageInfo, Store, StoredIndex};
 use serde_json::json;
 
-use super::{find_image, reference};
+use super::{find_image, find_target, reference};
 use crate::args::{HistoryArgs, ImagesArgs};
 use crate::context::Place;
 use crate::format::{ago, say, short, size, table};
@@ -56,6 +56,26 @@ pub(super) fn images(place: &Place, args: &ImagesArgs) -> Result<ExitCode> {
                 digest: here.and_then(Reference::digest),
                 id: info.config,
                 info,
+            });
+        } else if let Some(index) = store.index(manifest)? {
+            rows.push(Row {
+                repository: name.familiar_name(),
+                tag: name.tag().unwrap_or("<none>").to_owned(),
+                digest: Some(manifest),
+                id: manifest,
+                info: together(store, &index)?,
+            });
+        }
+    }
+    for index in store.indexes()? {
+        named.extend(index.images.iter().map(|image| image.manifest));
+        if wanted.is_none() && index.tags.is_empty() {
+            rows.push(Row {
+                repository: "<none>".to_owned(),
+                tag: "<none>".to_owned(),
+                digest: None,
+                id: index.digest,
+                info: together(store, &index)?,
             });
         }
     }
@@ -137,6 +157,24 @@ pub(super) fn images(place: &Place, args: &ImagesArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What a list shows of an index: the latest of its images, with the size of all that they hold.
+fn together(store: &Store, index: &StoredIndex) -> Result<ImageInfo> {
+    let latest = index.images.iter().max_by_key(|image| image.info.created);
+    let mut info = latest
+        .map(|image| image.info.clone())
+        .ok_or_else(|| BuildError::new(format!("no such image: {}", index.digest)))?;
+    let layers: HashSet<_> = index
+        .images
+        .iter()
+        .flat_map(|image| image.info.layers.iter().copied())
+        .collect();
+    info.size = 0;
+    for layer in layers {
+        info.size += store.layer(layer)?.map_or(0, |layer| layer.size);
+    }
+    Ok(info)
+}
+
 pub(super) fn tag(place: &Place, source: &str, target: &str) -> Result<ExitCode> {
     let name = reference(target)?;
     if name.digest().is_some() {
@@ -145,7 +183,7 @@ pub(super) fn tag(place: &Place, source: &str, target: &str) -> Result<ExitCode>
         );
     }
     let engine = place.engine()?;
-    let digest = find_image(&engine.store, source)?;
+    let digest = find_target(&engine.store, source)?;
     engine.store.tag(&name, digest)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -155,7 +193,7 @@ pub(super) fn rmi(place: &Place, images: &[String]) -> Result<ExitCode> {
     let store = &engine.store;
     let mut failed = None;
     for text in images {
-        let manifest = match find_image(store, text) {
+        let manifest = match find_target(store, text) {
             Ok(manifest) => manifest,
             Err(error) => {
                 failed = Some(error);
@@ -181,10 +219,14 @@ pub(super) fn rmi(place: &Place, images: &[String]) -> Result<ExitCode> {
             say(&format!("Untagged: {}", name.familiar()));
         }
         if removed.len() == tags.len() {
-            let id = store.image(manifest)?.map(|image| image.info.config);
-            store.remove_image(manifest)?;
-            if let Some(id) = id {
-                say(&format!("Deleted: {id}"));
+            if let Some(image) = store.image(manifest)? {
+                store.remove_image(manifest)?;
+                say(&format!("Deleted: {}", image.info.config));
+            } else {
+                say(&format!("Deleted: {manifest}"));
+                for image in store.remove_index(manifest)? {
+                    say(&format!("Deleted: {}", image.info.config));
+                }
             }
         }
     }
@@ -258,19 +300,20 @@ pub(super) fn inspect(place: &Place, images: &[String]) -> Result<ExitCode> {
     let engine = place.engine()?;
     let mut list = Vec::new();
     for text in images {
+        let target = find_target(&engine.store, text)?;
         let manifest = find_image(&engine.store, text)?;
         let (info, config) = config(&engine.store, manifest)?;
         let tags: Vec<_> = engine
             .store
             .tags()?
             .into_iter()
-            .filter(|tag| tag.target == manifest)
+            .filter(|tag| tag.target == target)
             .collect();
         let mut run = serde_json::to_value(&config.config)?;
         if let Some(run) = run.as_object_mut() {
             run.retain(|_, value| !value.is_null());
         }
-        list.push(json!({
+        let mut shown = json!({
             "Id": info.config,
             "RepoTags": tags.iter().map(|tag| tag.name.familiar()).collect::<Vec<_>>(),
             "RepoDigests": engine.store.repo_digests(manifest)?.iter().map(Reference::familiar).collect::<Vec<_>>(),
@@ -283,10 +326,35 @@ pub(super) fn inspect(place: &Place, images: &[String]) -> Result<ExitCode> {
             "Os": config.os,
             "Size": info.size,
             "RootFS": { "Type": "layers", "Layers": config.rootfs.diff_ids },
-        }));
+        });
+        if let Some(index) = engine.store.index(target)? {
+            shown["Id"] = json!(target);
+            shown["Manifests"] = json!(manifests(&index));
+        }
+        list.push(shown);
     }
     say(&serde_json::to_string_pretty(&list)?);
     Ok(ExitCode::SUCCESS)
+}
+
+/// The images of an index, in docker's words.
+fn manifests(index: &StoredIndex) -> Vec<serde_json::Value> {
+    let entries = index.document.manifests.iter();
+    let shown = entries.map(|entry| {
+        let image = index.images.iter().find(|it| it.manifest == entry.digest);
+        json!({
+            "ID": entry.digest,
+            "Descriptor": entry,
+            "Available": image.is_some(),
+            "Kind": if image.is_some() { "image" } else { "unknown" },
+            "ImageData": image.map(|image| json!({
+                "Platform": entry.platform,
+                "Id": image.info.config,
+                "Size": image.info.size,
+            })),
+        })
+    });
+    shown.collect()
 }
 
 fn created(time: Option<SystemTime>) -> String {

@@ -3,30 +3,23 @@
 use std::fs::File;
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use kiln_engine::{BuildError, To};
 use kiln_export::{Format, Packing, Unwatched};
-use kiln_image::{Digest, Platform, Reference};
+use kiln_image::{Digest, Reference};
 
-use super::{find_image, reference};
+use super::platforms::{find_image_for, find_target, platform, platforms};
+use super::reference;
 use crate::args::{ImportArgs, LoadArgs, SaveArgs};
 use crate::context::{Place, cores};
 use crate::format::say;
 
 fn standard_input() -> Result<File> {
     Ok(File::from(std::io::stdin().as_fd().try_clone_to_owned()?))
-}
-
-pub(super) fn platform(text: Option<&str>) -> Result<Platform> {
-    match text {
-        None => Ok(Platform::host()),
-        Some(text) => text
-            .parse()
-            .map_err(|error| BuildError::new(format!("platform {text:?}: {error}")).into()),
-    }
 }
 
 pub(super) fn import(place: &Place, args: &ImportArgs) -> Result<ExitCode> {
@@ -81,7 +74,7 @@ pub(super) fn load(place: &Place, args: &LoadArgs) -> Result<ExitCode> {
         &lease,
         &file,
         &path,
-        &Platform::host(),
+        &platforms(&args.platforms)?,
     )?;
     for image in loaded {
         for name in &image.names {
@@ -107,12 +100,22 @@ pub(super) fn load(place: &Place, args: &LoadArgs) -> Result<ExitCode> {
 pub(super) fn save(place: &Place, args: &SaveArgs) -> Result<ExitCode> {
     let engine = place.engine()?;
     let mut images: Vec<(Digest, Vec<Reference>)> = Vec::new();
+    let wanted = platforms(&args.platforms)?;
     for text in &args.images {
-        let digest = find_image(&engine.store, text)?;
+        let target = find_target(&engine.store, text)?;
         let name = text.parse::<Reference>().ok().filter(|name| {
             name.digest().is_none()
-                && matches!(engine.store.resolve(name), Ok(Some(found)) if found == digest)
+                && matches!(engine.store.resolve(name), Ok(Some(found)) if found == target)
         });
+        let digest = match &wanted[..] {
+            [] => target,
+            [one] => find_image_for(&engine.store, text, Some(one))?,
+            several => {
+                let find = |platform| find_image_for(&engine.store, text, Some(platform));
+                let found: Vec<Digest> = several.iter().map(find).collect::<Result<_>>()?;
+                kiln_export::part_of_index(&engine.store, target, &found)?
+            }
+        };
         match images.iter_mut().find(|(known, _)| *known == digest) {
             Some((_, names)) => names.extend(name),
             None => images.push((digest, name.into_iter().collect())),
@@ -123,18 +126,31 @@ pub(super) fn save(place: &Place, args: &SaveArgs) -> Result<ExitCode> {
     } else {
         Format::Docker
     };
-    let to = if let Some(path) = &args.output {
-        To::File(path.clone())
-    } else {
-        let out = std::io::stdout();
-        if out.is_terminal() {
-            return Err(BuildError::new("standard output is a terminal")
-                .with_hint("give a file with -o FILE, or redirect")
-                .into());
-        }
-        To::Stream(Arc::new(File::from(out.as_fd().try_clone_to_owned()?)))
-    };
+    let to = destination(args.output.as_deref())?;
     let packing = Packing::plain();
     engine.save(&images, format, &packing, &to, cores(), &Unwatched)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A file, or standard output unless that is a terminal.
+fn destination(path: Option<&Path>) -> Result<To> {
+    if let Some(path) = path.filter(|path| path.as_os_str() != "-") {
+        return Ok(To::File(path.to_owned()));
+    }
+    let out = std::io::stdout();
+    if out.is_terminal() {
+        return Err(BuildError::new("standard output is a terminal")
+            .with_hint("give a file with -o FILE, or redirect")
+            .into());
+    }
+    Ok(To::Stream(Arc::new(File::from(
+        out.as_fd().try_clone_to_owned()?,
+    ))))
+}
+
+pub(super) fn export(place: &Place, container: &str, output: Option<&Path>) -> Result<ExitCode> {
+    let to = destination(output)?;
+    let engine = place.engine()?;
+    engine.export_container(&engine.container(container)?, &to)?;
     Ok(ExitCode::SUCCESS)
 }

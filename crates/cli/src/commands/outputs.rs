@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
-use kiln_engine::{BuildError, Built, Engine, Output, To};
+use kiln_engine::{Annotated, Annotation, BuildError, Built, Engine, Output, To};
 use kiln_export::{Format, Packing};
-use kiln_image::{Compression, Reference};
+use kiln_image::{Compression, Platform, Reference};
 use serde_json::json;
 
 use super::reference;
@@ -19,16 +19,18 @@ use crate::args::BuildArgs;
 const KINDS: &str = "type=image, registry, docker, oci, tar, local or cacheonly";
 
 /// What the build leaves behind, and the annotations of its manifest.
-pub(super) fn outputs(args: &BuildArgs) -> Result<(Vec<Output>, BTreeMap<String, String>)> {
+pub(super) fn outputs(
+    args: &BuildArgs,
+    platforms: &[Platform],
+) -> Result<(Vec<Output>, Vec<Annotation>)> {
     let tags: Vec<Reference> = args
         .tags
         .iter()
         .map(|name| reference(name))
         .collect::<Result<_>>()?;
-    let mut annotations = BTreeMap::new();
+    let mut annotations = Vec::new();
     for text in &args.annotations {
-        let (key, value) = annotation(text)?;
-        annotations.insert(key, value);
+        annotations.extend(annotation(text, "--annotation ", !platforms.is_empty())?);
     }
     let mut outputs = Vec::new();
     for text in &args.outputs {
@@ -36,7 +38,7 @@ pub(super) fn outputs(args: &BuildArgs) -> Result<(Vec<Output>, BTreeMap<String,
             message: format!("--output {text:?}: {}", error.message),
             ..error
         };
-        outputs.push(output(text, &tags, &mut annotations).map_err(field)?);
+        outputs.push(output(text, &tags, platforms, &mut annotations).map_err(field)?);
     }
     let in_store = |output: &Output| matches!(output, Output::Image { .. });
     if outputs.is_empty() || ((args.push || args.load) && !outputs.iter().any(in_store)) {
@@ -75,22 +77,54 @@ pub(super) fn outputs(args: &BuildArgs) -> Result<(Vec<Output>, BTreeMap<String,
     Ok((outputs, annotations))
 }
 
-/// `KEY=VALUE`, or `manifest:KEY=VALUE`.
-fn annotation(text: &str) -> Result<(String, String), BuildError> {
-    let wrong = |what: &str| BuildError::new(format!("--annotation {text:?}: {what}"));
+/// `KEY=VALUE`, or with words before it that say what is annotated: `manifest,index[linux/amd64]:KEY=VALUE`.
+fn annotation(text: &str, option: &str, index: bool) -> Result<Vec<Annotation>, BuildError> {
+    let wrong = |what: &str| BuildError::new(format!("{option}{text:?}: {what}"));
     let (key, value) = text
         .split_once('=')
         .filter(|(key, _)| !key.is_empty())
         .ok_or_else(|| wrong("expected KEY=VALUE"))?;
+    let word = |kind: &str| kind.split('[').next().unwrap_or_default().to_owned();
     let (kinds, key) = match key.split_once(':') {
-        Some((kinds, key)) if kinds.split(',').all(is_annotation_kind) => (kinds, key),
+        Some((kinds, key)) if kinds.split(',').all(|kind| is_annotation_kind(&word(kind))) => {
+            (kinds, key)
+        }
         _ => ("manifest", key),
     };
-    if let Some(other) = kinds.split(',').find(|kind| *kind != "manifest") {
-        return Err(wrong(&format!("no {other} is written for one platform"))
-            .with_hint("annotate the manifest: manifest:KEY=VALUE"));
+    let mut annotations = Vec::new();
+    for kind in kinds.split(',') {
+        let platform = match kind.split_once('[') {
+            None => None,
+            Some((_, rest)) => {
+                let platform = rest.strip_suffix(']').ok_or_else(|| wrong("expected ]"))?;
+                Some(
+                    platform
+                        .parse()
+                        .map_err(|error| wrong(&format!("{error}")))?,
+                )
+            }
+        };
+        let on = match word(kind).as_str() {
+            "manifest" => Annotated::Manifest,
+            "index" if index => Annotated::Index,
+            "manifest-descriptor" if index => Annotated::ManifestDescriptor,
+            "index-descriptor" if index => {
+                return Err(wrong("nothing in an image points to its index")
+                    .with_hint("annotate the index: index:KEY=VALUE"));
+            }
+            other => {
+                return Err(wrong(&format!("no {other} is written for one platform"))
+                    .with_hint("annotate the manifest: manifest:KEY=VALUE"));
+            }
+        };
+        annotations.push(Annotation {
+            on,
+            platform,
+            key: key.to_owned(),
+            value: value.to_owned(),
+        });
     }
-    Ok((key.to_owned(), value.to_owned()))
+    Ok(annotations)
 }
 
 fn is_annotation_kind(text: &str) -> bool {
@@ -166,27 +200,40 @@ impl Fields {
 fn output(
     text: &str,
     tags: &[Reference],
-    annotations: &mut BTreeMap<String, String>,
+    platforms: &[Platform],
+    annotations: &mut Vec<Annotation>,
 ) -> Result<Output, BuildError> {
     let anyhow = |error: anyhow::Error| BuildError::new(error.to_string());
     if text == "-" {
-        return Ok(Output::Tar(standard_output()?));
+        return Ok(Output::Tar {
+            to: standard_output()?,
+            split: None,
+        });
     }
     if !text.contains('=') {
         return Ok(Output::Files {
             folder: text.into(),
             delete: false,
+            split: None,
         });
     }
     let mut fields = Fields(parse(text)?);
     let Some(kind) = fields.take("type") else {
         return Err(BuildError::new("type is missing").with_hint(KINDS));
     };
-    let prefix = "annotation.";
     let keys: Vec<_> = fields.0.keys().cloned().collect();
-    for key in keys.iter().filter(|key| key.starts_with(prefix)) {
-        let value = fields.take(key).unwrap_or_default();
-        annotations.insert(key[prefix.len()..].to_owned(), value);
+    for name in keys.iter().filter(|key| key.starts_with("annotation")) {
+        // `annotation.KEY`, `annotation-index.KEY`, `annotation-manifest[linux/amd64].KEY`
+        let Some((kind, key)) = name["annotation".len()..].split_once('.') else {
+            continue;
+        };
+        let kind = kind.strip_prefix('-').unwrap_or("manifest").to_owned();
+        if !is_annotation_kind(kind.split('[').next().unwrap_or_default()) {
+            continue;
+        }
+        let value = fields.take(name).unwrap_or_default();
+        let text = format!("{kind}:{key}={value}");
+        annotations.extend(annotation(&text, "annotation ", !platforms.is_empty())?);
     }
     let output = match kind.as_str() {
         "image" | "registry" => {
@@ -207,6 +254,11 @@ fn output(
             };
             let names = fields.names(tags).map_err(anyhow)?;
             let packing = fields.packing()?;
+            if format == Format::Docker && !platforms.is_empty() && fields.0.contains_key("dest") {
+                let what = "docker exporter does not currently support exporting manifest lists";
+                return Err(BuildError::new(what)
+                    .with_hint("an archive for several platforms is made with type=oci"));
+            }
             let as_tar = fields.flag("tar")?.unwrap_or(true);
             let to = match (fields.destination(), as_tar) {
                 (Some(path), false) => To::Folder(path.into()),
@@ -234,10 +286,13 @@ fn output(
                 packing,
             }
         }
-        "tar" => Output::Tar(match fields.destination() {
-            Some(path) if path != "-" => To::File(path.into()),
-            _ => standard_output()?,
-        }),
+        "tar" => Output::Tar {
+            to: match fields.destination() {
+                Some(path) if path != "-" => To::File(path.into()),
+                _ => standard_output()?,
+            },
+            split: fields.flag("platform-split")?,
+        },
         "local" => Output::Files {
             folder: fields
                 .destination()
@@ -251,6 +306,7 @@ fn output(
                     return Err(BuildError::new(what));
                 }
             },
+            split: fields.flag("platform-split")?,
         },
         "cacheonly" => Output::Nothing,
         other => {
@@ -349,10 +405,13 @@ pub(super) fn metadata(engine: &Engine, built: &Built, outputs: &[Output]) -> Re
         let mut known = std::collections::BTreeSet::new();
         names.retain(|name| known.insert(name.clone()));
         let mut put = |key: &str, value| metadata.insert(key.to_owned(), value);
-        put(
-            "containerimage.config.digest",
-            json!(image.config.to_string()),
-        );
+        // An index has none.
+        if image.config != image.manifest {
+            put(
+                "containerimage.config.digest",
+                json!(image.config.to_string()),
+            );
+        }
         put(
             "containerimage.descriptor",
             json!({ "mediaType": kind, "digest": digest.to_string(), "size": size }),
@@ -373,7 +432,7 @@ mod tests {
 
     fn shown(text: &str) -> String {
         let tags = [reference("app").unwrap()];
-        match output(text, &tags, &mut BTreeMap::new()) {
+        match output(text, &tags, &[], &mut Vec::new()) {
             Ok(output) => format!("{output:?}"),
             Err(error) => match error.hint {
                 Some(hint) => format!("{} ({hint})", error.message),
@@ -385,12 +444,18 @@ mod tests {
     #[test]
     fn kinds_of_outputs() {
         let cases = [
-            ("out", r#"Files { folder: "out", delete: false }"#),
+            (
+                "out",
+                r#"Files { folder: "out", delete: false, split: None }"#,
+            ),
             (
                 "type=local,dest=a/b,mode=delete",
-                r#"Files { folder: "a/b", delete: true }"#,
+                r#"Files { folder: "a/b", delete: true, split: None }"#,
             ),
-            ("type=tar,dest=a.tar", r#"Tar(File("a.tar"))"#),
+            (
+                "type=tar,dest=a.tar",
+                r#"Tar { to: File("a.tar"), split: None }"#,
+            ),
             ("type=cacheonly", "Nothing"),
             ("type=local", "dest=FOLDER is missing"),
             (
@@ -427,12 +492,12 @@ mod tests {
     fn names_and_forms() {
         let tags = [reference("app").unwrap()];
         let text = r#"type=registry,"name=a,b:2",compression=zstd,compression-level=19,force-compression=true,annotation.a=b"#;
-        let mut annotations = BTreeMap::new();
+        let mut annotations = Vec::new();
         let Output::Image {
             names,
             push: true,
             packing,
-        } = output(text, &tags, &mut annotations).unwrap()
+        } = output(text, &tags, &[], &mut annotations).unwrap()
         else {
             panic!("not an image");
         };
@@ -440,17 +505,34 @@ mod tests {
         assert_eq!(names, ["a:latest", "b:2"]);
         assert_eq!(packing.compression, Compression::Zstd);
         assert_eq!((packing.level, packing.force), (Some(19), true));
-        assert_eq!(annotations["a"], "b");
+        assert_eq!(annotations, annotation("a=b", "", false).unwrap());
     }
 
     #[test]
-    fn annotations_of_manifests() {
-        let one = |text: &str| annotation(text).map_err(|error| error.message);
-        let pair = |key: &str, value: &str| Ok((key.to_owned(), value.to_owned()));
-        assert_eq!(one("a=b=c"), pair("a", "b=c"));
-        assert_eq!(one("manifest:a=b"), pair("a", "b"));
-        assert_eq!(one("org.x:y=b"), pair("org.x:y", "b"));
-        assert!(one("index:a=b").is_err());
-        assert!(one("a").is_err());
+    fn annotations_of_documents() {
+        let all = |text: &str, index: bool| match annotation(text, "", index) {
+            Ok(annotations) => annotations
+                .iter()
+                .map(|it| {
+                    let platform = it.platform.as_ref().map(Platform::to_string);
+                    let platform = platform.unwrap_or_default();
+                    format!("{:?} {platform} {}={}", it.on, it.key, it.value)
+                })
+                .collect::<Vec<_>>()
+                .join(", "),
+            Err(error) => error.message,
+        };
+        assert_eq!(all("a=b=c", false), "Manifest  a=b=c");
+        assert_eq!(all("manifest:a=b", false), "Manifest  a=b");
+        assert_eq!(all("org.x:y=b", false), "Manifest  org.x:y=b");
+        assert_eq!(
+            all("index,manifest[linux/arm]:a=b", true),
+            "Index  a=b, Manifest linux/arm/v7 a=b"
+        );
+        assert_eq!(
+            all("index:a=b", false),
+            "\"index:a=b\": no index is written for one platform"
+        );
+        assert_eq!(all("a", false), "\"a\": expected KEY=VALUE");
     }
 }

@@ -195,6 +195,7 @@ fn images(engine: &Engine, all: bool, filters: &Filters) -> Result<()> {
         }
     }
     let mut lines = Vec::new();
+    let indexes = store.indexes()?;
     for image in store.images()? {
         let dangling = image.tags.is_empty() && !named.contains(&image.manifest);
         if used.contains(&image.manifest) || !(all || dangling) || !fits(engine, &image, filters)? {
@@ -204,6 +205,14 @@ fn images(engine: &Engine, all: bool, filters: &Filters) -> Result<()> {
             lines.push(format!("untagged: {}", name.familiar()));
         }
         lines.push(format!("deleted: {}", image.info.config));
+    }
+    for index in indexes {
+        if store.index(index.digest)?.is_none() {
+            store.remove_index(index.digest)?;
+            let names = index.tags.iter().map(kiln_image::Reference::familiar);
+            lines.extend(names.map(|name| format!("untagged: {name}")));
+            lines.push(format!("deleted: {}", index.digest));
+        }
     }
     if !lines.is_empty() {
         say("Deleted Images:");

@@ -6,7 +6,8 @@ use anyhow::Result;
 use kiln_engine::{BuildError, Engine, PushRequest};
 use kiln_image::Reference;
 
-use super::{display, find_image, inout, reference};
+use super::platforms::{find_image_for, find_target, platform};
+use super::{display, reference};
 use crate::args::{PullArgs, PushArgs};
 use crate::context::{Place, cores};
 use crate::format::say;
@@ -28,7 +29,7 @@ fn clean_up(engine: &Engine) {
 
 pub(super) fn pull(place: &Place, args: &PullArgs) -> Result<ExitCode> {
     let (name, added) = named(&args.name)?;
-    let platform = inout::platform(args.platform.as_deref())?;
+    let platform = platform(args.platform.as_deref())?;
     let mode = display::mode(args.quiet, &args.progress)?;
     let engine = place.engine()?;
     let cancel = crate::signals::give_up_on_signal()?;
@@ -67,13 +68,17 @@ pub(super) fn push(place: &Place, args: &PushArgs) -> Result<ExitCode> {
     };
     let mode = display::mode(args.quiet, &args.progress)?;
     let engine = place.engine()?;
-    let image = find_image(&engine.store, &args.name).map_err(|_| {
+    let image = find_target(&engine.store, &args.name).map_err(|_| {
         BuildError::new(format!(
             "An image does not exist locally with the tag: {}",
             name.familiar_name()
         ))
         .with_hint("see kiln images; kiln tag gives an image a further name")
     })?;
+    let image = match &args.platform {
+        None => image,
+        Some(text) => find_image_for(&engine.store, &args.name, Some(&platform(Some(text))?))?,
+    };
     let cancel = crate::signals::give_up_on_signal()?;
     if !args.quiet {
         if added {

@@ -13,7 +13,8 @@ use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SI
 use signal_hook::iterator::Signals;
 
 use super::build_options::{bytes, extra_hosts, ulimit, variable};
-use super::{display, find_image, reference};
+use super::platforms::{find_image_for, find_target, platform};
+use super::{display, reference};
 use crate::container_args::{ContainerArgs, RunArgs, StartArgs};
 use crate::context::{Place, resolv_conf};
 use crate::format::{complain, say};
@@ -204,7 +205,10 @@ fn request(engine: &Engine, args: &ContainerArgs) -> Result<RunRequest> {
 
 /// The image, from a registry if it has to be.
 fn image(engine: &Engine, args: &ContainerArgs) -> Result<Digest> {
-    let found = find_image(&engine.store, &args.image);
+    let wanted = args.platform.as_deref();
+    let wanted = wanted.map(|text| platform(Some(text))).transpose()?;
+    let find = || find_image_for(&engine.store, &args.image, wanted.as_ref());
+    let found = find();
     if args.pull == "never" || args.pull == "missing" && found.is_ok() {
         return found;
     }
@@ -217,10 +221,15 @@ fn image(engine: &Engine, args: &ContainerArgs) -> Result<Digest> {
     let cancel = crate::signals::give_up_on_signal()?;
     let mode = display::mode(false, "auto")?;
     let display = kiln_progress::display(display::options(mode));
-    let pulled = engine.pull(&name, &Platform::host(), &display, &cancel);
+    let platform = wanted.clone().unwrap_or_else(Platform::host);
+    let pulled = engine.pull(&name, &platform, &display, &cancel);
     let _ = display.finish();
+    if pulled.is_err() && find_target(&engine.store, &args.image).is_ok() {
+        // It is here, but not for that platform.
+        return find();
+    }
     pulled.with_context(|| format!("no such image: {}", args.image))?;
-    find_image(&engine.store, &args.image)
+    find()
 }
 
 fn network(text: &str) -> Result<Network> {

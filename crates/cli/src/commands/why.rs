@@ -7,7 +7,7 @@ use anyhow::Result;
 use kiln_engine::BuildError;
 use kiln_store::{Build, BuildOutcome, BuildStep, StepState, Store};
 
-use super::find_image;
+use super::find_target;
 use crate::args::WhyArgs;
 use crate::context::Place;
 use crate::format::{ago, complain, say, short};
@@ -75,8 +75,10 @@ fn find(store: &Store, wanted: Option<&str>) -> Result<Build> {
     {
         return Ok(build);
     }
-    let manifest = find_image(store, wanted)?;
-    let config = store.image(manifest)?.map(|image| image.info.config);
+    let target = find_target(store, wanted)?;
+    // A build for several platforms is remembered by its index.
+    let image = store.image(target)?;
+    let config = Some(image.map_or(target, |image| image.info.config));
     let builds = store.builds(None, usize::MAX)?;
     let found = builds
         .into_iter()

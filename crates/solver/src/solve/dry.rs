@@ -15,8 +15,8 @@ impl Solver<'_> {
     ///
     /// # Errors
     /// When what the steps read cannot be found out.
-    pub fn look(&self, graph: &Graph, target: Edge) -> Result<Vec<BuildStep>, SolveError> {
-        let mut run = self.begin(graph, target, true);
+    pub fn look(&self, graph: &Graph, targets: &[Edge]) -> Result<Vec<BuildStep>, SolveError> {
+        let mut run = self.begin(graph, targets, true);
         std::thread::scope(|scope| {
             let (sender, receiver) = channel();
             run.drive(scope, &sender, &receiver).map(drop)

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use kiln_graph::{OpKind, SourceOp};
+use kiln_graph::{Edge, OpKind, SourceOp};
 use kiln_image::Key;
 use kiln_progress::Event;
 use kiln_store::{BuildStep, StepState};
@@ -93,11 +93,12 @@ impl Run<'_, '_> {
             }
         }
         self.tell_cached();
-        let snapshot = match &self.states[self.target.op.0] {
-            State::Done(value) => value.tree(self.target.output).cloned().unwrap_or_default(),
+        let snapshot = |target: &Edge| match &self.states[target.op.0] {
+            State::Done(value) => value.tree(target.output).cloned().unwrap_or_default(),
             // Nothing was executed.
             _ => Snapshot::default(),
         };
+        let snapshots = self.targets.iter().map(snapshot).collect();
         for state in &self.states {
             if let State::Done(Value::Local(local)) = state {
                 let mut context = local.lock();
@@ -108,12 +109,12 @@ impl Run<'_, '_> {
                 let _ = cache.save(cache_file);
             }
         }
-        // What the target stands on counts as used too, though nobody had to look at it.
+        // What the targets stand on counts as used too, though nobody had to look at it.
         let definitions = self.definitions.iter().flatten();
         let keys: Vec<Key> = definitions.map(|(key, _)| *key).collect();
         self.solver.store.touch(&self.records, &keys)?;
         Ok(Solved {
-            snapshot,
+            snapshots,
             reports: self.reports.iter().flatten().cloned().collect(),
             records: std::mem::take(&mut self.records),
         })

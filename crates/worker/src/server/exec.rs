@@ -295,6 +295,7 @@ fn process(
                 exit: Exit::Code(i32::from(code)),
                 out_of_memory: false,
                 disk_full: false,
+                foreign: code == SandboxError::NOT_EXECUTABLE,
                 made: Vec::new(),
                 notes,
             });
@@ -329,6 +330,7 @@ fn process(
             exit,
             out_of_memory,
             disk_full,
+            foreign: false,
             made: Vec::new(),
             notes,
         });
@@ -346,6 +348,7 @@ fn process(
         exit,
         out_of_memory,
         disk_full,
+        foreign: false,
         made: results,
         notes,
     })

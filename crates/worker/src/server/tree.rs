@@ -53,18 +53,75 @@ impl Shown {
     }
 }
 
+/// Several trees, each below a folder of its own or all below the root.
+struct Trees {
+    index: LayerIndex,
+    /// The folder, which may be the root, and what is below it.
+    all: Vec<(LayerPath, Shown)>,
+}
+
+impl Trees {
+    fn new(
+        shared: &Shared,
+        trees: &[(String, Stacked)],
+        clamp: Option<i64>,
+    ) -> Result<Self, Failure> {
+        let mut all = Vec::new();
+        let mut entries = Vec::new();
+        let mut links = 0;
+        for (folder, layers) in trees {
+            let shown = Shown::new(shared, layers)?;
+            let folder = LayerPath::clean(folder);
+            if !folder.is_root() {
+                let time = (clamp.unwrap_or_default(), 0);
+                entries.push(Entry::dir(folder.clone(), 0o755, 0, 0, time));
+            }
+            let mut most = links;
+            for entry in shown.index.entries() {
+                if entry.path.is_root() && !folder.is_root() {
+                    continue;
+                }
+                let hardlink = entry.hardlink.map(|group| links + group);
+                most = most.max(hardlink.map_or(0, |group| group + 1));
+                entries.push(Entry {
+                    path: folder.join(entry.path.as_bytes()),
+                    hardlink,
+                    ..entry.clone()
+                });
+            }
+            links = most;
+            all.push((folder, shown));
+        }
+        Ok(Self {
+            index: LayerIndex::new(entries),
+            all,
+        })
+    }
+
+    /// Of a path that several trees have, the last one counts, as in the index.
+    fn open(&self, entry: &Entry) -> io::Result<File> {
+        for (folder, shown) in self.all.iter().rev() {
+            let below = entry.path.below(folder).map(LayerPath::clean);
+            if let Some(found) = below.and_then(|path| shown.index.get(&path)) {
+                return shown.open(found);
+            }
+        }
+        Err(io::ErrorKind::NotFound.into())
+    }
+}
+
 /// Writes the tar.
 pub(super) fn write_tar(
     shared: &Shared,
-    layers: &Stacked,
+    trees: &[(String, Stacked)],
     clamp: Option<i64>,
     out: &mut impl Write,
 ) -> Result<Response, Failure> {
-    let shown = Shown::new(shared, layers)?;
+    let trees = Trees::new(shared, trees, clamp)?;
     let mut out = Hashing::new(out);
     let buffered = BufWriter::with_capacity(BUFFER, &mut out);
     let (mut buffered, size) =
-        write_layer(&shown.index, clamp, buffered, |entry| shown.open(entry))
+        write_layer(&trees.index, clamp, buffered, |entry| trees.open(entry))
             .map_err(|error| failure("cannot write the tar", &error))?;
     buffered
         .flush()

@@ -1,0 +1,166 @@
+//! `kiln manifest`: documents of registries, and lists of them.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use kiln_engine::{BuildError, CancelFlag, Engine, PushRequest, RawDocument};
+use kiln_image::{Descriptor, Document, Reference};
+use serde_json::{Value, json};
+
+use super::{display, reference};
+use crate::context::{Place, cores};
+use crate::format::say;
+use crate::manifest_args::{
+    ManifestAnnotateArgs, ManifestCommand, ManifestInspectArgs, ManifestPushArgs,
+};
+
+pub(super) fn manifest(place: &Place, command: &ManifestCommand) -> Result<ExitCode> {
+    let engine = place.engine()?;
+    let cancel = crate::signals::give_up_on_signal()?;
+    match command {
+        ManifestCommand::Inspect(args) => inspect(&engine, args, &cancel)?,
+        ManifestCommand::Create(args) => {
+            let list = reference(&args.list)?;
+            let images: Vec<Reference> = args
+                .images
+                .iter()
+                .map(|text| reference(text))
+                .collect::<Result<_>>()?;
+            engine.create_manifest_list(&list, &images, args.amend, &cancel)?;
+            say(&format!("Created manifest list {list}"));
+        }
+        ManifestCommand::Annotate(args) => annotate(&engine, args, &cancel)?,
+        ManifestCommand::Push(args) => push(&engine, args, &cancel)?,
+        ManifestCommand::Rm { lists } => {
+            for list in lists {
+                engine.remove_manifest_list(&reference(list)?)?;
+            }
+            engine.sweep()?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A list of the store, else what the registry has, else what the store has.
+fn document(engine: &Engine, name: &Reference, cancel: &CancelFlag) -> Result<RawDocument> {
+    let local = engine.local_document(name)?;
+    if let Some(local) = &local
+        && let Document::Index(_) = local.parse()?
+    {
+        return Ok(local.clone());
+    }
+    match (engine.remote_document(name, cancel), local) {
+        (Ok(remote), _) => Ok(remote),
+        (Err(_), Some(local)) => Ok(local),
+        (Err(error), None) => Err(error.into()),
+    }
+}
+
+fn inspect(engine: &Engine, args: &ManifestInspectArgs, cancel: &CancelFlag) -> Result<()> {
+    let name = reference(&args.names[0])?;
+    let found = document(engine, &name, cancel)?;
+    let parsed = found.parse()?;
+    if let Some(image) = args.names.get(1) {
+        // Docker's words: the list, and an image of it.
+        let image = reference(image)?;
+        let meant = document(engine, &image, cancel)?;
+        return match parsed {
+            Document::Index(index)
+                if index.manifests.iter().any(|it| it.digest == meant.digest) =>
+            {
+                print(engine, &image, meant, args.verbose, cancel)
+            }
+            _ => Err(BuildError::new(format!("{image} is not in {name}")).into()),
+        };
+    }
+    print(engine, &name, found, args.verbose, cancel)
+}
+
+fn print(
+    engine: &Engine,
+    name: &Reference,
+    found: RawDocument,
+    verbose: bool,
+    cancel: &CancelFlag,
+) -> Result<()> {
+    let shown = match found.parse()? {
+        Document::Index(index) if verbose => {
+            let mut all = Vec::new();
+            for entry in index.manifests {
+                let of = name.with_digest(entry.digest);
+                let there = engine.local_document(&of)?;
+                let there = there.map_or_else(|| from_elsewhere(engine, &of, cancel), Ok)?;
+                all.push(described(&of, &entry, &there)?);
+            }
+            json!(all)
+        }
+        Document::Manifest(_) if verbose => {
+            let size = found.bytes.len() as u64;
+            let entry = Descriptor::new(&found.media_type, found.digest, size);
+            described(name, &entry, &found)?
+        }
+        _ => serde_json::from_slice(&found.bytes)?,
+    };
+    say(&serde_json::to_string_pretty(&shown)?);
+    Ok(())
+}
+
+/// A manifest of a list from a repository that is known to have it.
+fn from_elsewhere(
+    engine: &Engine,
+    name: &Reference,
+    cancel: &CancelFlag,
+) -> Result<RawDocument, BuildError> {
+    let digest = name.digest();
+    let known = digest.map(|digest| engine.store.manifest_sources(digest));
+    let known = known.transpose()?.unwrap_or_default();
+    engine.remote_document(known.first().unwrap_or(name), cancel)
+}
+
+fn described(name: &Reference, entry: &Descriptor, found: &RawDocument) -> Result<Value> {
+    let document: Value = serde_json::from_slice(&found.bytes)?;
+    let family = if found.media_type.contains("oci") {
+        "OCIManifest"
+    } else {
+        "SchemaV2Manifest"
+    };
+    Ok(json!({ "Ref": name.to_string(), "Descriptor": entry, family: document }))
+}
+
+fn annotate(engine: &Engine, args: &ManifestAnnotateArgs, cancel: &CancelFlag) -> Result<()> {
+    let mut annotations = BTreeMap::new();
+    for text in &args.annotations {
+        let (key, value) = text.split_once('=').ok_or_else(|| {
+            BuildError::new(format!("--annotation {text:?}: expected NAME=VALUE"))
+        })?;
+        annotations.insert(key.to_owned(), value.to_owned());
+    }
+    let platform = [&args.os, &args.arch, &args.variant];
+    let platform = platform.map(|text| text.as_deref().unwrap_or_default());
+    let (list, image) = (reference(&args.list)?, reference(&args.image)?);
+    engine.annotate_manifest_list(&list, &image, platform, &annotations, cancel)?;
+    Ok(())
+}
+
+fn push(engine: &Engine, args: &ManifestPushArgs, cancel: &CancelFlag) -> Result<()> {
+    let name = reference(&args.list)?;
+    let (digest, _) = engine.manifest_list(&name)?;
+    let request = PushRequest {
+        image: digest,
+        name: name.clone(),
+        packing: kiln_export::Packing::default(),
+        cores: cores(),
+    };
+    let mode = display::mode(false, "auto")?;
+    let display = kiln_progress::display(display::options(mode));
+    let pushed = engine.push(&request, &display, cancel);
+    // Who closes standard error does not want to see it.
+    let _ = display.finish();
+    let pushed = pushed.inspect_err(|_| engine.worker.end())?;
+    if args.purge {
+        engine.remove_manifest_list(&name)?;
+    }
+    say(&pushed.digest.to_string());
+    Ok(())
+}

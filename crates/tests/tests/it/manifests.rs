@@ -1,0 +1,164 @@
+//! `kiln manifest`: lists of images that are in the store or in registries.
+
+use kiln_tests::{Kiln, Registry, Setting};
+use serde_json::Value;
+
+/// Builds a small image for a platform and pushes it.
+fn pushed(kiln: &Kiln, name: &str, platform: &str) {
+    let dockerfile = "FROM scratch\nARG TARGETARCH\nCOPY file /of-$TARGETARCH\n";
+    let context = kiln.context(&[("Dockerfile", dockerfile), ("file", name)]);
+    kiln.build(&["--platform", platform, "-t", name, "--push", &context])
+        .ok();
+}
+
+fn json(text: &[u8]) -> Value {
+    serde_json::from_slice(text).expect("JSON")
+}
+
+/// What the entries of a list are for.
+fn platforms(list: &Value) -> Vec<String> {
+    let entries = list["manifests"].as_array().expect("a list");
+    entries
+        .iter()
+        .map(|entry| {
+            let platform = &entry["platform"];
+            let text = |field: &str| platform[field].as_str().unwrap_or_default().to_owned();
+            format!(
+                "{}/{}/{}",
+                text("os"),
+                text("architecture"),
+                text("variant")
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn lists_are_made_and_pushed() {
+    let (Some(registry), Some(kiln)) = (Registry::start(), Kiln::fresh(Setting::Root, &[])) else {
+        return;
+    };
+    let (amd, arm) = (registry.image("app:amd64"), registry.image("app:arm"));
+    pushed(&kiln, &amd, "linux/amd64");
+    pushed(&kiln, &arm, "linux/arm64");
+    // Another store, which knows of the images only what the registry tells.
+    let Some(kiln) = Kiln::fresh(Setting::User, &[]) else {
+        return;
+    };
+    let list = registry.image("app:1");
+    kiln.run(&["manifest", "inspect", &list])
+        .failed()
+        .says(&["app:1: not found"]);
+    kiln.run(&["manifest", "create", &list, &amd])
+        .ok()
+        .says(&[&format!("Created manifest list {list}")]);
+    kiln.run(&["manifest", "create", &list, &arm])
+        .failed()
+        .says(&["there is a list", "--amend"]);
+    kiln.run(&["manifest", "create", "--amend", &list, &arm])
+        .ok();
+    kiln.run(&[
+        "manifest",
+        "annotate",
+        "--variant",
+        "v9",
+        "--annotation",
+        "a=b",
+        &list,
+        &arm,
+    ])
+    .ok();
+    let missing = registry.image("app:none");
+    kiln.run(&["manifest", "annotate", "--os", "x", &list, &missing])
+        .failed()
+        .says(&["app:none: not found"]);
+    let shown = kiln.run(&["manifest", "inspect", &list]).ok();
+    assert_eq!(
+        platforms(&json(shown.stdout.as_bytes())),
+        ["linux/amd64/", "linux/arm64/v9"]
+    );
+    let verbose = kiln.run(&["manifest", "inspect", "-v", &list]).ok();
+    let verbose = json(verbose.stdout.as_bytes());
+    assert_eq!(verbose[0]["OCIManifest"]["schemaVersion"], 2, "{verbose}");
+    assert_eq!(
+        verbose[1]["Descriptor"]["annotations"]["a"], "b",
+        "{verbose}"
+    );
+
+    // In the same repository only the list moves.
+    registry.forget();
+    let digest = kiln.run(&["manifest", "push", &list]).ok().stdout;
+    let asked = registry.asked();
+    assert!(
+        !asked.iter().any(|line| line.contains("/blobs/")),
+        "{asked:?}"
+    );
+    let there = json(&registry.manifest("app", "1"));
+    assert_eq!(platforms(&there), ["linux/amd64/", "linux/arm64/v9"]);
+    // In another one of the same registry nothing moves but the manifests.
+    let other = registry.image("other:1");
+    kiln.run(&["manifest", "create", &other, &list]).ok();
+    registry.forget();
+    let again = kiln
+        .run(&["manifest", "push", "--purge", &other])
+        .ok()
+        .stdout;
+    assert_eq!(again, digest, "the same list");
+    let asked = registry.asked();
+    assert!(
+        !asked.iter().any(|line| line.starts_with("PATCH")),
+        "{asked:?}"
+    );
+    kiln.run(&["manifest", "push", &other])
+        .failed()
+        .says(&["no such manifest", "kiln manifest create"]);
+    // In another registry everything.
+    let Some(far) = Registry::start() else {
+        return;
+    };
+    let away = far.image("away:1");
+    kiln.run(&["manifest", "create", &away, &amd, &arm]).ok();
+    kiln.run(&["manifest", "push", &away]).ok();
+    kiln.run(&["manifest", "rm", &away, &list]).ok();
+    for (name, platform) in [
+        (&away, "linux/arm64"),
+        (&other, "linux/amd64"),
+        (&list, "linux/arm64/v9"),
+    ] {
+        kiln.run(&["pull", "--platform", platform, name]).ok();
+    }
+    kiln.run(&["manifest", "inspect", &away])
+        .ok()
+        .says(&["\"architecture\": \"arm64\""]);
+}
+
+#[test]
+fn images_of_the_store_are_in_lists() {
+    let (Some(registry), Some(kiln)) = (Registry::start(), Kiln::fresh(Setting::Root, &[])) else {
+        return;
+    };
+    let there = registry.image("app:arm");
+    pushed(&kiln, &there, "linux/arm64");
+    kiln.run(&["rmi", &there]).ok();
+    let context = kiln.context(&[
+        ("Dockerfile", "FROM scratch\nCOPY file /\n"),
+        ("file", "here"),
+    ]);
+    kiln.build(&["-t", "here", &context]).ok();
+    kiln.run(&["manifest", "inspect", "here"])
+        .ok()
+        .says(&["application/vnd.oci.image.layer.v1.tar"]);
+    let list = registry.image("all:1");
+    kiln.run(&["manifest", "create", &list, "here", &there])
+        .ok();
+    kiln.run(&["manifest", "push", &list]).ok();
+    let Some(other) = Kiln::fresh(Setting::Root, &[]) else {
+        return;
+    };
+    for platform in ["linux/amd64", "linux/arm64"] {
+        other.run(&["pull", "--platform", platform, &list]).ok();
+    }
+    // What goes with the list are not the store's images.
+    kiln.run(&["manifest", "rm", &list]).ok();
+    kiln.run(&["history", "here"]).ok();
+}
