@@ -276,6 +276,10 @@ impl Stage<'_, '_> {
                     }
                 }
             };
+            // As under docker, of several trees at one target only the last is there.
+            if is_tree(&mounted) {
+                mounts.retain(|other| !is_tree(other) || other.dest != mounted.dest);
+            }
             mounts.push(mounted);
         }
         Ok(())
@@ -380,6 +384,12 @@ fn clean(path: &str) -> String {
         Some(relative) if !path.starts_with('/') => relative.to_owned(),
         _ => cleaned,
     }
+}
+
+/// Whether a mount is neither a secret nor an agent's socket.
+fn is_tree(mount: &Mount) -> bool {
+    use MountKind::{Bind, Cache, Tmpfs};
+    matches!(mount.kind, Bind | Cache { .. } | Tmpfs { .. })
 }
 
 /// The path of a mount, `given` as the option says it.
