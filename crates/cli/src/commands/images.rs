@@ -246,7 +246,7 @@ pub(super) fn truth(filter: &str, value: &str) -> Result<bool> {
 }
 
 /// What a list shows of an index: the latest of its images, with the size of all that they hold.
-fn together(store: &Store, index: &StoredIndex) -> Result<ImageInfo> {
+pub(super) fn together(store: &Store, index: &StoredIndex) -> Result<ImageInfo> {
     let latest = index.images.iter().max_by_key(|image| image.info.created);
     let mut info = latest
         .map(|image| image.info.clone())

@@ -9,7 +9,7 @@ use kiln_engine::{BuildRequest, Built, Engine};
 use kiln_image::{FileDigest, Kind, LayerPath};
 use kiln_store::{BuildStep, StepState, Store};
 
-use super::images::config;
+use super::images::{config, together};
 use super::why;
 use crate::format::{complain, short, size};
 
@@ -47,16 +47,27 @@ pub(super) fn tell(
         complain(&line);
         return Ok(());
     };
-    let (info, _) = config(&engine.store, image.manifest)?;
-    let _ = write!(
-        line,
-        ", image {} ({})",
-        short(&image.config),
-        size(info.size)
-    );
+    let store = &engine.store;
+    // One image, or those of several platforms.
+    let (bytes, manifests) = match store.index(image.manifest)? {
+        Some(index) => {
+            let manifests = index.images.iter().map(|image| image.manifest).collect();
+            (together(store, &index)?.size, manifests)
+        }
+        None => {
+            let found = store.image(image.manifest)?;
+            (
+                found.map_or(0, |found| found.info.size),
+                vec![image.manifest],
+            )
+        }
+    };
+    let _ = write!(line, ", image {} ({})", short(&image.config), size(bytes));
     complain(&line);
     if whole {
-        layers(&engine.store, image.manifest)?;
+        for manifest in manifests {
+            layers(store, manifest)?;
+        }
         slow(&steps);
     }
     Ok(())
