@@ -6,6 +6,7 @@ pub mod compare;
 pub mod conformance;
 pub mod demo;
 pub mod dist;
+pub mod docs;
 pub mod machine;
 pub mod mutate;
 pub mod process;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bases, bench, compare, conformance, demo, dist, mutate, projects, soak, test};
+use xtask::{bases, bench, compare, conformance, demo, dist, docs, mutate, projects, soak, test};
 
 /// What a script would do: base images, the demo, the test run, comparisons, measurements.
 #[derive(Parser)]
@@ -30,6 +30,8 @@ enum Command {
     Demo,
     /// Makes what is shipped: a static binary, and an image with it.
     Dist,
+    /// Writes what is generated in docs: the reference of the command line, the picture of the display.
+    Docs,
     /// Installs what the tests need, makes the base images and runs all tests.
     Test {
         /// Passed to `cargo test`.
@@ -124,6 +126,7 @@ fn main() -> ExitCode {
         }
         Command::Demo => demo::run().map(|()| ExitCode::SUCCESS),
         Command::Dist => dist::run_all().map(|()| ExitCode::SUCCESS),
+        Command::Docs => docs::run().map(|()| ExitCode::SUCCESS),
         Command::Test { args } => test::run(&args),
         Command::Conformance { filter, record } => {
             let filter = filter.as_deref().unwrap_or_default();

@@ -5,23 +5,34 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::LimitArgs;
-use crate::container_args::{ContainerArgs, CpArgs, PsArgs, RmArgs, RunArgs, StartArgs};
+use crate::container_args::{
+    ContainerArgs, CpArgs, ExportArgs, PsArgs, RmArgs, RunArgs, StartArgs,
+};
+use crate::docker_flags::BuildFlags;
+use crate::long_names::{
+    BuilderCommand, BuildxCommand, ContainerCommand, HistoryFormatArgs, ImageCommand,
+    ImageHistoryArgs, InspectArgs,
+};
 use crate::manifest_args::ManifestCommand;
-use crate::storage_args::{BuilderCommand, CacheCommand, ImageCommand, SystemCommand};
+use crate::storage_args::{CacheCommand, SystemCommand};
 
 /// Container images from Dockerfiles: no daemon, no root needed.
 #[derive(Debug, Parser)]
 #[command(
     name = "kiln",
     version,
+    disable_version_flag = true,
     disable_help_subcommand = true,
     max_term_width = 100
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
+    /// Print the version
+    #[arg(short = 'v', short_alias = 'V', long)]
+    pub(crate) version: bool,
     #[command(subcommand)]
-    pub(crate) command: Command,
+    pub(crate) command: Option<Command>,
 }
 
 /// What every command takes.
@@ -66,16 +77,10 @@ pub(crate) enum Command {
         /// Name or id
         container: String,
     },
+    /// Write the files of a container into an archive
+    Export(ExportArgs),
     /// Remove containers
     Rm(RmArgs),
-    /// Write the files of a container as one tar
-    Export {
-        /// The archive [default: standard output]
-        #[arg(short, long, value_name = "FILE")]
-        output: Option<PathBuf>,
-        /// Name or id
-        container: String,
-    },
     /// List images
     Images(ImagesArgs),
     /// Make an image from a file system archive
@@ -99,47 +104,50 @@ pub(crate) enum Command {
         server: Option<String>,
     },
     /// Give an image another name
-    Tag {
-        /// Name or id of the image
-        source: String,
-        /// The new name
-        target: String,
-    },
+    Tag(TagArgs),
     /// Remove images
-    Rmi {
-        /// Names or ids
-        #[arg(required = true)]
-        images: Vec<String>,
-        /// Accepted for docker's sake: nothing holds an image back
-        #[arg(short, long)]
-        force: bool,
-    },
-    /// Show how an image was made
+    Rmi(RmiArgs),
+    /// Show how an image was made, or the last builds
     History(HistoryArgs),
-    /// Show what is known of images, as JSON
-    Inspect {
-        /// Names or ids
-        #[arg(required = true)]
-        images: Vec<String>,
-    },
+    /// Show what is known of images and containers, as JSON
+    Inspect(InspectArgs),
+    /// Look after images
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Look after containers
+    #[command(subcommand)]
+    Container(ContainerCommand),
     /// Look after the store
     #[command(subcommand)]
     System(SystemCommand),
     /// Look after the build cache
-    #[command(subcommand, visible_alias = "buildx")]
-    Builder(BuilderCommand),
-    /// docker's longer names of the commands for images
     #[command(subcommand)]
-    Image(ImageCommand),
+    Builder(BuilderCommand),
+    /// What docker's buildx has: build, du, prune, history, imagetools
+    #[command(subcommand)]
+    Buildx(BuildxCommand),
     /// Look after cache mounts
     #[command(subcommand)]
     Cache(CacheCommand),
     /// Show why the steps of a build were executed
     Why(WhyArgs),
+    /// Show which rule of .dockerignore keeps files out of a build
+    ExplainIgnore(ExplainIgnoreArgs),
     /// Show where Kiln runs and how
-    Info,
+    Info(InfoArgs),
     /// Show the version
-    Version,
+    Version(VersionArgs),
+    /// Print a script that completes commands in a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual's pages and cli.md into a folder
+    #[command(hide = true)]
+    Reference {
+        /// The folder
+        folder: PathBuf,
+    },
 }
 
 /// The machine's certificates in steps and containers.
@@ -214,7 +222,12 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) iidfile: Option<PathBuf>,
     /// Network of RUN: default, none or host
-    #[arg(long, value_name = "KIND", default_value = "default")]
+    #[arg(
+        long,
+        value_name = "KIND",
+        env = "KILN_NETWORK",
+        default_value = "default"
+    )]
     pub(crate) network: String,
     /// A line of /etc/hosts in RUN
     #[arg(long = "add-host", value_name = "NAME:ADDRESS")]
@@ -271,7 +284,7 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "COMMAND", default_value = "/bin/sh")]
     pub(crate) invoke: String,
     /// RUN steps at once
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", env = "KILN_JOBS", default_value = "32")]
     pub(crate) jobs: usize,
     /// Show what would be executed and why, and execute nothing
     #[arg(long, conflicts_with_all = ["push", "iidfile", "metadata_file"])]
@@ -279,6 +292,11 @@ pub(crate) struct BuildArgs {
     /// Show all that is different of each step that was executed
     #[arg(long)]
     pub(crate) explain: bool,
+    /// Show at the end what each step added, overwrote and deleted
+    #[arg(long, env = "KILN_SUMMARY", value_parser = clap::builder::FalseyValueParser::new())]
+    pub(crate) summary: bool,
+    #[command(flatten)]
+    pub(crate) docker: BuildFlags,
 }
 
 /// `kiln why`.
@@ -302,8 +320,11 @@ pub(crate) struct DebugArgs {
 /// `kiln images`.
 #[derive(Debug, Args)]
 pub(crate) struct ImagesArgs {
-    /// Only images of this name: NAME or NAME:TAG
+    /// Only images of this name: NAME or NAME:TAG, with * and ? for any letters but /
     pub(crate) name: Option<String>,
+    /// Accepted for docker's sake: there are no intermediate images
+    #[arg(short, long, hide = true)]
+    pub(crate) all: bool,
     /// Print ids only
     #[arg(short, long)]
     pub(crate) quiet: bool,
@@ -313,8 +334,67 @@ pub(crate) struct ImagesArgs {
     /// Print the digests that registries know images by
     #[arg(long)]
     pub(crate) digests: bool,
-    /// Print as JSON lines
-    #[arg(long, value_name = "json", value_parser = ["json"])]
+    /// Only what this says: reference=PATTERN, label=NAME[=VALUE], dangling=true, before=IMAGE, since=IMAGE, until=TIME
+    #[arg(short, long = "filter", value_name = "FILTER")]
+    pub(crate) filters: Vec<String>,
+    /// json, table, or a template of fields: '{{.Repository}}:{{.Tag}}', 'table {{.ID}}\t{{.Size}}'
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<String>,
+    /// Show which layers images share
+    #[arg(long, conflicts_with_all = ["quiet", "format", "digests"])]
+    pub(crate) tree: bool,
+}
+
+/// `kiln tag`.
+#[derive(Debug, Args)]
+pub(crate) struct TagArgs {
+    /// Name or id of the image
+    pub(crate) source: String,
+    /// The new name
+    pub(crate) target: String,
+}
+
+/// `kiln rmi`.
+#[derive(Debug, Args)]
+pub(crate) struct RmiArgs {
+    /// Names or ids
+    #[arg(required = true)]
+    pub(crate) images: Vec<String>,
+    /// No error for images that are not there
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Accepted for docker's sake: images have no parents
+    #[arg(long, hide = true)]
+    pub(crate) no_prune: bool,
+}
+
+/// `kiln explain-ignore`.
+#[derive(Debug, Args)]
+pub(crate) struct ExplainIgnoreArgs {
+    /// Files or folders of the context
+    #[arg(required = true, value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
+    /// The build context
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) context: PathBuf,
+    /// The Dockerfile, whose own .dockerignore wins [default: CONTEXT/Dockerfile]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+}
+
+/// `kiln info`.
+#[derive(Debug, Args)]
+pub(crate) struct InfoArgs {
+    /// json, or a template of fields: '{{.Driver}}'
+    #[arg(short, long, value_name = "FORMAT")]
+    pub(crate) format: Option<String>,
+}
+
+/// `kiln version`.
+#[derive(Debug, Args)]
+pub(crate) struct VersionArgs {
+    /// json, or a template of fields: '{{.Server.Version}}'
+    #[arg(short, long, value_name = "FORMAT")]
     pub(crate) format: Option<String>,
 }
 
@@ -402,8 +482,8 @@ pub(crate) struct LoadArgs {
     /// The archive [default: standard input]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) input: Option<PathBuf>,
-    /// Print names only
-    #[arg(short, long)]
+    /// Accepted for docker's sake: nothing but names is printed
+    #[arg(short, long, hide = true)]
     pub(crate) quiet: bool,
     /// Load only the images for these platforms
     #[arg(long = "platform", value_name = "OS/ARCH", value_delimiter = ',')]
@@ -429,13 +509,82 @@ pub(crate) struct SaveArgs {
 
 /// `kiln history`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct HistoryArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<HistoryCommand>,
     /// Name or id of the image
-    pub(crate) image: String,
-    /// Print whole commands
-    #[arg(long)]
-    pub(crate) no_trunc: bool,
-    /// Print layers' ids only
+    #[arg(required = true)]
+    pub(crate) image: Option<String>,
+    #[command(flatten)]
+    pub(crate) how: HistoryFormatArgs,
+}
+
+impl From<ImageHistoryArgs> for HistoryArgs {
+    fn from(args: ImageHistoryArgs) -> Self {
+        Self {
+            command: None,
+            image: Some(args.image),
+            how: args.how,
+        }
+    }
+}
+
+impl From<HistoryCommand> for HistoryArgs {
+    fn from(command: HistoryCommand) -> Self {
+        Self {
+            command: Some(command),
+            image: None,
+            how: HistoryFormatArgs::default(),
+        }
+    }
+}
+
+/// `kiln history` of builds.
+#[derive(Debug, Subcommand)]
+pub(crate) enum HistoryCommand {
+    /// List the last builds
+    Ls(BuildsArgs),
+    /// Print all that a build showed, from its first line to its last
+    Logs {
+        /// The build: its number, or the name or id of its image [default: the last build]
+        build: Option<String>,
+    },
+    /// Show what a build did: its command, its outcome, each step with its time and its reason
+    Inspect {
+        /// The build: its number, or the name or id of its image [default: the last build]
+        build: Option<String>,
+        /// json, or a template of fields: '{{.Status}}'
+        #[arg(short, long, value_name = "FORMAT")]
+        format: Option<String>,
+    },
+    /// Forget builds
+    Rm {
+        /// Numbers of builds
+        #[arg(required_unless_present = "all")]
+        builds: Vec<i64>,
+        /// All of them
+        #[arg(short, long, conflicts_with = "builds")]
+        all: bool,
+    },
+}
+
+/// `kiln history ls`.
+#[derive(Debug, Args)]
+pub(crate) struct BuildsArgs {
+    /// Print numbers only
     #[arg(short, long)]
     pub(crate) quiet: bool,
+    /// json, table, or a template of fields: '{{.ID}} {{.Status}}'
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<String>,
+    /// Print whole names
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// Only what this says: status=completed, status=error, status=canceled
+    #[arg(long = "filter", value_name = "FILTER")]
+    pub(crate) filters: Vec<String>,
+    /// Accepted for docker's sake
+    #[arg(long, hide = true, value_name = "NAME")]
+    pub(crate) builder: Option<String>,
 }

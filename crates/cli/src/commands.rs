@@ -2,15 +2,21 @@
 
 mod build;
 mod build_options;
+mod builder;
+mod builds;
 mod cache;
 mod call;
+mod classic;
 mod containers;
 mod cp;
 mod debug;
 mod display;
+mod ignored;
 mod images;
 mod info;
 mod inout;
+mod inspect;
+mod layers;
 mod limits;
 mod login;
 mod manifest;
@@ -19,6 +25,7 @@ mod platforms;
 mod prune;
 mod remote;
 mod run;
+mod summary;
 mod system;
 
 pub(crate) use limits::LimitArgs;
@@ -27,38 +34,51 @@ mod why;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::FromArgMatches as _;
 use kiln_engine::BuildError;
 use kiln_export::ExportError;
 use kiln_image::Reference;
 use kiln_worker::WorkerError;
 
 use self::platforms::{find_image, find_target};
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, Global, HistoryArgs};
+use crate::command_line::{self, USAGE};
 use crate::context::Place;
-use crate::format::complain;
-use crate::storage_args::{BuilderCommand, ImageCommand, SystemCommand};
-
-/// docker's own code for a command line that it does not understand.
-const USAGE: u8 = 125;
+use crate::format::{complain, say};
+use crate::long_names::{
+    self, BuilderCommand, BuildxCommand, ContainerCommand, ImageCommand, ImagetoolsCommand,
+};
+use crate::storage_args::SystemCommand;
 
 /// Runs what the command line asks for.
 pub(crate) fn main() -> ExitCode {
     let args = std::env::args_os().collect::<Vec<_>>();
-    let cli = match Cli::try_parse_from(docker_names(args)) {
-        Ok(cli) => cli,
+    let args = debug::buildx_names(&args).unwrap_or(args);
+    let defaults = match crate::settings::defaults(&crate::context::config_files()) {
+        Ok(defaults) => defaults,
         Err(error) => {
-            // Help and version come this way too.
-            let _ = error.print();
-            return if error.use_stderr() {
-                ExitCode::from(USAGE)
-            } else {
-                ExitCode::SUCCESS
-            };
+            complain(&format!("ERROR: {error:#}"));
+            complain("hint: the keys are in docs/configuration.md");
+            return ExitCode::FAILURE;
         }
     };
-    let is_run = matches!(cli.command, Command::Run(_) | Command::Start(_));
-    match dispatch(cli) {
+    let parsed = command_line::grammar(&defaults)
+        .try_get_matches_from(command_line::prepared(args))
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let mut cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) => return command_line::refuse(&error),
+    };
+    if cli.version {
+        say(&info::version_line());
+        return ExitCode::SUCCESS;
+    }
+    let Some(command) = cli.command.take().map(long_names::short) else {
+        let _ = command_line::cli().print_help();
+        return ExitCode::SUCCESS;
+    };
+    let is_run = matches!(command, Command::Run(_) | Command::Start(_));
+    match dispatch(&cli.global, command) {
         Ok(code) => code,
         Err(error) => {
             let build = error.downcast_ref::<BuildError>();
@@ -81,43 +101,20 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// docker's longer names for the same commands: `image build`, `buildx build`, `builder build`, `image ls`.
-fn docker_names(mut args: Vec<std::ffi::OsString>) -> Vec<std::ffi::OsString> {
-    if let Some(args) = debug::buildx_names(&args) {
-        return args;
+fn dispatch(global: &Global, command: Command) -> Result<ExitCode> {
+    // What needs no store should not look for one.
+    match command {
+        Command::Version(args) => return info::version(args.format.as_deref()),
+        Command::Buildx(BuildxCommand::Version(args)) => {
+            return info::version(args.format.as_deref());
+        }
+        Command::Completion { shell } => return completion(shell),
+        Command::Reference { folder } => return crate::reference::write(&folder),
+        Command::ExplainIgnore(args) => return ignored::explain(&args),
+        _ => {}
     }
-    let word = |at: usize| args.get(at).and_then(|arg| arg.to_str());
-    let short = match (word(1), word(2)) {
-        (Some("image" | "buildx" | "builder"), Some("build" | "b")) => Some("build"),
-        (Some("image"), Some("ls" | "list")) => Some("images"),
-        (Some("image"), Some("rm" | "remove")) => Some("rmi"),
-        (Some("image"), Some("history")) => Some("history"),
-        (Some("image"), Some("inspect")) => Some("inspect"),
-        (Some("image"), Some("tag")) => Some("tag"),
-        (Some("image"), Some("load")) => Some("load"),
-        (Some("image"), Some("save")) => Some("save"),
-        (Some("image"), Some("import")) => Some("import"),
-        (Some("image"), Some("pull")) => Some("pull"),
-        (Some("image"), Some("push")) => Some("push"),
-        (Some("container"), Some("ls" | "list" | "ps")) => Some("ps"),
-        (Some("container"), Some("rm" | "remove")) => Some("rm"),
-        (Some("container"), Some("run")) => Some("run"),
-        (Some("container"), Some("create")) => Some("create"),
-        (Some("container"), Some("start")) => Some("start"),
-        (Some("container"), Some("cp")) => Some("cp"),
-        (Some("container"), Some("diff")) => Some("diff"),
-        (Some("container"), Some("export")) => Some("export"),
-        _ => None,
-    };
-    if let Some(short) = short {
-        args.splice(1..3, [short.into()]);
-    }
-    args
-}
-
-fn dispatch(cli: Cli) -> Result<ExitCode> {
-    let place = Place::find(&cli.global)?;
-    match cli.command {
+    let place = Place::find(global)?;
+    match command {
         Command::Build(args) => build::build(&place, &args),
         Command::Run(args) => run::run(&place, &args),
         Command::Create(args) => run::create(&place, &args),
@@ -128,18 +125,23 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Diff { container } => containers::diff(&place, &container),
         Command::Rm(args) => containers::rm(&place, &args),
         Command::Images(args) => images::images(&place, &args),
-        Command::Tag { source, target } => images::tag(&place, &source, &target),
-        Command::Rmi { images, force: _ } => images::rmi(&place, &images),
-        Command::History(args) => images::history(&place, &args),
-        Command::Inspect { images } => images::inspect(&place, &images),
+        Command::Export(args) => inout::export(&place, &args.container, args.output.as_deref()),
+        Command::Tag(args) => images::tag(&place, &args.source, &args.target),
+        Command::Rmi(args) => images::rmi(&place, &args),
+        Command::History(HistoryArgs {
+            command: Some(command),
+            ..
+        }) => builds::builds(&place, command),
+        Command::History(HistoryArgs { image, how, .. }) => {
+            let image = image.unwrap_or_default();
+            images::history(&place, &image, &how)
+        }
+        Command::Inspect(args) => inspect::inspect(&place, &args),
         Command::Pull(args) => remote::pull(&place, &args),
         Command::Push(args) => remote::push(&place, &args),
         Command::Manifest(command) => manifest::manifest(&place, &command),
         Command::Login(args) => login::login(&args),
         Command::Logout { server } => login::logout(server.as_deref()),
-        Command::Export { container, output } => {
-            inout::export(&place, &container, output.as_deref())
-        }
         Command::Import(args) => inout::import(&place, &args),
         Command::Load(args) => inout::load(&place, &args),
         Command::Save(args) => inout::save(&place, &args),
@@ -147,20 +149,47 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             SystemCommand::Df(args) => system::df(&place, &args),
             SystemCommand::Prune(args) => prune::system(&place, &args),
             SystemCommand::Check(args) => system::check(&place, &args),
+            SystemCommand::Info(args) => info::info(&place, args.format.as_deref()),
         },
         Command::Builder(command) => match command {
             BuilderCommand::Prune(args) => prune::builder(&place, &args),
             BuilderCommand::Du(args) => system::du(&place, &args),
+            other @ BuilderCommand::Build(_) => dispatch(global, other.into()),
         },
-        Command::Image(ImageCommand::Prune(args)) => prune::image(&place, &args),
+        Command::Buildx(command) => match command {
+            BuildxCommand::Ls(args) => builder::ls(&args),
+            BuildxCommand::Inspect(args) => builder::inspect(&place, &args),
+            BuildxCommand::Imagetools(ImagetoolsCommand::Inspect(args)) => {
+                builder::inspect_in_registry(&args)
+            }
+            other => dispatch(global, other.into()),
+        },
+        Command::Image(command) => match command {
+            ImageCommand::Prune(args) => prune::image(&place, &args),
+            ImageCommand::Diff(args) => layers::diff(&place, &args),
+            other => dispatch(global, other.into()),
+        },
+        Command::Container(command) => match command {
+            ContainerCommand::Prune(args) => prune::container(&place, &args),
+            other => dispatch(global, other.into()),
+        },
         Command::Cache(command) => cache::cache(&place, command),
         Command::Why(args) => why::why(&place, &args),
-        Command::Info => info::info(&place),
-        Command::Version => {
-            crate::format::say(&format!("kiln {}", env!("CARGO_PKG_VERSION")));
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Info(args) => info::info(&place, args.format.as_deref()),
+        // Answered above.
+        Command::Version(_)
+        | Command::Completion { .. }
+        | Command::Reference { .. }
+        | Command::ExplainIgnore(_) => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// A script for a shell.
+fn completion(shell: clap_complete::Shell) -> Result<ExitCode> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command_line::cli(), "kiln", &mut script);
+    crate::format::say_all(&String::from_utf8(script)?);
+    Ok(ExitCode::SUCCESS)
 }
 
 fn reference(text: &str) -> Result<Reference> {

@@ -4,9 +4,11 @@ use clap::Args;
 
 use crate::args::TrustArgs;
 use crate::commands::LimitArgs;
+use crate::docker_flags::ContainerFlags;
 
 /// What `kiln run` and `kiln create` share.
 #[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
 pub(crate) struct ContainerArgs {
     /// Name of the container
     #[arg(long, value_name = "NAME")]
@@ -57,7 +59,7 @@ pub(crate) struct ContainerArgs {
     #[arg(long, value_name = "OS/ARCH", env = "DOCKER_DEFAULT_PLATFORM")]
     pub(crate) platform: Option<String>,
     /// Host name
-    #[arg(long, value_name = "NAME")]
+    #[arg(short = 'h', long, value_name = "NAME")]
     pub(crate) hostname: Option<String>,
     /// A line of /etc/hosts
     #[arg(long = "add-host", value_name = "NAME:ADDRESS")]
@@ -70,6 +72,20 @@ pub(crate) struct ContainerArgs {
     pub(crate) ulimits: Vec<String>,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
+    /// Most processors, as a number like 1.5
+    #[arg(long, value_name = "N", conflicts_with_all = ["cpu_period", "cpu_quota"])]
+    pub(crate) cpus: Option<f64>,
+    /// File for the container's id
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cidfile: Option<std::path::PathBuf>,
+    /// Do not show how an image is fetched
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) docker: ContainerFlags,
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
     /// When a registry is asked for the image: always, missing or never
     #[arg(long, value_name = "WHEN", default_value = "missing", value_parser = ["always", "missing", "never"])]
     pub(crate) pull: String,
@@ -84,6 +100,7 @@ pub(crate) struct ContainerArgs {
 
 /// `kiln run`.
 #[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
 pub(crate) struct RunArgs {
     /// Refused: Kiln runs containers in the foreground
     #[arg(short, long, hide = true)]
@@ -119,9 +136,42 @@ pub(crate) struct PsArgs {
     /// Print whole ids and commands
     #[arg(long)]
     pub(crate) no_trunc: bool,
-    /// Print as JSON lines
-    #[arg(long, value_name = "json", value_parser = ["json"])]
+    /// json, table, or a template of fields: '{{.Names}} {{.Status}}'
+    #[arg(long, value_name = "FORMAT")]
     pub(crate) format: Option<String>,
+    /// Only what this says: name=TEXT, id=TEXT, status=created|running|exited, exited=CODE, ancestor=IMAGE
+    #[arg(short, long = "filter", value_name = "FILTER")]
+    pub(crate) filters: Vec<String>,
+    /// The last so many, running or not
+    #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true)]
+    pub(crate) last: Option<i64>,
+    /// The last one, running or not
+    #[arg(short, long)]
+    pub(crate) latest: bool,
+    /// Show what containers added, too
+    #[arg(short, long)]
+    pub(crate) size: bool,
+}
+
+/// `kiln export`.
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// The archive [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<std::path::PathBuf>,
+    /// Name or id
+    pub(crate) container: String,
+}
+
+/// `kiln container prune`.
+#[derive(Debug, Args)]
+pub(crate) struct PruneArgs {
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Only what this says: until=DURATION or TIME
+    #[arg(long = "filter", value_name = "FILTER")]
+    pub(crate) filters: Vec<String>,
 }
 
 /// `kiln rm`.

@@ -79,6 +79,8 @@ impl Place {
         let (subuid, subgid) = (text("/etc/subuid"), text("/etc/subgid"));
         let tools = IdTools::find(&path);
         let wanted = global.isolation.as_deref().unwrap_or("auto");
+        // docker's word for what is usual.
+        let wanted = if wanted == "default" { "auto" } else { wanted };
         let wanted = Wanted::from_name(wanted).with_context(|| {
             format!("--isolation {wanted}: expected auto, root, userns or single")
         })?;
@@ -141,7 +143,7 @@ impl Place {
 
 /// The proxies that the environment names, as all programs read them: the small spelling wins, and `HTTP_PROXY` is not
 /// read, since a CGI script's clients can set it.
-fn proxies() -> Proxies {
+pub(crate) fn proxies() -> Proxies {
     let either = |small: &str, large: &str| variable(small).or_else(|| variable(large));
     let all = either("all_proxy", "ALL_PROXY");
     Proxies {
@@ -261,6 +263,18 @@ pub(crate) fn resolv_conf() -> String {
 /// The bundle of certificates that this user's programs read, where it is not the system's.
 pub(crate) fn certificates() -> Option<PathBuf> {
     variable("SSL_CERT_FILE").map(PathBuf::from)
+}
+
+/// What this system calls itself.
+pub(crate) fn system_name() -> String {
+    let text = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let name = text
+        .lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    name.map_or_else(
+        || "linux".to_owned(),
+        |name| name.trim_matches('"').to_owned(),
+    )
 }
 
 /// How many processors there are.

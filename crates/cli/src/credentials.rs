@@ -58,6 +58,31 @@ pub(crate) fn stored(registry: &str) -> Result<Option<Credential>, CredentialErr
     DockerCredentials::new(read(&path)?, Arc::new(Programs)).get(registry)
 }
 
+/// The proxies that Docker's configuration names for builds and containers, as variables in both spellings. A file that
+/// cannot be read is told of when a registry asks for credentials.
+pub(crate) fn proxies() -> Vec<(String, String)> {
+    let text = docker_config().and_then(|path| fs::read_to_string(path).ok());
+    let parsed = text.and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
+    let Some(config) = parsed else {
+        return Vec::new();
+    };
+    let proxies = &config["proxies"]["default"];
+    let mut found = Vec::new();
+    for (key, name) in [
+        ("httpProxy", "HTTP_PROXY"),
+        ("httpsProxy", "HTTPS_PROXY"),
+        ("ftpProxy", "FTP_PROXY"),
+        ("noProxy", "NO_PROXY"),
+        ("allProxy", "ALL_PROXY"),
+    ] {
+        if let Some(value) = proxies[key].as_str().filter(|value| !value.is_empty()) {
+            found.push((name.to_owned(), value.to_owned()));
+            found.push((name.to_ascii_lowercase(), value.to_owned()));
+        }
+    }
+    found
+}
+
 /// Changes what is kept of the user's credentials; the file is written when its content changes.
 pub(crate) fn change<T>(
     change: impl FnOnce(&mut DockerCredentials) -> Result<T, CredentialError>,

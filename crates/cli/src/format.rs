@@ -26,8 +26,17 @@ pub(crate) fn complain(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// A size as docker shows it: four significant digits, powers of 1000.
+/// A size as docker shows it in most places: three significant digits, powers of 1000.
 pub(crate) fn size(bytes: u64) -> String {
+    scaled(bytes, 3)
+}
+
+/// A size with four significant digits, as docker shows sums.
+pub(crate) fn size4(bytes: u64) -> String {
+    scaled(bytes, 4)
+}
+
+fn scaled(bytes: u64, significant: usize) -> String {
     let mut value = bytes as f64;
     let mut unit = 0;
     while value >= 1000.0 && unit < 5 {
@@ -35,16 +44,37 @@ pub(crate) fn size(bytes: u64) -> String {
         unit += 1;
     }
     let unit = ["B", "kB", "MB", "GB", "TB", "PB"][unit];
-    let digits: usize = match value {
-        v if v >= 100.0 => 0,
-        v if v >= 10.0 => 1,
-        _ => 2,
+    let whole = match value {
+        v if v >= 100.0 => 3,
+        v if v >= 10.0 => 2,
+        _ => 1,
     };
+    let digits = significant.saturating_sub(whole);
     let mut text = format!("{value:.digits$}");
     if text.contains('.') {
         text.truncate(text.trim_end_matches('0').trim_end_matches('.').len());
     }
     format!("{text}{unit}")
+}
+
+/// A time as Go shows it, in this machine's zone: `2026-11-21 16:28:21 +0000 UTC`.
+pub(crate) fn local_time(time: SystemTime) -> String {
+    zoned(time, "%Y-%m-%d %H:%M:%S %z %Z")
+}
+
+/// A time as programs read it, in this machine's zone: `2026-11-21T16:28:21Z`.
+pub(crate) fn rfc3339(time: SystemTime) -> String {
+    let text = zoned(time, "%Y-%m-%dT%H:%M:%S%:z");
+    match text.strip_suffix("+00:00") {
+        Some(text) => format!("{text}Z"),
+        None => text,
+    }
+}
+
+fn zoned(time: SystemTime, format: &str) -> String {
+    let time = jiff::Timestamp::try_from(time).unwrap_or_default();
+    let time = time.to_zoned(jiff::tz::TimeZone::system());
+    time.strftime(format).to_string()
 }
 
 /// How long ago, in docker's words.
@@ -70,66 +100,16 @@ pub(crate) fn ago(then: SystemTime) -> String {
     format!("{text} ago")
 }
 
-/// A line for each row, of a template with docker's fields: `{{.Name}}`. `json` gives objects; `table` before a template
-/// is passed over.
-pub(crate) fn by_template(format: &str, rows: &[Vec<(&str, String)>]) -> anyhow::Result<()> {
-    let template = format.strip_prefix("table").map_or(format, str::trim_start);
-    for row in rows {
-        if format == "json" || template.replace(' ', "") == "{{json.}}" {
-            let object: serde_json::Map<_, _> = row
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), value.clone().into()))
-                .collect();
-            say(&serde_json::Value::Object(object).to_string());
-            continue;
-        }
-        let mut line = template.replace("\\t", "\t");
-        for (name, value) in row {
-            line = line
-                .replace(&format!("{{{{.{name}}}}}"), value)
-                .replace(&format!("{{{{ .{name} }}}}"), value);
-        }
-        if let Some(start) = line.find("{{") {
-            let names: Vec<_> = row.iter().map(|(name, _)| *name).collect();
-            anyhow::bail!(
-                "--format: {:?}: expected one of {}",
-                &line[start..],
-                names.join(", ")
-            );
-        }
-        say(&line);
-    }
-    Ok(())
-}
-
 /// The first twelve digits of a digest.
 pub(crate) fn short(digest: &kiln_image::Digest) -> String {
     digest.hex()[..12].to_owned()
 }
 
-/// A table as docker prints it: columns three blanks apart, headings in capitals.
+/// A table as docker prints it: columns at least ten wide and three blanks apart, headings in capitals.
 pub(crate) fn table(heads: &[&str], rows: &[Vec<String>]) {
-    let mut widths: Vec<usize> = heads.iter().map(|head| head.len()).collect();
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let mut text = String::new();
-        for (at, cell) in cells.enumerate() {
-            text.push_str(cell);
-            let pad = widths[at].saturating_sub(cell.chars().count()) + 3;
-            if at + 1 < widths.len() {
-                text.extend(std::iter::repeat_n(' ', pad));
-            }
-        }
-        say(&text);
-    };
-    line(&mut heads.iter().copied());
-    for row in rows {
-        line(&mut row.iter().map(String::as_str));
-    }
+    let mut lines = vec![heads.join("\t")];
+    lines.extend(rows.iter().map(|row| row.join("\t")));
+    crate::listing::say_aligned(&lines);
 }
 
 #[cfg(test)]
@@ -149,6 +129,9 @@ mod tests {
         ] {
             assert_eq!(size(bytes), text);
         }
+        assert_eq!(size4(1_982_599), "1.983MB");
+        assert_eq!(size4(8_688_000_000), "8.688GB");
+        assert_eq!(size4(0), "0B");
     }
 
     #[test]

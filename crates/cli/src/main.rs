@@ -2,12 +2,17 @@
 
 mod args;
 mod certificates;
+mod command_line;
 mod commands;
 mod container_args;
 mod context;
 mod credentials;
+mod docker_flags;
 mod format;
+mod listing;
+mod long_names;
 mod manifest_args;
+mod reference;
 mod settings;
 mod signals;
 mod storage_args;

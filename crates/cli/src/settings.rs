@@ -21,6 +21,91 @@ struct Settings {
     /// How much the store may take.
     #[serde(default)]
     storage: Storage,
+    /// Where the store is, and how steps are separated from the machine.
+    #[serde(default)]
+    store: Place,
+    /// What builds do where the command line says nothing.
+    #[serde(default)]
+    build: Build,
+    /// The live screen.
+    #[serde(default)]
+    display: Display,
+}
+
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Place {
+    /// `--root`
+    root: Option<PathBuf>,
+    /// `--isolation`
+    isolation: Option<String>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Build {
+    /// `--progress`
+    progress: Option<String>,
+    /// `--platform`
+    platform: Option<String>,
+    /// `--network`
+    network: Option<String>,
+    /// `--jobs`
+    jobs: Option<u32>,
+    /// `--summary`
+    summary: Option<bool>,
+    /// `--host-ca`
+    host_ca: Option<bool>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Display {
+    /// As `BUILDKIT_COLORS`, or `none`.
+    colors: Option<String>,
+    /// Lines of a running step's output.
+    log_lines: Option<usize>,
+}
+
+/// What the files say instead of the usual values of options: the option's name in the grammar, and the value.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Defaults {
+    /// Of every command.
+    pub(crate) global: Vec<(&'static str, String)>,
+    /// Of `kiln build`.
+    pub(crate) build: Vec<(&'static str, String)>,
+}
+
+/// What the files say instead of the usual values of options.
+pub(crate) fn defaults(files: &Files) -> Result<Defaults> {
+    let mut found = Defaults::default();
+    for Settings { store, build, .. } in read(files)? {
+        let root = store.root.map(|root| root.display().to_string());
+        for (name, value) in [("root", root), ("isolation", store.isolation)] {
+            found.global.extend(value.map(|value| (name, value)));
+        }
+        for (name, value) in [
+            ("progress", build.progress),
+            ("platform", build.platform),
+            ("network", build.network),
+            ("jobs", build.jobs.map(|jobs| jobs.to_string())),
+            ("summary", build.summary.map(|it| it.to_string())),
+            ("host_ca", build.host_ca.map(|it| it.to_string())),
+        ] {
+            found.build.extend(value.map(|value| (name, value)));
+        }
+    }
+    Ok(found)
+}
+
+/// What the files say of the live screen: colours as `BUILDKIT_COLORS` has them, lines of output.
+pub(crate) fn screen(files: &Files) -> Result<(Option<String>, Option<usize>)> {
+    let mut found = (None, None);
+    for Settings { display, .. } in read(files)? {
+        found.0 = display.colors.or(found.0);
+        found.1 = display.log_lines.or(found.1);
+    }
+    Ok(found)
 }
 
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
@@ -108,6 +193,9 @@ pub(crate) fn limits(root: &Path) -> Result<SpaceLimits> {
     if let Some(text) = crate::context::variable("KILN_STORAGE_MAX_SIZE") {
         limits.most = amount(&text, disk.total).context("KILN_STORAGE_MAX_SIZE")?;
     }
+    if let Some(text) = crate::context::variable("KILN_STORAGE_RESERVE") {
+        limits.reserve = amount(&text, disk.total).context("KILN_STORAGE_RESERVE")?;
+    }
     Ok(limits)
 }
 
@@ -175,6 +263,43 @@ mod tests {
         }
         let settings = parse("[storage]\nmax-size = \"50GB\"\n").unwrap();
         assert_eq!(settings.storage.max_size.as_deref(), Some("50GB"));
+    }
+
+    /// Each key of the file, with the variable that says the same: docs/configuration.md has them all.
+    const KEYS: [(&str, &str); 14] = [
+        ("store.root = \"/x\"", "KILN_ROOT"),
+        ("store.isolation = \"userns\"", "KILN_ISOLATION"),
+        ("storage.max-size = \"50GB\"", "KILN_STORAGE_MAX_SIZE"),
+        ("storage.reserve = \"1GB\"", "KILN_STORAGE_RESERVE"),
+        ("build.progress = \"plain\"", "BUILDKIT_PROGRESS"),
+        (
+            "build.platform = \"linux/amd64\"",
+            "DOCKER_DEFAULT_PLATFORM",
+        ),
+        ("build.network = \"none\"", "KILN_NETWORK"),
+        ("build.jobs = 4", "KILN_JOBS"),
+        ("build.summary = true", "KILN_SUMMARY"),
+        ("build.host-ca = true", "KILN_HOST_CA"),
+        ("display.colors = \"run=green\"", "BUILDKIT_COLORS"),
+        ("display.log-lines = 10", "BUILDKIT_TTY_LOG_LINES"),
+        (
+            "registries.\"docker.io\".mirrors = []",
+            "KILN_REGISTRY_MIRROR",
+        ),
+        ("registries.\"docker.io\".insecure = true", ""),
+    ];
+
+    #[test]
+    fn each_key_is_documented_with_its_variable() {
+        let docs = include_str!("../../../docs/configuration.md");
+        for (line, variable) in KEYS {
+            parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+            let key = line.split(" =").next().unwrap_or_default();
+            let key = key.replace("\"docker.io\"", "NAME");
+            let row = docs.lines().find(|row| row.contains(&format!("`{key}`")));
+            let row = row.unwrap_or_else(|| panic!("{key} is not in docs/configuration.md"));
+            assert!(row.contains(variable), "{key}: {variable}: {row}");
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use crate::args::InfoArgs;
+
 /// `kiln system`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SystemCommand {
@@ -13,6 +15,8 @@ pub(crate) enum SystemCommand {
     Prune(SystemPruneArgs),
     /// Look whether the store is whole
     Check(CheckArgs),
+    /// Show where Kiln runs and how
+    Info(InfoArgs),
 }
 
 /// `kiln system df`.
@@ -52,15 +56,6 @@ pub(crate) struct CheckArgs {
     /// Drop what is damaged; it is built or fetched again when it is needed
     #[arg(long)]
     pub(crate) repair: bool,
-}
-
-/// `kiln builder`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum BuilderCommand {
-    /// Remove the build cache, or what was not used for longest of it
-    Prune(BuilderPruneArgs),
-    /// Show what is in the build cache
-    Du(DuArgs),
 }
 
 /// `kiln builder prune`.
@@ -105,19 +100,12 @@ pub(crate) struct DuArgs {
     /// Only what this says: until=DURATION or TIME, unused-for=DURATION, type=KIND
     #[arg(long = "filter", value_name = "FILTER")]
     pub(crate) filters: Vec<String>,
-    /// Print as JSON lines
-    #[arg(long, value_name = "json", value_parser = ["json"])]
+    /// json, table, pretty, or a template of fields: '{{.ID}} {{.Size}}'
+    #[arg(long, value_name = "FORMAT")]
     pub(crate) format: Option<String>,
     /// Accepted for docker's sake
     #[arg(long, hide = true, value_name = "NAME")]
     pub(crate) builder: Option<String>,
-}
-
-/// `kiln image`: the commands that have no shorter name.
-#[derive(Debug, Subcommand)]
-pub(crate) enum ImageCommand {
-    /// Remove images that have no name
-    Prune(ImagePruneArgs),
 }
 
 /// `kiln image prune`.

@@ -21,6 +21,7 @@ use crate::debug::{find_step, in_step};
 use crate::error::Place;
 use crate::images::Images;
 use crate::inputs::Inputs;
+use crate::log::BuildLog;
 use crate::outputs::{Output, PutOut};
 use crate::room::Guard;
 use crate::rows::Rows;
@@ -254,16 +255,19 @@ impl Engine {
     ) -> Result<Reached, BuildError> {
         let (started, began) = (Instant::now(), SystemTime::now());
         let mut steps = Vec::new();
-        let outcome = self.build_inner(goal, request, sink, cancel, &mut steps);
+        let log = BuildLog::new(&self.store, request, sink);
+        let outcome = self.build_inner(goal, request, &log, cancel, &mut steps);
         let took = started.elapsed();
         if let Err(error) = &outcome {
-            sink.emit(Event::Error(Box::new(error.finding())));
+            log.emit(Event::Error(Box::new(error.finding())));
         }
-        sink.emit(Event::Ended {
+        log.emit(Event::Ended {
             took,
             ok: outcome.is_ok(),
         });
-        self.remember(request, began, took, &outcome, steps);
+        let last = outcome.as_ref().err().map(BuildError::told);
+        let log = log.end(last.as_deref().unwrap_or_default());
+        self.remember(request, began, took, &outcome, steps, log);
         outcome
     }
 

@@ -68,6 +68,24 @@ pub struct BuildError {
 }
 
 impl BuildError {
+    /// What the user is told of a build that failed: the excerpt, the error, the way out.
+    pub fn told(&self) -> String {
+        let mut text = String::new();
+        if let Some(excerpt) = &self.excerpt {
+            text.push_str(excerpt.trim_end_matches('\n'));
+            text.push('\n');
+        }
+        text += "ERROR: failed to build: failed to solve: ";
+        text += &self.to_string();
+        text.push('\n');
+        if let Some(hint) = &self.hint {
+            text += "hint: ";
+            text += hint;
+            text.push('\n');
+        }
+        text
+    }
+
     /// An error of plain words.
     pub fn new(message: impl Into<String>) -> Self {
         Self {

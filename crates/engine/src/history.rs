@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use kiln_progress::{Event, Sink};
-use kiln_store::{Build, BuildOutcome, BuildStep, NewBuild};
+use kiln_store::{Build, BuildOutcome, BuildStep, NewBuild, Store};
 
 use crate::build::{BuildRequest, DockerfileFrom, Goal, MainContext, Reached};
 use crate::outputs::Output;
@@ -46,6 +46,7 @@ impl Engine {
         took: Duration,
         outcome: &Result<Reached, BuildError>,
         mut steps: Vec<BuildStep>,
+        log: Option<String>,
     ) {
         for step in &mut steps {
             let more = step.changes.len().saturating_sub(BuildStep::MOST_CHANGES);
@@ -80,11 +81,15 @@ impl Engine {
             outcome: ended,
             error,
             image,
-            log: None,
+            log,
             steps,
         };
         // The result is there; a build is not worth failing for its own history.
+        let has_file = build.log.as_deref().is_some_and(Store::is_log_file);
         let _ = self.store.put_build(&build);
+        if has_file {
+            let _ = self.store.sweep_logs();
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod git_access;
 mod history;
 mod images;
 mod inputs;
+mod log;
 mod manifests;
 mod outputs;
 mod remote;

@@ -138,6 +138,10 @@ pub struct ContainerInfo {
     pub terminal: bool,
     /// It was made with standard input open.
     pub interactive: bool,
+    /// The manifest of its image.
+    pub manifest: Option<Digest>,
+    /// What it runs, and how.
+    pub process: ProcessSpec,
     /// The image's layers.
     pub image_layers: Vec<LayerId>,
     /// The layers that it made itself.
@@ -321,12 +325,14 @@ impl Engine {
                     id: container.id,
                     name: container.name,
                     image: details.image_name,
-                    args: details.process.args,
+                    args: details.process.args.clone(),
+                    manifest: container.image,
                     created: container.created,
                     running: container.running,
                     ended: details.ended.map(|(code, at)| (code, then(at))),
                     terminal: details.process.terminal,
                     interactive: details.interactive,
+                    process: details.process,
                     image_layers,
                     own_layers,
                 })

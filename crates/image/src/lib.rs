@@ -15,7 +15,7 @@ pub mod tarlayer;
 pub mod view;
 
 pub use compress::Compression;
-pub use config::ImageConfig;
+pub use config::{ImageConfig, RunConfig};
 pub use id::{ContentId, DiffId, Digest, FileDigest, Key, KeyHasher, LayerId};
 pub use index::{Entry, IndexError, Kind, LayerIndex, Xattrs};
 pub use manifest::{Descriptor, Document, Index, Manifest, media_type, parse_manifest};

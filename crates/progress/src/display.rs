@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use crate::classic::{Classic, ClassicStep};
 use crate::color::Colors;
 use crate::event::{Event, Sink};
 use crate::plain::Plain;
@@ -19,6 +20,8 @@ pub enum Mode {
     Tty,
     /// Lines, for log files.
     Plain,
+    /// The steps in the order of the Dockerfile, as docker's builder showed them before `BuildKit`.
+    Classic,
     /// Nothing but the output of what failed.
     Quiet,
     /// `BuildKit`'s status stream, one JSON object a line.
@@ -37,6 +40,8 @@ pub struct Options {
     pub colors: Colors,
     /// How many lines of a running step's output the live screen shows.
     pub log_lines: usize,
+    /// For [`Mode::Classic`]: the instructions of the Dockerfile, and the stage that is built.
+    pub steps: (Vec<ClassicStep>, String),
     /// Tells the time.
     pub clock: Box<dyn Fn() -> SystemTime + Send>,
 }
@@ -50,6 +55,7 @@ impl Options {
             size: Box::new(|| (0, 0)),
             colors: Colors::default(),
             log_lines: 6,
+            steps: Default::default(),
             clock: Box::new(SystemTime::now),
         }
     }
@@ -63,12 +69,14 @@ pub fn display(options: Options) -> Display {
         size,
         colors,
         log_lines,
+        steps: (steps, target),
         clock,
     } = options;
     let now = clock();
     let renderer: Box<dyn Renderer> = match mode {
         Mode::Tty => Box::new(Tty::new(size, colors, log_lines, now)),
         Mode::Plain => Box::new(Plain::new()),
+        Mode::Classic => Box::new(Classic::new(steps, target)),
         Mode::Quiet => Box::new(Quiet::new()),
         Mode::RawJson => Box::new(RawJson::new()),
     };

@@ -61,8 +61,20 @@ fn pattern(line: &str) -> Option<String> {
 /// # Errors
 /// When a pattern of the file is not well formed.
 pub fn explain(text: &[u8], path: impl AsRef<[u8]>) -> Result<Option<Rule>, PatternError> {
+    let decided = deciding(text, path)?;
+    Ok(decided
+        .filter(|&(_, ignored)| ignored)
+        .map(|(rule, _)| rule))
+}
+
+/// Tells which rule of an ignore file decides about `path`, and whether it is ignored by it; `None` when none is about
+/// it.
+///
+/// # Errors
+/// When a pattern of the file is not well formed.
+pub fn deciding(text: &[u8], path: impl AsRef<[u8]>) -> Result<Option<(Rule, bool)>, PatternError> {
     let mut rules = rules(text);
     let matcher = PatternMatcher::new(rules.iter().map(|rule| &rule.pattern))?;
-    let decided = matcher.deciding_rule(path).filter(|&(_, ignored)| ignored);
-    Ok(decided.map(|(at, _)| rules.swap_remove(at)))
+    let decided = matcher.deciding_rule(path);
+    Ok(decided.map(|(at, ignored)| (rules.swap_remove(at), ignored)))
 }

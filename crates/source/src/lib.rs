@@ -1,7 +1,7 @@
 //! Where bytes come from: build contexts, their ignore files, and the digests of their files.
 
 mod cache;
-mod glob;
+pub mod glob;
 mod hash;
 pub mod ignore;
 pub mod pattern;

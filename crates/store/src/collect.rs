@@ -285,7 +285,7 @@ pub(crate) fn list(folder: &Path) -> Result<Vec<String>, StoreError> {
     read().map_err(StoreError::io("list", folder))
 }
 
-fn remove_if_there(path: &Path) -> Result<(), StoreError> {
+pub(crate) fn remove_if_there(path: &Path) -> Result<(), StoreError> {
     match fs::remove_file(path) {
         Err(err) if err.kind() != io::ErrorKind::NotFound => {
             Err(StoreError::io("remove", path)(err))

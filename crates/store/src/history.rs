@@ -18,7 +18,7 @@ const LISTINGS: i64 = 64 << 20;
 /// Stores that lack these tables get them; see `db.rs`.
 pub(crate) const TABLES: &str = "
 -- The last builds. origin: the same text for the same build file in the same context; command: a list of words in
--- JSON; names: a list of image names in JSON; image: the image's id; log: a file; steps: see history.rs.
+-- JSON; names: a list of image names in JSON; image: the image's id; log: see logs.rs; steps: see history.rs.
 CREATE TABLE IF NOT EXISTS builds (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     origin TEXT NOT NULL,
@@ -121,7 +121,7 @@ pub struct NewBuild {
     pub error: Option<String>,
     /// The id of the image.
     pub image: Option<Digest>,
-    /// A file with its output.
+    /// What it showed: see [`Store::read_log`].
     pub log: Option<String>,
     /// What became of its steps.
     pub steps: Vec<BuildStep>,
@@ -156,7 +156,7 @@ impl Store {
             BuildOutcome::Failed => 1,
             BuildOutcome::Canceled => 2,
         };
-        self.db.write(|on| {
+        let (id, gone) = self.db.write(|on| {
             on.prepare_cached(
                 "INSERT INTO builds (origin, command, names, started, took, outcome, error, image, log, steps)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
@@ -174,10 +174,11 @@ impl Store {
                 steps,
             ])?;
             let id = on.last_insert_rowid();
-            on.prepare_cached("DELETE FROM builds WHERE id <= ?1")?
-                .execute([id - BUILDS])?;
-            Ok(id)
-        })
+            let gone = forgotten(on, "id <= ?1", id - BUILDS)?;
+            Ok((id, gone))
+        })?;
+        self.remove_logs(&gone)?;
+        Ok(id)
     }
 
     /// The builds that are remembered, the latest first, at most `most`; those of one `origin`, or all.
@@ -285,6 +286,17 @@ impl Store {
             Ok(())
         })
     }
+}
+
+/// Forgets builds; gives their logs.
+pub(crate) fn forgotten(
+    on: &rusqlite::Connection,
+    which: &str,
+    id: i64,
+) -> rusqlite::Result<Vec<Option<String>>> {
+    let mut delete =
+        on.prepare_cached(&format!("DELETE FROM builds WHERE {which} RETURNING log"))?;
+    delete.query_map([id], |row| row.get(0))?.collect()
 }
 
 fn build_of(row: &Row<'_>) -> Result<Build, StoreError> {

@@ -17,6 +17,7 @@ mod indexes;
 pub mod layer_fs;
 mod layers;
 mod lock;
+mod logs;
 mod records;
 mod room;
 mod sources;

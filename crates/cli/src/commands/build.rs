@@ -7,7 +7,7 @@ use kiln_engine::BuildError;
 use kiln_progress::Mode;
 
 use super::call::Call;
-use super::{build_options, display, outputs, why};
+use super::{build_options, classic, display, outputs, summary, why};
 use crate::args::BuildArgs;
 use crate::context::Place;
 use crate::format::{complain, say};
@@ -16,11 +16,15 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
     if let Some(call) = Call::of(args)? {
         return call.answer(place, args);
     }
+    args.docker.check()?;
     let request = build_options::request(args)?;
     let mode = display::mode(args.quiet, &args.progress)?;
     let engine = place.engine()?;
     let cancel = crate::signals::give_up_on_signal()?;
-    let display = kiln_progress::display(display::options(mode));
+    let classic = classic::options(args, &request).filter(|_| !args.dry_run);
+    let is_classic = classic.is_some();
+    let options = classic.unwrap_or_else(|| display::options(mode));
+    let display = kiln_progress::display(options);
     if args.dry_run {
         let looked = engine.look_ahead(&request, &display, &cancel);
         let _ = display.finish();
@@ -71,6 +75,11 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
             say(&image.config.to_string());
         }
     }
+    if is_classic {
+        classic::say_end(&built, &request.outputs);
+    } else if args.summary || matches!(mode, Mode::Tty | Mode::Plain) {
+        summary::tell(&engine, &request, &built, args.summary)?;
+    }
     if worked {
         engine.sweep()?;
     }
@@ -82,12 +91,6 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
 
 /// Tells why a build failed.
 pub(super) fn failed(error: &BuildError) -> ExitCode {
-    if let Some(excerpt) = &error.excerpt {
-        complain(excerpt.trim_end_matches('\n'));
-    }
-    complain(&format!("ERROR: failed to build: failed to solve: {error}"));
-    if let Some(hint) = &error.hint {
-        complain(&format!("hint: {hint}"));
-    }
+    complain(error.told().trim_end_matches('\n'));
     ExitCode::from(if error.canceled { 130 } else { 1 })
 }

@@ -50,6 +50,9 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
     } else if platforms.len() < 2 && !index {
         platforms.clear();
     }
+    for (name, value) in crate::credentials::proxies() {
+        options.build_args.entry(name).or_insert(value);
+    }
     options.labels = pairs("--label", &args.labels, false)?;
     options.no_cache = args.no_cache;
     options.no_cache_filter.clone_from(&args.no_cache_filter);

@@ -1,76 +1,211 @@
-//! `kiln ps`, `kiln rm` and `kiln diff`.
+//! `kiln ps`, `kiln rm`, `kiln diff` and `kiln export`.
 
 use std::process::ExitCode;
 
-use anyhow::Result;
-use kiln_engine::{Change, ContainerInfo};
+use anyhow::{Context as _, Result, bail};
+use kiln_engine::{Change, ContainerInfo, Engine};
+use kiln_graph::Network;
+use kiln_template::{Fields, Shape, Value};
 
+use super::find_image;
 use crate::container_args::{PsArgs, RmArgs};
 use crate::context::Place;
-use crate::format::{ago, complain, say, table};
+use crate::format::{ago, complain, local_time, say, size};
+use crate::listing::Listing;
+
+/// What `kiln ps` shows.
+const CONTAINERS: Listing = Listing {
+    heads: &[
+        ("ID", "CONTAINER ID"),
+        ("Names", "NAMES"),
+        ("Image", "IMAGE"),
+        ("Command", "COMMAND"),
+        ("CreatedAt", "CREATED AT"),
+        ("RunningFor", "CREATED"),
+        ("Ports", "PORTS"),
+        ("State", "STATE"),
+        ("Status", "STATUS"),
+        ("Size", "SIZE"),
+        ("Labels", "LABELS"),
+        ("Label", ""),
+        ("Mounts", "MOUNTS"),
+        ("LocalVolumes", "LOCAL VOLUMES"),
+        ("Networks", "NETWORKS"),
+        ("Platform", "PLATFORM"),
+    ],
+    usual: &[
+        "ID",
+        "Image",
+        "Command",
+        "RunningFor",
+        "Status",
+        "Ports",
+        "Names",
+    ],
+};
 
 pub(super) fn ps(place: &Place, args: &PsArgs) -> Result<ExitCode> {
     let engine = place.engine()?;
     let mut containers = engine.containers()?;
-    containers.retain(|it| args.all || it.running);
-    let id = |it: &ContainerInfo| {
-        if args.no_trunc {
-            it.id.clone()
-        } else {
-            it.id[..12].to_owned()
-        }
-    };
-    let command = |it: &ContainerInfo| {
-        let line = it.args.join(" ");
-        let long = !args.no_trunc && line.chars().count() > 20;
-        if long {
-            format!("\"{}…\"", line.chars().take(19).collect::<String>())
-        } else {
-            format!("\"{line}\"")
-        }
-    };
-    if args.quiet {
-        for it in &containers {
-            say(&id(it));
-        }
-    } else if args.format.is_some() {
-        for it in &containers {
-            let line = serde_json::json!({
-                "ID": id(it), "Image": it.image, "Command": command(it), "RunningFor": ago(it.created),
-                "State": state(it), "Status": status(it), "Ports": "", "Names": it.name,
-            });
-            say(&line.to_string());
-        }
-    } else {
-        let row = |it: &ContainerInfo| {
-            vec![
-                id(it),
-                it.image.clone(),
-                command(it),
-                ago(it.created),
-                status(it),
-                String::new(),
-                it.name.clone(),
-            ]
+    let last = args
+        .last
+        .filter(|last| *last >= 0)
+        .map(|last| last as usize);
+    let last = if args.latest { Some(1) } else { last };
+    let mut any_state = args.all || last.is_some();
+    for filter in &args.filters {
+        let Some((name, value)) = filter.split_once('=') else {
+            bail!("--filter {filter}: expected NAME=VALUE");
         };
-        let rows: Vec<_> = containers.iter().map(row).collect();
-        table(
-            &[
-                "CONTAINER ID",
-                "IMAGE",
-                "COMMAND",
-                "CREATED",
-                "STATUS",
-                "PORTS",
-                "NAMES",
-            ],
-            &rows,
-        );
+        match name {
+            "name" => containers.retain(|it| it.name.contains(value.trim_matches(['^', '/', '$']))),
+            "id" => containers.retain(|it| it.id.starts_with(value)),
+            "status" => {
+                any_state = true;
+                let wanted: Vec<&str> = args
+                    .filters
+                    .iter()
+                    .filter_map(|filter| filter.strip_prefix("status="))
+                    .collect();
+                containers.retain(|it| wanted.contains(&state(it)));
+            }
+            "exited" => {
+                any_state = true;
+                let code: i32 = value
+                    .parse()
+                    .ok()
+                    .with_context(|| format!("--filter {filter}: expected a number"))?;
+                let ended = |it: &ContainerInfo| it.ended.map(|(code, _)| code);
+                containers.retain(|it| !it.running && ended(it) == Some(code));
+            }
+            "ancestor" => {
+                let manifest = find_image(&engine.store, value).ok();
+                containers.retain(|it| it.manifest.is_some() && it.manifest == manifest);
+            }
+            "label" => {
+                let (label, wanted) = match value.split_once('=') {
+                    Some((label, wanted)) => (label, Some(wanted)),
+                    None => (value, None),
+                };
+                let mut kept = Vec::new();
+                for it in containers {
+                    let labels = labels(&engine, &it);
+                    let found = labels.iter().find(|(name, _)| name == label);
+                    if found.is_some_and(|(_, value)| wanted.is_none_or(|wanted| wanted == value)) {
+                        kept.push(it);
+                    }
+                }
+                containers = kept;
+            }
+            _ => bail!(
+                "--filter {filter}: expected one of name, id, status, exited, ancestor, label"
+            ),
+        }
     }
+    containers.retain(|it| any_state || it.running);
+    containers.truncate(last.unwrap_or(usize::MAX));
+    let mut rows = Vec::new();
+    for it in &containers {
+        rows.push(row(&engine, it, args)?);
+    }
+    let with_size = Listing {
+        usual: &[
+            "ID",
+            "Image",
+            "Command",
+            "RunningFor",
+            "Status",
+            "Ports",
+            "Names",
+            "Size",
+        ],
+        ..CONTAINERS
+    };
+    let listing = if args.size { with_size } else { CONTAINERS };
+    listing.print(args.format.as_deref(), args.quiet, rows)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn state(container: &ContainerInfo) -> &'static str {
+fn row(engine: &Engine, it: &ContainerInfo, args: &PsArgs) -> Result<Fields> {
+    let line: Vec<_> = it.args.iter().map(|word| quoted(word)).collect();
+    let line = line.join(" ");
+    let long = !args.no_trunc && line.chars().count() > 20;
+    let command = if long {
+        format!("\"{}…\"", line.chars().take(19).collect::<String>())
+    } else {
+        format!("\"{line}\"")
+    };
+    let id = if args.no_trunc { &it.id } else { &it.id[..12] };
+    let (own, all) = sizes(engine, it)?;
+    let labels = labels(engine, it);
+    let pairs: Vec<_> = labels
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    let mut fields = Fields::new(Shape::Row);
+    fields.add("Command", command);
+    fields.add("CreatedAt", local_time(it.created));
+    fields.add("ID", id);
+    fields.add("Image", it.image.as_str());
+    fields.add("Labels", pairs.join(","));
+    fields.hide("Label", Value::Lookup(labels));
+    fields.add("LocalVolumes", "0");
+    fields.add("Mounts", "");
+    fields.add("Names", it.name.as_str());
+    fields.add(
+        "Networks",
+        if it.process.network == Network::None {
+            "none"
+        } else {
+            "host"
+        },
+    );
+    fields.add("Platform", Value::Null);
+    fields.add("Ports", "");
+    fields.add("RunningFor", ago(it.created));
+    fields.add("Size", format!("{} (virtual {})", size(own), size(all)));
+    fields.add("State", state(it));
+    fields.add("Status", status(it));
+    Ok(fields)
+}
+
+/// A word of a command line as docker shows it.
+fn quoted(word: &str) -> String {
+    let plain = !word.is_empty()
+        && !word.contains(|letter: char| letter.is_whitespace() || "'\"\\$`".contains(letter));
+    if plain {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+/// The labels of a container's image.
+fn labels(engine: &Engine, it: &ContainerInfo) -> Vec<(String, String)> {
+    let Some(manifest) = it.manifest else {
+        return Vec::new();
+    };
+    match super::images::config(&engine.store, manifest) {
+        Ok((_, config)) => config.config.labels.into_iter().collect(),
+        // The image is gone, the container stays.
+        Err(_) => Vec::new(),
+    }
+}
+
+/// What a container added to its image, and both together.
+pub(super) fn sizes(engine: &Engine, it: &ContainerInfo) -> Result<(u64, u64)> {
+    let sum = |layers: &[kiln_image::LayerId]| -> Result<u64> {
+        let mut sum = 0;
+        for layer in layers {
+            sum += engine.store.layer(*layer)?.map_or(0, |info| info.size);
+        }
+        Ok(sum)
+    };
+    let own = sum(&it.own_layers)?;
+    Ok((own, own + sum(&it.image_layers)?))
+}
+
+pub(super) fn state(container: &ContainerInfo) -> &'static str {
     match (container.running, container.ended) {
         (true, _) => "running",
         (false, Some(_)) => "exited",

@@ -6,6 +6,8 @@ use anyhow::Result;
 use kiln_engine::BuildError;
 use kiln_progress::{Colors, Mode};
 
+use crate::context::variable;
+
 /// The display that the command line asks for.
 pub(super) fn mode(quiet: bool, progress: &str) -> Result<Mode> {
     if quiet {
@@ -30,12 +32,15 @@ pub(super) fn options(mode: Mode) -> kiln_progress::Options {
         let size = rustix::termios::tcgetwinsize(std::io::stderr()).ok();
         size.map_or((0, 0), |size| (size.ws_col, size.ws_row))
     };
-    let colors = Colors::from_settings(
-        crate::context::variable("NO_COLOR").as_deref(),
-        crate::context::variable("BUILDKIT_COLORS").as_deref(),
-    );
-    let lines =
-        crate::context::variable("BUILDKIT_TTY_LOG_LINES").and_then(|lines| lines.parse().ok());
+    // What is wrong with the files was told before.
+    let (colors, lines) =
+        crate::settings::screen(&crate::context::config_files()).unwrap_or_default();
+    let colors = variable("BUILDKIT_COLORS").or(colors);
+    let none = colors.as_deref().filter(|colors| *colors == "none");
+    let no_color = variable("NO_COLOR");
+    let colors = Colors::from_settings(no_color.as_deref().or(none), colors.as_deref());
+    let given = variable("BUILDKIT_TTY_LOG_LINES").and_then(|lines| lines.parse().ok());
+    let lines = given.or(lines);
     let mut options = kiln_progress::Options::new(mode, Box::new(std::io::stderr()));
     options.size = Box::new(size);
     options.colors = colors;

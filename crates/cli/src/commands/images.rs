@@ -1,164 +1,252 @@
-//! `kiln images`, `tag`, `rmi`, `history`, `inspect`: what is in the store.
+//! `kiln images`, `tag`, `rmi`, `history`: what is in the store.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use kiln_engine::BuildError;
 use kiln_image::{Digest, ImageConfig, Reference};
-use kiln_store::{ImageInfo, Store, StoredIndex};
-use serde_json::json;
+use kiln_source::glob::go_match;
+use kiln_store::{Image, ImageInfo, Store, StoredIndex};
+use kiln_template::{Fields, Shape};
 
+use super::prune::Filters;
 use super::{find_image, find_target, reference};
-use crate::args::{HistoryArgs, ImagesArgs};
+use crate::args::{ImagesArgs, RmiArgs};
 use crate::context::Place;
-use crate::format::{ago, say, short, size, table};
+use crate::docker_flags::note;
+use crate::format::{ago, complain, local_time, rfc3339, say, short, size, size4};
+use crate::listing::Listing;
+use crate::long_names::HistoryFormatArgs;
+
+/// What `kiln images` shows.
+const IMAGES: Listing = Listing {
+    heads: &[
+        ("ID", "IMAGE ID"),
+        ("Repository", "REPOSITORY"),
+        ("Tag", "TAG"),
+        ("Digest", "DIGEST"),
+        ("CreatedSince", "CREATED"),
+        ("CreatedAt", "CREATED AT"),
+        ("Size", "SIZE"),
+        ("Containers", "CONTAINERS"),
+        ("SharedSize", "SHARED SIZE"),
+        ("UniqueSize", "UNIQUE SIZE"),
+        ("VirtualSize", "SIZE"),
+    ],
+    usual: &["Repository", "Tag", "ID", "CreatedSince", "Size"],
+};
+
+const NONE: &str = "<none>";
 
 struct Row {
-    repository: String,
-    tag: String,
+    /// None: the image has no name.
+    name: Option<Reference>,
     digest: Option<Digest>,
     id: Digest,
+    manifest: Digest,
     info: ImageInfo,
 }
 
 pub(super) fn images(place: &Place, args: &ImagesArgs) -> Result<ExitCode> {
     let engine = place.engine()?;
-    let store = &engine.store;
-    let wanted = args.name.as_deref().map(reference).transpose()?;
-    // The parser gives a name without a tag the tag latest: here it means all tags.
-    let any_tag = args
-        .name
-        .as_deref()
-        .is_some_and(|text| !text.rsplit('/').next().unwrap_or_default().contains(':'));
-    let mut rows = Vec::new();
-    let mut named = HashSet::new();
-    for kiln_store::Tag {
-        name,
-        target: manifest,
-        ..
-    } in store.tags()?
-    {
-        named.insert(manifest);
-        if let Some(wanted) = &wanted
-            && (wanted.name() != name.name() || !any_tag && wanted.tag() != name.tag())
-        {
-            continue;
-        }
-        if let Some(kiln_store::Image { info, .. }) = store.image(manifest)? {
-            let tag = name.tag().unwrap_or("<none>").to_owned();
-            let digests = store.repo_digests(manifest)?;
-            let here = digests.iter().find(|it| it.name() == name.name());
-            rows.push(Row {
-                repository: name.familiar_name(),
-                tag,
-                digest: here.and_then(Reference::digest),
-                id: info.config,
-                info,
-            });
-        } else if let Some(index) = store.index(manifest)? {
-            rows.push(Row {
-                repository: name.familiar_name(),
-                tag: name.tag().unwrap_or("<none>").to_owned(),
-                digest: Some(manifest),
-                id: manifest,
-                info: together(store, &index)?,
-            });
-        }
+    if args.tree {
+        return super::layers::tree(&engine.store, args.name.as_deref());
     }
-    for index in store.indexes()? {
-        named.extend(index.images.iter().map(|image| image.manifest));
-        if wanted.is_none() && index.tags.is_empty() {
-            rows.push(Row {
-                repository: "<none>".to_owned(),
-                tag: "<none>".to_owned(),
-                digest: None,
-                id: index.digest,
-                info: together(store, &index)?,
-            });
-        }
-    }
-    if wanted.is_none() {
-        for kiln_store::Image { manifest, info, .. } in store.images()? {
-            if !named.contains(&manifest) {
-                let none = || "<none>".to_owned();
-                rows.push(Row {
-                    repository: none(),
-                    tag: none(),
-                    digest: None,
-                    id: info.config,
-                    info,
-                });
-            }
-        }
-    }
-    rows.sort_by(|a, b| {
-        b.info
-            .created
-            .cmp(&a.info.created)
-            .then_with(|| (&a.repository, &a.tag).cmp(&(&b.repository, &b.tag)))
+    let mut rows = rows(&engine.store, args)?;
+    rows.sort_by_cached_key(|row| {
+        let name = row.name.as_ref().map(Reference::familiar);
+        (std::cmp::Reverse(row.info.created), name)
     });
-    let id = |row: &Row| {
-        if args.no_trunc {
-            row.id.to_string()
-        } else {
-            short(&row.id)
-        }
-    };
-    let digest = |row: &Row| {
-        row.digest
-            .map_or_else(|| "<none>".to_owned(), |digest| digest.to_string())
-    };
-    if args.quiet {
-        let mut seen = Vec::new();
-        for row in &rows {
-            if !seen.contains(&row.id) {
-                seen.push(row.id);
-                say(&id(row));
-            }
-        }
-    } else if args.format.is_some() {
-        for row in &rows {
-            say(&json!({
-                "Repository": row.repository,
-                "Tag": row.tag,
-                "Digest": digest(row),
-                "ID": id(row),
-                "CreatedSince": created(row.info.created),
-                "Size": size(row.info.size),
-            })
-            .to_string());
-        }
-    } else {
-        let rows: Vec<_> = rows
-            .iter()
-            .map(|row| {
-                let created = created(row.info.created);
-                let mut cells = vec![
-                    row.repository.clone(),
-                    row.tag.clone(),
-                    id(row),
-                    created,
-                    size(row.info.size),
-                ];
-                if args.digests {
-                    cells.insert(2, digest(row));
-                }
-                cells
-            })
-            .collect();
-        let mut heads = vec!["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"];
-        if args.digests {
-            heads.insert(2, "DIGEST");
-        }
-        table(&heads, &rows);
+    if args.quiet && args.format.is_none() {
+        // An image with several names is one image.
+        let mut seen = HashSet::new();
+        rows.retain(|row| seen.insert(row.id));
     }
+    let mut containers: HashMap<Digest, usize> = HashMap::new();
+    for manifest in engine
+        .store
+        .containers()?
+        .into_iter()
+        .filter_map(|it| it.image)
+    {
+        *containers.entry(manifest).or_default() += 1;
+    }
+    let fields = rows.into_iter().map(|row| {
+        let none = || NONE.to_owned();
+        let mut fields = Fields::new(Shape::Row);
+        let id = row.id;
+        fields.add(
+            "ID",
+            if args.no_trunc {
+                id.to_string()
+            } else {
+                short(&id)
+            },
+        );
+        let (name, tag) = match &row.name {
+            Some(name) => (name.familiar_name(), name.tag().map(str::to_owned)),
+            None => (none(), None),
+        };
+        fields.add("Repository", name);
+        fields.add("Tag", tag.unwrap_or_else(none));
+        fields.add(
+            "Digest",
+            row.digest.map_or_else(none, |digest| digest.to_string()),
+        );
+        fields.add("CreatedSince", created(row.info.created));
+        let at = row
+            .info
+            .created
+            .map_or_else(|| "N/A".to_owned(), local_time);
+        fields.add("CreatedAt", at);
+        fields.add("Size", size(row.info.size));
+        let count = containers.get(&row.manifest).copied().unwrap_or(0);
+        fields.add("Containers", count.to_string());
+        fields.add("SharedSize", "N/A");
+        fields.add("UniqueSize", "N/A");
+        fields.add("VirtualSize", size4(row.info.size));
+        fields
+    });
+    let with_digests = Listing {
+        usual: &["Repository", "Tag", "Digest", "ID", "CreatedSince", "Size"],
+        ..IMAGES
+    };
+    let listing = if args.digests { with_digests } else { IMAGES };
+    listing.print(args.format.as_deref(), args.quiet, fields)?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// The images that are asked for.
+fn rows(store: &Store, args: &ImagesArgs) -> Result<Vec<Row>> {
+    const KNOWN: [&str; 6] = ["reference", "label", "dangling", "before", "since", "until"];
+    let mut patterns: Vec<&str> = Vec::new();
+    let mut dangling = None;
+    let (mut before, mut since) = (None, None);
+    let mut others = Vec::new();
+    let made = |text: &str| -> Result<Option<SystemTime>> {
+        let manifest = find_image(store, text)?;
+        Ok(store.image(manifest)?.and_then(|image| image.info.created))
+    };
+    for filter in &args.filters {
+        match filter.split_once('=') {
+            Some(("reference", pattern)) => patterns.push(pattern),
+            Some(("dangling", value)) => dangling = Some(truth("dangling", value)?),
+            Some(("before", image)) => before = made(image)?,
+            Some(("since", image)) => since = made(image)?,
+            _ => others.push(filter.clone()),
+        }
+    }
+    let filters = Filters::parse(&others, &KNOWN)?;
+    // Also with the name alone.
+    let named = args.name.as_deref().map(|name| vec![name]);
+    let is_one = |name: &Reference, patterns: &[&str]| -> Result<bool> {
+        let short = name.familiar();
+        for pattern in patterns {
+            let pattern = pattern
+                .strip_prefix("docker.io/library/")
+                .unwrap_or(pattern);
+            let pattern = pattern.strip_prefix("docker.io/").unwrap_or(pattern);
+            for text in [&short, &name.familiar_name()] {
+                if go_match(pattern, text).map_err(|error| anyhow::anyhow!("{pattern}: {error}"))? {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    };
+    let mut rows = Vec::new();
+    for candidate in candidates(store)? {
+        let Candidate { image, digest } = &candidate;
+        let time = image.info.created;
+        if before.is_some_and(|before| time.is_none_or(|time| time >= before))
+            || since.is_some_and(|since| time.is_none_or(|time| time <= since))
+            || dangling.is_some_and(|dangling| dangling != image.tags.is_empty())
+            || !filters.fit(store, image)?
+        {
+            continue;
+        }
+        let digests = store.repo_digests(image.manifest)?;
+        let row = |name: Option<&Reference>| {
+            let here = digests
+                .iter()
+                .find(|it| name.is_some_and(|name| it.name() == name.name()));
+            Row {
+                name: name.cloned(),
+                digest: digest.or_else(|| here.and_then(Reference::digest)),
+                id: digest.unwrap_or(image.info.config),
+                manifest: image.manifest,
+                info: image.info.clone(),
+            }
+        };
+        for tag in &image.tags {
+            if let Some(named) = &named
+                && !is_one(tag, named)?
+            {
+                continue;
+            }
+            if patterns.is_empty() || is_one(tag, &patterns)? {
+                rows.push(row(Some(tag)));
+            }
+        }
+        if image.tags.is_empty() && named.is_none() && patterns.is_empty() {
+            rows.push(row(None));
+        }
+    }
+    Ok(rows)
+}
+
+/// What a list can show.
+struct Candidate {
+    image: Image,
+    /// Of an index.
+    digest: Option<Digest>,
+}
+
+/// Images and indexes; an image that is part of an index only shows itself if it has a name of its own.
+fn candidates(store: &Store) -> Result<Vec<Candidate>> {
+    let indexes = store.indexes()?;
+    let parts = indexes.iter().flat_map(|index| &index.images);
+    let parts: HashSet<Digest> = parts.map(|image| image.manifest).collect();
+    let images = store.images()?.into_iter();
+    let images = images.filter(|image| !image.tags.is_empty() || !parts.contains(&image.manifest));
+    let mut found: Vec<_> = images
+        .map(|image| Candidate {
+            image,
+            digest: None,
+        })
+        .collect();
+    for index in &indexes {
+        let latest = index.images.iter().max_by_key(|image| image.info.created);
+        let Some(latest) = latest else {
+            continue;
+        };
+        let image = Image {
+            manifest: index.digest,
+            info: together(store, index)?,
+            tags: index.tags.clone(),
+            ..latest.clone()
+        };
+        found.push(Candidate {
+            image,
+            digest: Some(index.digest),
+        });
+    }
+    Ok(found)
+}
+
+/// What Go takes for true and false.
+pub(super) fn truth(filter: &str, value: &str) -> Result<bool> {
+    match value {
+        "1" | "t" | "true" | "True" | "TRUE" => Ok(true),
+        "0" | "f" | "false" | "False" | "FALSE" => Ok(false),
+        _ => bail!("--filter {filter}={value}: expected true or false"),
+    }
+}
+
 /// What a list shows of an index: the latest of its images, with the size of all that they hold.
-fn together(store: &Store, index: &StoredIndex) -> Result<ImageInfo> {
+pub(super) fn together(store: &Store, index: &StoredIndex) -> Result<ImageInfo> {
     let latest = index.images.iter().max_by_key(|image| image.info.created);
     let mut info = latest
         .map(|image| image.info.clone())
@@ -188,15 +276,23 @@ pub(super) fn tag(place: &Place, source: &str, target: &str) -> Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) fn rmi(place: &Place, images: &[String]) -> Result<ExitCode> {
+pub(super) fn rmi(place: &Place, args: &RmiArgs) -> Result<ExitCode> {
+    note(args.no_prune, "--no-prune", "images have no parents");
     let engine = place.engine()?;
     let store = &engine.store;
     let mut failed = None;
-    for text in images {
+    for text in &args.images {
         let manifest = match find_target(store, text) {
             Ok(manifest) => manifest,
+            Err(error) if args.force => {
+                complain(&format!("note: {error}"));
+                continue;
+            }
             Err(error) => {
-                failed = Some(error);
+                // Each is told, the last one at the end.
+                if let Some(before) = failed.replace(error) {
+                    complain(&format!("ERROR: {before}"));
+                }
                 continue;
             }
         };
@@ -237,16 +333,30 @@ pub(super) fn rmi(place: &Place, images: &[String]) -> Result<ExitCode> {
     }
 }
 
-fn config(store: &Store, manifest: Digest) -> Result<(ImageInfo, ImageConfig)> {
+/// An image with its config.
+pub(super) fn config(store: &Store, manifest: Digest) -> Result<(ImageInfo, ImageConfig)> {
     let missing = || BuildError::new(format!("no such image: {manifest}"));
     let info = store.image(manifest)?.ok_or_else(missing)?.info;
     let (_, bytes) = store.json(info.config)?.ok_or_else(missing)?;
     Ok((info, ImageConfig::from_bytes(&bytes)?))
 }
 
-pub(super) fn history(place: &Place, args: &HistoryArgs) -> Result<ExitCode> {
+/// What `kiln history IMAGE` shows.
+const HISTORY: Listing = Listing {
+    heads: &[
+        ("ID", "IMAGE"),
+        ("CreatedSince", "CREATED"),
+        ("CreatedAt", "CREATED AT"),
+        ("CreatedBy", "CREATED BY"),
+        ("Size", "SIZE"),
+        ("Comment", "COMMENT"),
+    ],
+    usual: &["ID", "CreatedSince", "CreatedBy", "Size", "Comment"],
+};
+
+pub(super) fn history(place: &Place, image: &str, args: &HistoryFormatArgs) -> Result<ExitCode> {
     let engine = place.engine()?;
-    let manifest = find_image(&engine.store, &args.image)?;
+    let manifest = find_image(&engine.store, image)?;
     let (info, config) = config(&engine.store, manifest)?;
     let mut layers = info.layers.iter();
     let mut rows = Vec::new();
@@ -260,101 +370,49 @@ pub(super) fn history(place: &Place, args: &HistoryArgs) -> Result<ExitCode> {
             Some(layer) => engine.store.layer(*layer)?.map_or(0, |info| info.size),
             None => 0,
         };
-        let created = entry
-            .created
-            .map_or_else(|| "N/A".to_owned(), |time| ago(SystemTime::from(time)));
+        let created = entry.created.map(SystemTime::from);
         let mut by = entry.created_by.clone();
         if !args.no_trunc && by.chars().count() > 45 {
             by = by.chars().take(44).chain(['…']).collect();
         }
-        rows.push(vec![
-            "<missing>".to_owned(),
-            created,
-            by,
-            size(bytes),
-            entry.comment.clone(),
-        ]);
+        let mut fields = Fields::new(Shape::Row);
+        fields.add("ID", "<missing>");
+        let none = || "N/A".to_owned();
+        fields.add(
+            "CreatedSince",
+            created.map_or_else(
+                none,
+                |time| if args.human { ago(time) } else { rfc3339(time) },
+            ),
+        );
+        fields.add("CreatedAt", created.map_or_else(none, rfc3339));
+        fields.add("CreatedBy", by);
+        fields.add(
+            "Size",
+            if args.human {
+                size(bytes)
+            } else {
+                bytes.to_string()
+            },
+        );
+        fields.add("Comment", entry.comment.clone());
+        rows.push(fields);
     }
     rows.reverse();
-    if let Some(first) = rows.first_mut() {
-        first[0] = if args.no_trunc {
-            info.config.to_string()
+    if let Some(id) = rows.first_mut().and_then(|row| row.list.first_mut()) {
+        id.value = if args.no_trunc {
+            info.config.to_string().into()
         } else {
-            short(&info.config)
+            short(&info.config).into()
         };
     }
-    if args.quiet {
-        for row in &rows {
-            say(&row[0]);
-        }
-    } else {
-        table(
-            &["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"],
-            &rows,
-        );
-    }
+    let for_programs = Listing {
+        usual: &["ID", "CreatedAt", "CreatedBy", "Size", "Comment"],
+        ..HISTORY
+    };
+    let listing = if args.human { HISTORY } else { for_programs };
+    listing.print(args.format.as_deref(), args.quiet, rows)?;
     Ok(ExitCode::SUCCESS)
-}
-
-pub(super) fn inspect(place: &Place, images: &[String]) -> Result<ExitCode> {
-    let engine = place.engine()?;
-    let mut list = Vec::new();
-    for text in images {
-        let target = find_target(&engine.store, text)?;
-        let manifest = find_image(&engine.store, text)?;
-        let (info, config) = config(&engine.store, manifest)?;
-        let tags: Vec<_> = engine
-            .store
-            .tags()?
-            .into_iter()
-            .filter(|tag| tag.target == target)
-            .collect();
-        let mut run = serde_json::to_value(&config.config)?;
-        if let Some(run) = run.as_object_mut() {
-            run.retain(|_, value| !value.is_null());
-        }
-        let mut shown = json!({
-            "Id": info.config,
-            "RepoTags": tags.iter().map(|tag| tag.name.familiar()).collect::<Vec<_>>(),
-            "RepoDigests": engine.store.repo_digests(manifest)?.iter().map(Reference::familiar).collect::<Vec<_>>(),
-            "Comment": config.history.last().map_or("", |entry| entry.comment.as_str()),
-            "Created": config.created,
-            "Author": config.author,
-            "Config": run,
-            "Architecture": config.architecture,
-            "Variant": config.variant,
-            "Os": config.os,
-            "Size": info.size,
-            "RootFS": { "Type": "layers", "Layers": config.rootfs.diff_ids },
-        });
-        if let Some(index) = engine.store.index(target)? {
-            shown["Id"] = json!(target);
-            shown["Manifests"] = json!(manifests(&index));
-        }
-        list.push(shown);
-    }
-    say(&serde_json::to_string_pretty(&list)?);
-    Ok(ExitCode::SUCCESS)
-}
-
-/// The images of an index, in docker's words.
-fn manifests(index: &StoredIndex) -> Vec<serde_json::Value> {
-    let entries = index.document.manifests.iter();
-    let shown = entries.map(|entry| {
-        let image = index.images.iter().find(|it| it.manifest == entry.digest);
-        json!({
-            "ID": entry.digest,
-            "Descriptor": entry,
-            "Available": image.is_some(),
-            "Kind": if image.is_some() { "image" } else { "unknown" },
-            "ImageData": image.map(|image| json!({
-                "Platform": entry.platform,
-                "Id": image.info.config,
-                "Size": image.info.size,
-            })),
-        })
-    });
-    shown.collect()
 }
 
 fn created(time: Option<SystemTime>) -> String {

@@ -78,19 +78,10 @@ pub(super) fn load(place: &Place, args: &LoadArgs) -> Result<ExitCode> {
     )?;
     for image in loaded {
         for name in &image.names {
-            say(&if args.quiet {
-                name.familiar()
-            } else {
-                format!("Loaded image: {}", name.familiar())
-            });
+            say(&format!("Loaded image: {}", name.familiar()));
         }
         if image.names.is_empty() {
-            let id = image.image.config;
-            say(&if args.quiet {
-                id.to_string()
-            } else {
-                format!("Loaded image ID: {id}")
-            });
+            say(&format!("Loaded image ID: {}", image.image.config));
         }
     }
     crate::worker::settle_later(place);

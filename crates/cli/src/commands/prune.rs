@@ -8,11 +8,12 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result, bail};
 use kiln_engine::{Collected, Engine, Prune};
 use kiln_image::{Digest, Document, ImageConfig};
-use kiln_store::Image;
+use kiln_store::{Image, Store};
 
 use super::system::{cache_table, short_id};
+use crate::container_args::PruneArgs;
 use crate::context::Place;
-use crate::format::{say, size};
+use crate::format::{say, size, size4};
 use crate::settings::amount;
 use crate::storage_args::{BuilderPruneArgs, ImagePruneArgs, SystemPruneArgs};
 
@@ -21,6 +22,8 @@ use crate::storage_args::{BuilderPruneArgs, ImagePruneArgs, SystemPruneArgs};
 pub(super) struct Filters {
     pub(super) before: Option<SystemTime>,
     pub(super) kinds: Vec<String>,
+    /// Beginnings of ids.
+    pub(super) ids: Vec<String>,
     /// Name, value, and whether it must not be there.
     labels: Vec<(String, Option<String>, bool)>,
 }
@@ -41,6 +44,7 @@ impl Filters {
                 "until" => found.before = Some(until(value)?),
                 "unused-for" => found.before = Some(SystemTime::now() - duration(value)?),
                 "type" => found.kinds.push(value.to_owned()),
+                "id" => found.ids.push(value.to_owned()),
                 _ => {
                     let (label, wanted) = match value.split_once('=') {
                         Some((label, wanted)) => (label, Some(wanted.to_owned())),
@@ -152,7 +156,7 @@ pub(super) fn builder(place: &Place, args: &BuilderPruneArgs) -> Result<ExitCode
         .filter(|item| collected.names.contains(&item.id))
         .collect();
     if !gone.is_empty() {
-        cache_table(&gone);
+        cache_table(&gone)?;
     }
     say(&format!("Total:\t{}", size(collected.freed)));
     Ok(ExitCode::SUCCESS)
@@ -198,7 +202,7 @@ fn images(engine: &Engine, all: bool, filters: &Filters) -> Result<()> {
     let indexes = store.indexes()?;
     for image in store.images()? {
         let dangling = image.tags.is_empty() && !named.contains(&image.manifest);
-        if used.contains(&image.manifest) || !(all || dangling) || !fits(engine, &image, filters)? {
+        if used.contains(&image.manifest) || !(all || dangling) || !filters.fit(store, &image)? {
             continue;
         }
         for name in store.remove_image(image.manifest)? {
@@ -224,26 +228,63 @@ fn images(engine: &Engine, all: bool, filters: &Filters) -> Result<()> {
     Ok(())
 }
 
-fn fits(engine: &Engine, image: &Image, filters: &Filters) -> Result<bool> {
-    let created = image.info.created.unwrap_or(image.stored);
-    if filters.before.is_some_and(|before| created >= before) {
-        return Ok(false);
-    }
-    if filters.labels.is_empty() {
-        return Ok(true);
-    }
-    let labels = match engine.store.json(image.info.config)? {
-        Some((_, bytes)) => ImageConfig::from_bytes(&bytes)?.config.labels,
-        None => BTreeMap::new(),
-    };
-    Ok(filters.labels.iter().all(|(name, wanted, not)| {
-        let found = labels.get(name);
-        let fits = match wanted {
-            Some(wanted) => found == Some(wanted),
-            None => found.is_some(),
+impl Filters {
+    /// Whether an image is what times and labels say.
+    pub(super) fn fit(&self, store: &Store, image: &Image) -> Result<bool> {
+        let created = image.info.created.unwrap_or(image.stored);
+        if self.before.is_some_and(|before| created >= before) {
+            return Ok(false);
+        }
+        if self.labels.is_empty() {
+            return Ok(true);
+        }
+        let labels = match store.json(image.info.config)? {
+            Some((_, bytes)) => ImageConfig::from_bytes(&bytes)?.config.labels,
+            None => BTreeMap::new(),
         };
-        fits != *not
-    }))
+        Ok(self.labels.iter().all(|(name, wanted, not)| {
+            let found = labels.get(name);
+            let fits = match wanted {
+                Some(wanted) => found == Some(wanted),
+                None => found.is_some(),
+            };
+            fits != *not
+        }))
+    }
+}
+
+/// Removes containers that do not run and were made before `before`; gives their ids.
+fn stopped(engine: &Engine, before: Option<SystemTime>) -> Result<Vec<String>> {
+    let mut gone = Vec::new();
+    for container in engine.containers()? {
+        if !container.running && before.is_none_or(|before| container.created < before) {
+            engine.remove_container(&container)?;
+            gone.push(container.id);
+        }
+    }
+    if !gone.is_empty() {
+        say("Deleted Containers:");
+        for id in &gone {
+            say(id);
+        }
+        say("");
+    }
+    engine.sweep_containers()?;
+    Ok(gone)
+}
+
+pub(super) fn container(place: &Place, args: &PruneArgs) -> Result<ExitCode> {
+    let filters = Filters::parse(&args.filters, &["until"])?;
+    let engine = place.engine()?;
+    if !sure(args.force, "This will remove all stopped containers.\n")? {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let before = engine.filled()?.containers;
+    stopped(&engine, filters.before)?;
+    engine.sweep()?;
+    let freed = before.saturating_sub(engine.filled()?.containers);
+    say(&format!("Total reclaimed space: {}", size4(freed)));
+    Ok(ExitCode::SUCCESS)
 }
 
 pub(super) fn system(place: &Place, args: &SystemPruneArgs) -> Result<ExitCode> {
@@ -264,6 +305,9 @@ pub(super) fn system(place: &Place, args: &SystemPruneArgs) -> Result<ExitCode> 
         return Ok(ExitCode::SUCCESS);
     }
     let before = engine.filled()?.content();
+    if filters.labels.is_empty() {
+        stopped(&engine, filters.before)?;
+    }
     images(&engine, args.all, &filters)?;
     engine.sweep()?;
     // Labels are those of images.

@@ -68,6 +68,13 @@ pub(super) fn push(place: &Place, args: &PushArgs) -> Result<ExitCode> {
     };
     let mode = display::mode(args.quiet, &args.progress)?;
     let engine = place.engine()?;
+    let cancel = crate::signals::give_up_on_signal()?;
+    if !args.quiet {
+        if added {
+            say("Using default tag: latest");
+        }
+        say(&format!("The push refers to repository [{}]", name.name()));
+    }
     let image = find_target(&engine.store, &args.name).map_err(|_| {
         BuildError::new(format!(
             "An image does not exist locally with the tag: {}",
@@ -79,13 +86,6 @@ pub(super) fn push(place: &Place, args: &PushArgs) -> Result<ExitCode> {
         None => image,
         Some(text) => find_image_for(&engine.store, &args.name, Some(&platform(Some(text))?))?,
     };
-    let cancel = crate::signals::give_up_on_signal()?;
-    if !args.quiet {
-        if added {
-            say("Using default tag: latest");
-        }
-        say(&format!("The push refers to repository [{}]", name.name()));
-    }
     let request = PushRequest {
         image,
         name: name.clone(),

@@ -1,6 +1,7 @@
 //! `kiln run`, `kiln create` and `kiln start`: containers in the foreground.
 
 use std::fs::File;
+use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
 
@@ -33,6 +34,13 @@ pub(super) fn run(place: &Place, args: &RunArgs) -> Result<ExitCode> {
     }
     let engine = place.engine()?;
     let args = &args.container;
+    if args.cidfile.is_some() {
+        return Err(
+            BuildError::new("--cidfile is possible with kiln create only")
+                .with_hint("a container of kiln run has ended when the next command runs")
+                .into(),
+        );
+    }
     let request = request(&engine, args)?;
     let interactive = args.interactive;
     foreground(place, &engine, args.tty, interactive, |stdio| {
@@ -50,7 +58,12 @@ pub(super) fn create(place: &Place, args: &ContainerArgs) -> Result<ExitCode> {
     }
     let engine = place.engine()?;
     let request = request(&engine, args)?;
-    say(&engine.create(&request)?);
+    let cidfile = args.cidfile.as_deref().map(new_cidfile).transpose()?;
+    let id = engine.create(&request)?;
+    if let Some(mut file) = cidfile {
+        file.write_all(id.as_bytes()).context("--cidfile")?;
+    }
+    say(&id);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -140,6 +153,7 @@ fn with_signals<T>(engine: &Engine, run: impl FnOnce() -> T) -> Result<T> {
 }
 
 fn request(engine: &Engine, args: &ContainerArgs) -> Result<RunRequest> {
+    args.docker.check()?;
     let network = network(&args.network)?;
     for ports in &args.publish {
         check_ports(ports, network)?;
@@ -167,7 +181,7 @@ fn request(engine: &Engine, args: &ContainerArgs) -> Result<RunRequest> {
         hostname: args.hostname.clone().unwrap_or_else(|| "kiln".to_owned()),
         resolv_conf: resolv_conf(),
         extra_hosts: extra_hosts(&args.add_hosts)?,
-        limits: args.limits.limits(&[])?,
+        limits: limits(args)?,
         ulimits: args
             .ulimits
             .iter()
@@ -203,6 +217,27 @@ fn request(engine: &Engine, args: &ContainerArgs) -> Result<RunRequest> {
     Ok(request)
 }
 
+/// A file for an id, which must not be there yet: it would be that of another container.
+fn new_cidfile(path: &std::path::Path) -> Result<File> {
+    File::create_new(path).with_context(|| format!("--cidfile {}", path.display()))
+}
+
+/// The limits, with `--cpus` in the kernel's words.
+fn limits(args: &ContainerArgs) -> Result<kiln_engine::Limits> {
+    const PERIOD: u64 = 100_000;
+    let mut limits = args.limits.limits(&[])?;
+    if let Some(cpus) = args.cpus {
+        if !(0.01..=1e6).contains(&cpus) {
+            return Err(
+                BuildError::new(format!("--cpus {cpus}: expected a number like 1.5")).into(),
+            );
+        }
+        limits.cpu_period = Some(PERIOD);
+        limits.cpu_quota = Some((cpus * PERIOD as f64) as i64);
+    }
+    Ok(limits)
+}
+
 /// The image, from a registry if it has to be.
 fn image(engine: &Engine, args: &ContainerArgs) -> Result<Digest> {
     let wanted = args.platform.as_deref();
@@ -215,11 +250,11 @@ fn image(engine: &Engine, args: &ContainerArgs) -> Result<Digest> {
     let Ok(name) = reference(&args.image) else {
         return found;
     };
-    if args.pull == "missing" {
+    if args.pull == "missing" && !args.quiet {
         complain(&format!("Unable to find image '{}' locally", args.image));
     }
     let cancel = crate::signals::give_up_on_signal()?;
-    let mode = display::mode(false, "auto")?;
+    let mode = display::mode(args.quiet, "auto")?;
     let display = kiln_progress::display(display::options(mode));
     let platform = wanted.clone().unwrap_or_else(Platform::host);
     let pulled = engine.pull(&name, &platform, &display, &cancel);

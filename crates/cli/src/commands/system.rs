@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use anyhow::Result;
 use kiln_engine::{CacheItem, Engine, Filled};
 use kiln_image::LayerId;
-use serde_json::json;
+use kiln_template::{Fields, Shape};
 
 use super::prune::Filters;
 use crate::context::Place;
-use crate::format::{ago, by_template, complain, say, short, size, table};
+use crate::format::{ago, complain, rfc3339, say, short, size, size4, table};
+use crate::listing::Listing;
 use crate::storage_args::{CheckArgs, DfArgs, DuArgs};
 
 /// As much of an id as docker shows of one in the build cache.
@@ -24,59 +25,75 @@ pub(super) fn short_id(id: &str) -> String {
     id.to_owned()
 }
 
+/// What `kiln builder du` shows.
+const CACHE: Listing = Listing {
+    heads: &[
+        ("ID", "ID"),
+        ("Reclaimable", "RECLAIMABLE"),
+        ("Size", "SIZE"),
+        ("LastUsedSince", "LAST ACCESSED"),
+        ("Type", "TYPE"),
+        ("Description", "DESCRIPTION"),
+        ("Shared", "SHARED"),
+        ("CreatedAt", "CREATED AT"),
+        ("CreatedSince", "CREATED"),
+        ("LastUsedAt", "LAST USED AT"),
+        ("UsageCount", "USAGE"),
+    ],
+    usual: &["ID", "Reclaimable", "Size", "LastUsedSince"],
+};
+
+/// The build cache as docker lists it.
+fn cache_rows(items: &[CacheItem], is_table: bool) -> Vec<Fields> {
+    let row = |item: &CacheItem| {
+        let mut fields = Fields::new(Shape::Row);
+        fields.add(
+            "ID",
+            if is_table {
+                short_id(&item.id)
+            } else {
+                item.id.clone()
+            },
+        );
+        fields.add("Type", item.kind);
+        fields.add("Description", item.description.clone());
+        // Only the table marks what is shared.
+        let shared = if item.shared && is_table { "*" } else { "" };
+        fields.add("Size", format!("{}{shared}", size(item.space)));
+        fields.add("Shared", item.shared);
+        fields.add("Reclaimable", !item.in_use);
+        fields.add("CreatedAt", rfc3339(item.created));
+        fields.add("LastUsedAt", rfc3339(item.used));
+        fields.add("UsageCount", item.records as i64);
+        fields.hide("LastUsedSince", ago(item.used));
+        fields.hide("CreatedSince", ago(item.created));
+        fields
+    };
+    items.iter().map(row).collect()
+}
+
 /// docker's table of the build cache.
-pub(super) fn cache_table(items: &[CacheItem]) {
-    let rows: Vec<_> = items
-        .iter()
-        .map(|item| {
-            let shared = if item.shared { "*" } else { "" };
-            vec![
-                short_id(&item.id),
-                (!item.in_use).to_string(),
-                format!("{}{shared}", size(item.space)),
-                ago(item.used),
-            ]
-        })
-        .collect();
-    table(&["ID", "RECLAIMABLE", "SIZE", "LAST ACCESSED"], &rows);
+pub(super) fn cache_table(items: &[CacheItem]) -> Result<()> {
+    CACHE.print(None, false, cache_rows(items, true))
 }
 
 pub(super) fn du(place: &Place, args: &DuArgs) -> Result<ExitCode> {
-    let filters = Filters::parse(&args.filters, &["until", "unused-for", "type"])?;
+    let filters = Filters::parse(&args.filters, &["until", "unused-for", "type", "id"])?;
     let engine = place.engine()?;
     engine.filled()?;
     let mut items = engine.cache_items()?;
     items.retain(|item| {
         filters.before.is_none_or(|before| item.used < before)
             && (filters.kinds.is_empty() || filters.kinds.iter().any(|kind| kind == item.kind))
+            && (filters.ids.is_empty() || filters.ids.iter().any(|id| item.id.starts_with(id)))
     });
     items.reverse();
-    if args.format.is_some() {
-        for item in &items {
-            let time = |time| jiff::Timestamp::try_from(time).map(|time| time.to_string());
-            let line = json!({
-                "ID": item.id,
-                "Type": item.kind,
-                "Description": item.description,
-                "Size": size(item.space),
-                "Shared": item.shared,
-                "Reclaimable": !item.in_use,
-                "CreatedAt": time(item.created)?,
-                "LastUsedAt": time(item.used)?,
-                "UsageCount": item.records,
-            });
-            say(&line.to_string());
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
-    if args.verbose {
+    let format = args.format.as_deref().unwrap_or("table");
+    if args.verbose || format == "pretty" {
         for item in &items {
             let line = |name: &str, text: &str| say(&format!("{:<14}{text}", format!("{name}:")));
             line("ID", &item.id);
-            line(
-                "Created at",
-                &jiff::Timestamp::try_from(item.created)?.to_string(),
-            );
+            line("Created at", &rfc3339(item.created));
             line("Reclaimable", &(!item.in_use).to_string());
             line("Shared", &item.shared.to_string());
             line("Size", &size(item.space));
@@ -87,7 +104,11 @@ pub(super) fn du(place: &Place, args: &DuArgs) -> Result<ExitCode> {
             say("");
         }
     } else {
-        cache_table(&items);
+        let is_table = format.starts_with("table");
+        CACHE.print(Some(format), false, cache_rows(&items, is_table))?;
+        if format != "table" {
+            return Ok(ExitCode::SUCCESS);
+        }
     }
     let sum = |wanted: &dyn Fn(&&CacheItem) -> bool| {
         size(items.iter().filter(wanted).map(|item| item.space).sum())
@@ -112,11 +133,11 @@ impl Line {
     fn reclaimable(&self) -> String {
         // docker tells no share of the build cache.
         if self.size == 0 || self.kind == "Build Cache" {
-            return size(self.reclaimable);
+            return size4(self.reclaimable);
         }
         format!(
             "{} ({}%)",
-            size(self.reclaimable),
+            size4(self.reclaimable),
             self.reclaimable * 100 / self.size
         )
     }
@@ -201,42 +222,35 @@ pub(super) fn df(place: &Place, args: &DfArgs) -> Result<ExitCode> {
     let filled = engine.filled()?;
     let items = engine.cache_items()?;
     let lines = lines(&engine, &filled, &items)?;
-    let format = args.format.as_deref().filter(|format| *format != "table");
-    if let Some(format) = format {
-        let rows: Vec<_> = lines
-            .iter()
-            .map(|line| {
-                vec![
-                    ("Type", line.kind.to_owned()),
-                    ("TotalCount", line.total.to_string()),
-                    ("Active", line.active.to_string()),
-                    ("Size", size(line.size)),
-                    ("SizeBytes", line.size.to_string()),
-                    ("Reclaimable", line.reclaimable()),
-                ]
-            })
-            .collect();
-        by_template(format, &rows)?;
-        return Ok(ExitCode::SUCCESS);
-    }
     if args.verbose {
         return verbose(place, &engine, &filled, &items);
     }
-    let rows: Vec<_> = lines
-        .iter()
-        .map(|line| {
-            vec![
-                line.kind.to_owned(),
-                line.total.to_string(),
-                line.active.to_string(),
-                size(line.size),
-                line.reclaimable(),
-            ]
-        })
-        .collect();
-    table(&["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"], &rows);
+    let rows = lines.iter().map(|line| {
+        let mut fields = Fields::new(Shape::Row);
+        fields.add("Type", line.kind);
+        fields.add("TotalCount", line.total.to_string());
+        fields.add("Active", line.active.to_string());
+        fields.add("Size", size4(line.size));
+        fields.add("Reclaimable", line.reclaimable());
+        fields.hide("SizeBytes", line.size.to_string());
+        fields
+    });
+    DF.print(args.format.as_deref(), false, rows)?;
     Ok(ExitCode::SUCCESS)
 }
+
+/// What `kiln system df` shows.
+const DF: Listing = Listing {
+    heads: &[
+        ("Type", "TYPE"),
+        ("TotalCount", "TOTAL"),
+        ("Active", "ACTIVE"),
+        ("Size", "SIZE"),
+        ("Reclaimable", "RECLAIMABLE"),
+        ("SizeBytes", "SIZE"),
+    ],
+    usual: &["Type", "TotalCount", "Active", "Size", "Reclaimable"],
+};
 
 fn verbose(
     place: &Place,

@@ -14,7 +14,8 @@ use crate::format::{ago, complain, say, short};
 
 pub(super) fn why(place: &Place, args: &WhyArgs) -> Result<ExitCode> {
     let engine = place.engine()?;
-    let Build { id, build } = find(&engine.store, args.build.as_deref())?;
+    let found = find(&engine.store, args.build.as_deref())?;
+    let Build { id, build } = &found;
     let steps: Vec<&BuildStep> = build
         .steps
         .iter()
@@ -38,6 +39,12 @@ pub(super) fn why(place: &Place, args: &WhyArgs) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    say_build(&found, false);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A build with its steps; `whole`: with everything that was different of each.
+pub(super) fn say_build(Build { id, build }: &Build, whole: bool) {
     let outcome = match build.outcome {
         BuildOutcome::Done => "done",
         BuildOutcome::Failed => "failed",
@@ -52,17 +59,20 @@ pub(super) fn why(place: &Place, args: &WhyArgs) -> Result<ExitCode> {
     if let Some(error) = &build.error {
         say(&format!("  {error}"));
     }
-    for step in steps {
+    for step in build.steps.iter().filter(|step| !step.title.is_empty()) {
         say(&line(step));
-        if let Some(reason) = &step.reason {
+        if whole {
+            for change in all(step) {
+                say(&format!("  {change}"));
+            }
+        } else if let Some(reason) = &step.reason {
             say(&format!("  {reason}"));
         }
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// A build by number or by its image; the last one without either.
-fn find(store: &Store, wanted: Option<&str>) -> Result<Build> {
+pub(super) fn find(store: &Store, wanted: Option<&str>) -> Result<Build> {
     let Some(wanted) = wanted else {
         return store.find_build(None)?.ok_or_else(|| {
             BuildError::new("no build is remembered")
@@ -105,16 +115,23 @@ fn line(step: &BuildStep) -> String {
     let took = step
         .took
         .map_or_else(String::new, |took| format!(" {}", seconds(took)));
-    let state = match step.state {
-        StepState::Cached => "CACHED".to_owned(),
-        StepState::Done => format!("DONE{took}"),
-        StepState::Failed => format!("FAILED{took}"),
-        StepState::Canceled => "CANCELED".to_owned(),
-        StepState::NotReached => "NOT REACHED".to_owned(),
-        StepState::Would => "WOULD RUN".to_owned(),
-        StepState::May => "MAY RUN".to_owned(),
-    };
+    let mut state = state(step.state).to_owned();
+    if matches!(step.state, StepState::Done | StepState::Failed) {
+        state += &took;
+    }
     format!("{} {state}", step.title)
+}
+
+pub(super) fn state(state: StepState) -> &'static str {
+    match state {
+        StepState::Cached => "CACHED",
+        StepState::Done => "DONE",
+        StepState::Failed => "FAILED",
+        StepState::Canceled => "CANCELED",
+        StepState::NotReached => "NOT REACHED",
+        StepState::Would => "WOULD RUN",
+        StepState::May => "MAY RUN",
+    }
 }
 
 /// All that was different, or the reason when that is all there is.
@@ -175,6 +192,6 @@ pub(super) fn complain_all(steps: &[BuildStep]) {
     }
 }
 
-fn seconds(time: Duration) -> String {
+pub(super) fn seconds(time: Duration) -> String {
     format!("{:.1}s", time.as_secs_f64())
 }

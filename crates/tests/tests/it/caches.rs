@@ -20,9 +20,13 @@ fn carried_to_another_store(setting: Setting) {
     };
     let context = kiln.context(&[("Dockerfile", FILLS)]);
     kiln.build(&["--no-cache", &context]).ok().says(&["filled"]);
-    kiln.run(&["cache", "ls"])
-        .ok()
-        .says(&["ID     SIZE", "LAST USED", "deps", "locked", "33:44"]);
+    kiln.run(&["cache", "ls"]).ok().says(&[
+        "ID        SIZE",
+        "LAST USED",
+        "deps",
+        "locked",
+        "33:44",
+    ]);
     for name in ["caches.tar", "caches.tar.gz", "caches.tar.zst"] {
         let file = kiln.file(name);
         let file = file.to_str().expect("a plain name");

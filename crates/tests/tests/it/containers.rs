@@ -94,7 +94,7 @@ fn kept_between_runs(setting: Setting) {
     );
     let listed = kiln.run(&["ps", "-a"]).ok();
     let row = listed.stdout.lines().nth(1).unwrap_or_default();
-    for part in ["busybox", "\"sh -c echo run >> /…\"", "Exited (3)", "kept"] {
+    for part in ["busybox", "\"sh -c 'echo run >> …\"", "Exited (3)", "kept"] {
         assert!(row.contains(part), "{part}: {listed}");
     }
     assert_eq!(kiln.run(&["ps", "-q"]).ok().stdout, "", "it does not run");

@@ -80,7 +80,7 @@ fn figures_add_up(setting: Setting) {
     let (ours, theirs) = both(&kiln);
     assert_eq!(ours, theirs, "after rmi");
     kiln.run(&["system", "df"]).ok().says(&[
-        "TYPE            TOTAL   ACTIVE   SIZE",
+        "TYPE            TOTAL     ACTIVE    SIZE",
         "Images          1",
         "Build Cache     6",
     ]);

@@ -1,0 +1,377 @@
+//! The command line before it is parsed, and what is said when it cannot be.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, ArgAction, Command, CommandFactory as _};
+
+use crate::args::Cli;
+use crate::format::complain;
+use crate::settings::Defaults;
+
+/// docker's own code for an option that it does not know.
+pub(crate) const USAGE: u8 = 125;
+
+/// The name that the program was called by: `docker` where it stands in for docker.
+pub(crate) fn program() -> &'static str {
+    let first = std::env::args_os().next().unwrap_or_default();
+    match std::path::Path::new(&first).file_name() {
+        Some(name) if name == "docker" => "docker",
+        _ => "kiln",
+    }
+}
+
+/// The command line with Go's way to write options that are on or off (`--pull=true`, `--rm=false`) in clap's words.
+pub(crate) fn prepared(args: Vec<OsString>) -> Vec<OsString> {
+    let cli = Cli::command();
+    let mut command = &cli;
+    let mut prepared = Vec::with_capacity(args.len());
+    let mut words = args.into_iter();
+    prepared.extend(words.next());
+    while let Some(word) = words.next() {
+        let Some(text) = word.to_str().map(str::to_owned) else {
+            prepared.push(word);
+            continue;
+        };
+        if let Some(long) = text.strip_prefix("--").filter(|long| !long.is_empty()) {
+            let (name, value) = match long.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (long, None),
+            };
+            match (
+                find(&cli, command, |arg| arg.get_long() == Some(name)),
+                value,
+            ) {
+                (Some(arg), Some(value)) if !takes_value(arg) => match value {
+                    "true" | "1" | "t" | "T" | "TRUE" | "True" => {
+                        prepared.push(format!("--{name}").into());
+                    }
+                    "false" | "0" | "f" | "F" | "FALSE" | "False" => {}
+                    _ => prepared.push(word),
+                },
+                (Some(arg), None) if takes_value(arg) && !is_optional(arg) => {
+                    prepared.push(word);
+                    prepared.extend(words.next());
+                }
+                _ => prepared.push(word),
+            }
+        } else if text.len() > 1 && text.starts_with('-') {
+            prepared.push(word);
+            let mut letters = text.chars().skip(1).peekable();
+            while let Some(letter) = letters.next() {
+                let found = find(&cli, command, |arg| arg.get_short() == Some(letter));
+                if found.is_some_and(takes_value) {
+                    if letters.peek().is_none() {
+                        prepared.extend(words.next());
+                    }
+                    break;
+                }
+            }
+        } else if let Some(below) = command.find_subcommand(&text) {
+            command = below;
+            prepared.push(word);
+        } else {
+            prepared.push(word);
+            let ends = |arg: &Arg| arg.is_trailing_var_arg_set();
+            if text == "--" {
+                break;
+            }
+            if command.get_positionals().any(ends) {
+                // What follows is for the container, also where it looks like an option.
+                prepared.push("--".into());
+                break;
+            }
+        }
+    }
+    prepared.extend(words);
+    prepared
+}
+
+fn find<'a>(cli: &'a Command, command: &'a Command, is: impl Fn(&Arg) -> bool) -> Option<&'a Arg> {
+    command
+        .get_arguments()
+        .chain(cli.get_arguments().filter(|arg| arg.is_global_set()))
+        .find(|arg| is(arg))
+}
+
+fn takes_value(arg: &Arg) -> bool {
+    matches!(arg.get_action(), ArgAction::Set | ArgAction::Append)
+}
+
+fn is_optional(arg: &Arg) -> bool {
+    arg.get_num_args()
+        .is_some_and(|range| range.min_values() == 0)
+}
+
+/// The grammar. Its doc comments begin in upper case, as Rust's do; what people read begins in lower case.
+pub(crate) fn cli() -> Command {
+    voiced(Cli::command())
+}
+
+fn voiced(command: Command) -> Command {
+    let about = command.get_about().map(|text| lower(&text.to_string()));
+    let command = match about {
+        Some(about) => command.about(about),
+        None => command,
+    };
+    let command =
+        command.mut_args(
+            |arg| match arg.get_help().map(|text| lower(&text.to_string())) {
+                Some(help) => arg.help(help),
+                None => arg,
+            },
+        );
+    command.mut_subcommands(voiced)
+}
+
+/// A text that begins in lower case, unless its first word is a name.
+fn lower(text: &str) -> String {
+    const NAMES: [&str; 3] = ["Kiln", "Docker", "Go"];
+    let word = text
+        .split(|letter: char| !letter.is_alphanumeric())
+        .next()
+        .unwrap_or_default();
+    let mut letters = text.chars();
+    match (letters.next(), letters.clone().next()) {
+        (Some(first), Some(second)) if !NAMES.contains(&word) && !second.is_uppercase() => {
+            first.to_lowercase().chain(letters).collect()
+        }
+        _ => text.to_owned(),
+    }
+}
+
+/// The grammar with what configuration files say instead of the usual values.
+pub(crate) fn grammar(defaults: &Defaults) -> Command {
+    /// Where builds are in the grammar.
+    const BUILDS: [&[&str]; 4] = [
+        &["build"],
+        &["image", "build"],
+        &["builder", "build"],
+        &["buildx", "build"],
+    ];
+    // The grammar keeps what it is given as long as the program runs.
+    let kept = |text: &String| -> &'static str { Box::leak(text.clone().into_boxed_str()) };
+    let mut cli = cli();
+    for (name, value) in &defaults.global {
+        let value = kept(value);
+        cli = cli.mut_arg(*name, |arg| arg.default_value(value));
+    }
+    let set = |mut command: Command| {
+        for (name, value) in &defaults.build {
+            let value = kept(value);
+            command = command.mut_arg(*name, |arg| arg.default_value(value));
+        }
+        command
+    };
+    for path in BUILDS {
+        cli = match *path {
+            [build] => cli.mut_subcommand(build, set),
+            [outer, build] => cli.mut_subcommand(outer, |outer| outer.mut_subcommand(build, set)),
+            _ => cli,
+        };
+    }
+    cli
+}
+
+/// What docker has and this program has not, with what to do instead.
+const ABSENT: [(&[&str], &str); 11] = [
+    (
+        &[
+            "exec", "attach", "logs", "stop", "kill", "wait", "top", "stats", "restart", "pause",
+            "unpause", "port",
+        ],
+        "containers run in the foreground: what they print is on this terminal, and an interrupt ends them",
+    ),
+    (
+        &["rename", "update"],
+        "a container is made again rather than changed: kiln rm, kiln create",
+    ),
+    (
+        &["commit"],
+        "images come from Dockerfiles: write the change as RUN or COPY",
+    ),
+    (
+        &["volume"],
+        "kiln keeps no volumes: -v takes folders of this machine",
+    ),
+    (
+        &["network"],
+        "kiln makes no networks: containers have the machine's, or none",
+    ),
+    (
+        &["compose"],
+        "kiln reads no compose files; kiln build takes what stands under build:",
+    ),
+    (&["search"], "look for images with a browser"),
+    (
+        &["swarm", "stack", "service", "node", "secret", "config"],
+        "kiln builds images; a cluster is not its work",
+    ),
+    (
+        &["context"],
+        "there is no daemon to connect to; --root chooses a store",
+    ),
+    (
+        &["plugin", "trust", "scout", "events", "checkpoint"],
+        "kiln builds images; it has no such thing",
+    ),
+    (
+        &["bake", "use", "dial-stdio"],
+        "kiln build builds one target of one Dockerfile; there is one builder",
+    ),
+];
+
+/// Says what is wrong with the command line, and gives docker's exit code for that.
+pub(crate) fn refuse(error: &clap::Error) -> ExitCode {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(list)) => list.first().cloned(),
+        _ => None,
+    };
+    let path = path();
+    let help = format!("hint: see {path} --help");
+    match error.kind() {
+        ErrorKind::UnknownArgument => {
+            let given = text(ContextKind::InvalidArg).unwrap_or_default();
+            if given.starts_with('-') {
+                complain(&format!("ERROR: unknown flag: {given}"));
+                match text(ContextKind::SuggestedArg) {
+                    Some(near) => complain(&format!("hint: there is {near}; see {path} --help")),
+                    None => complain(&help),
+                }
+                return ExitCode::from(USAGE);
+            }
+            complain(&format!(
+                "ERROR: {path}: too many arguments: {given:?} is one too many"
+            ));
+            complain(&help);
+            ExitCode::FAILURE
+        }
+        ErrorKind::InvalidSubcommand => {
+            let given = text(ContextKind::InvalidSubcommand).unwrap_or_default();
+            complain(&format!(
+                "ERROR: {}: unknown command: {path} {given}",
+                program()
+            ));
+            let instead = ABSENT
+                .iter()
+                .find(|(names, _)| names.contains(&given.as_str()));
+            match (instead, text(ContextKind::SuggestedSubcommand)) {
+                (Some((_, instead)), _) => complain(&format!("hint: {instead}")),
+                (None, Some(near)) => complain(&format!("hint: there is {path} {near}")),
+                (None, None) => complain(&help),
+            }
+            ExitCode::FAILURE
+        }
+        ErrorKind::MissingRequiredArgument => {
+            let missing = match error.get(ContextKind::InvalidArg) {
+                Some(ContextValue::Strings(list)) => list.join(" "),
+                _ => "an argument".to_owned(),
+            };
+            complain(&format!("ERROR: {path}: an argument is missing: {missing}"));
+            complain(&help);
+            ExitCode::FAILURE
+        }
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        // A command whose commands were not named: docker shows its help, and is content.
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let cli = cli();
+            let below = path.split(' ').skip(1);
+            let found = below.fold(&cli, |command, word| {
+                command.find_subcommand(word).unwrap_or(command)
+            });
+            let _ = found.clone().bin_name(&path).print_help();
+            ExitCode::SUCCESS
+        }
+        _ => {
+            let rendered = error.render().to_string();
+            let first = rendered.split("\n\n").next().unwrap_or(&rendered);
+            let first = first.strip_prefix("error: ").unwrap_or(first);
+            complain(&format!("ERROR: {}", first.trim_end()));
+            complain(&help);
+            ExitCode::from(USAGE)
+        }
+    }
+}
+
+/// The command that was meant, as far as it is known: `kiln image ls`.
+fn path() -> String {
+    let cli = Cli::command();
+    let mut command = &cli;
+    let mut path = program().to_owned();
+    for word in std::env::args().skip(1) {
+        if word.starts_with('-') {
+            continue;
+        }
+        let Some(below) = command.find_subcommand(&word) else {
+            break;
+        };
+        path.push(' ');
+        path.push_str(below.get_name());
+        command = below;
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_that_are_on_or_off_may_have_a_value() {
+        for (given, taken) in [
+            (
+                "build --pull=true --no-cache=false -t x .",
+                "build --pull -t x .",
+            ),
+            (
+                "build --build-arg --pull=true .",
+                "build --build-arg --pull=true .",
+            ),
+            (
+                "run --rm=true img prog --rm=true",
+                "run --rm img -- prog --rm=true",
+            ),
+            ("run -it --rm=false img", "run -it img --"),
+            ("run -e --rm=true img", "run -e --rm=true img --"),
+            ("image ls --quiet=true", "image ls --quiet"),
+            (
+                "--root /x images --no-trunc=1",
+                "--root /x images --no-trunc",
+            ),
+            ("build --nope=true .", "build --nope=true ."),
+            ("build --provenance=false .", "build --provenance=false ."),
+        ] {
+            let words = |text: &str| {
+                let words = text.split(' ').map(OsString::from);
+                std::iter::once("kiln".into())
+                    .chain(words)
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(prepared(words(given)), words(taken), "{given}");
+        }
+    }
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+        let defaults = Defaults {
+            global: vec![("root", "/x".to_owned())],
+            build: vec![("jobs", "3".to_owned()), ("summary", "true".to_owned())],
+        };
+        let line = ["kiln", "image", "build", "."];
+        let matches = grammar(&defaults).try_get_matches_from(line).unwrap();
+        let cli = <Cli as clap::FromArgMatches>::from_arg_matches(&matches).unwrap();
+        assert_eq!(cli.global.root, Some("/x".into()));
+        let Some(crate::args::Command::Image(crate::long_names::ImageCommand::Build(build))) =
+            cli.command
+        else {
+            panic!("not a build");
+        };
+        assert_eq!((build.jobs, build.summary), (3, true));
+    }
+}

@@ -1,0 +1,288 @@
+//! docker's longer names for the commands: `kiln image ls` is `kiln images`, `kiln buildx build` is `kiln build`.
+
+use clap::{Args, Subcommand};
+
+use crate::args::{
+    BuildArgs, Command, HistoryCommand, ImagesArgs, ImportArgs, LoadArgs, PullArgs, PushArgs,
+    RmiArgs, SaveArgs, TagArgs, VersionArgs,
+};
+use crate::container_args::{
+    ContainerArgs, CpArgs, ExportArgs, PruneArgs, PsArgs, RmArgs, RunArgs, StartArgs,
+};
+use crate::storage_args::{BuilderPruneArgs, DuArgs, ImagePruneArgs};
+
+/// `kiln image`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Build an image from a Dockerfile
+    Build(Box<BuildArgs>),
+    /// List images
+    #[command(visible_alias = "list")]
+    Ls(ImagesArgs),
+    /// Show how an image was made
+    History(ImageHistoryArgs),
+    /// Show what is known of images, as JSON
+    Inspect(InspectArgs),
+    /// Show how the files of two images differ
+    Diff(ImageDiffArgs),
+    /// Give an image another name
+    Tag(TagArgs),
+    /// Remove images
+    #[command(visible_alias = "remove")]
+    Rm(RmiArgs),
+    /// Remove images that have no name
+    Prune(ImagePruneArgs),
+    /// Fetch an image from a registry
+    Pull(PullArgs),
+    /// Bring an image to a registry
+    Push(PushArgs),
+    /// Save images to an archive
+    Save(SaveArgs),
+    /// Load images from an archive
+    Load(LoadArgs),
+    /// Make an image from a file system archive
+    Import(ImportArgs),
+}
+
+/// `kiln container`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ContainerCommand {
+    /// List containers
+    #[command(visible_aliases = ["list", "ps"])]
+    Ls(PsArgs),
+    /// Make a container that is started later
+    Create(Box<ContainerArgs>),
+    /// Run a command in a new container
+    Run(Box<RunArgs>),
+    /// Run a container that was made before
+    Start(StartArgs),
+    /// Copy files out of a container or into it
+    Cp(CpArgs),
+    /// Show what a container changed
+    Diff {
+        /// Name or id
+        container: String,
+    },
+    /// Write the files of a container into an archive
+    Export(ExportArgs),
+    /// Show what is known of containers, as JSON
+    Inspect(InspectArgs),
+    /// Remove containers
+    #[command(visible_alias = "remove")]
+    Rm(RmArgs),
+    /// Remove all containers that do not run
+    Prune(PruneArgs),
+}
+
+/// `kiln builder`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BuilderCommand {
+    /// Build an image from a Dockerfile
+    Build(Box<BuildArgs>),
+    /// Remove the build cache, or what was not used for longest of it
+    Prune(BuilderPruneArgs),
+    /// Show what is in the build cache
+    Du(DuArgs),
+}
+
+/// `kiln buildx`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BuildxCommand {
+    /// Build an image from a Dockerfile
+    #[command(visible_alias = "b")]
+    Build(Box<BuildArgs>),
+    /// Remove the build cache, or what was not used for longest of it
+    Prune(BuilderPruneArgs),
+    /// Show what is in the build cache
+    Du(DuArgs),
+    /// Show the last builds
+    #[command(subcommand)]
+    History(HistoryCommand),
+    /// Look at images in registries
+    #[command(subcommand)]
+    Imagetools(ImagetoolsCommand),
+    /// Show the one builder that there is
+    Inspect(BuilderInspectArgs),
+    /// List the one builder that there is
+    Ls(BuilderLsArgs),
+    /// Show the version
+    Version(VersionArgs),
+}
+
+/// `kiln buildx imagetools`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImagetoolsCommand {
+    /// Show what a registry has under a name
+    Inspect(ImagetoolsInspectArgs),
+}
+
+/// `kiln buildx imagetools inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct ImagetoolsInspectArgs {
+    /// json, or a template of fields: '{{json .Manifest}}'
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<String>,
+    /// Print the manifest as the registry has it
+    #[arg(long, conflicts_with = "format")]
+    pub(crate) raw: bool,
+    /// Accepted for docker's sake
+    #[arg(long, hide = true, value_name = "NAME")]
+    pub(crate) builder: Option<String>,
+    /// The image: NAME, NAME:TAG or NAME@DIGEST
+    pub(crate) name: String,
+}
+
+/// `kiln buildx ls`.
+#[derive(Debug, Args)]
+pub(crate) struct BuilderLsArgs {
+    /// json, table, or a template of fields: '{{.Name}}'
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<String>,
+    /// Accepted for docker's sake
+    #[arg(long, hide = true)]
+    pub(crate) no_trunc: bool,
+}
+
+/// `kiln buildx inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct BuilderInspectArgs {
+    /// The builder: default
+    pub(crate) name: Option<String>,
+    /// Accepted for docker's sake: nothing has to be started
+    #[arg(long, hide = true)]
+    pub(crate) bootstrap: bool,
+    /// Accepted for docker's sake
+    #[arg(long, hide = true, value_name = "NAME")]
+    pub(crate) builder: Option<String>,
+}
+
+/// `kiln image history`, and `kiln history` with an image.
+#[derive(Debug, Args)]
+pub(crate) struct ImageHistoryArgs {
+    /// Name or id of the image
+    pub(crate) image: String,
+    #[command(flatten)]
+    pub(crate) how: HistoryFormatArgs,
+}
+
+/// How the history of an image is shown.
+#[derive(Debug, Default, Args)]
+pub(crate) struct HistoryFormatArgs {
+    /// json, table, or a template of fields: '{{.ID}} {{.Size}}'
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<String>,
+    /// Sizes and times for people; --human=false for programs
+    #[arg(short = 'H', long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+        default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set, hide_possible_values = true)]
+    pub(crate) human: bool,
+    /// Print whole commands and ids
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// Print ids only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// `kiln inspect`, `kiln image inspect`, `kiln container inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// json, or a template of fields: '{{.Config.Env}}'
+    #[arg(short, long, value_name = "FORMAT")]
+    pub(crate) format: Option<String>,
+    /// Show also how much a container added
+    #[arg(short, long)]
+    pub(crate) size: bool,
+    /// Only image or container
+    #[arg(long = "type", value_name = "KIND", value_parser = ["image", "container"])]
+    pub(crate) kind: Option<String>,
+    /// Names or ids
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+impl InspectArgs {
+    fn only(mut self, kind: &str) -> Self {
+        self.kind = Some(kind.to_owned());
+        self
+    }
+}
+
+/// `kiln image diff`.
+#[derive(Debug, Args)]
+pub(crate) struct ImageDiffArgs {
+    /// Print as JSON lines
+    #[arg(long, value_name = "json", value_parser = ["json"])]
+    pub(crate) format: Option<String>,
+    /// Name or id of the one image
+    pub(crate) from: String,
+    /// Name or id of the other image
+    pub(crate) to: String,
+}
+
+impl From<ImageCommand> for Command {
+    fn from(command: ImageCommand) -> Self {
+        match command {
+            ImageCommand::Build(args) => Self::Build(args),
+            ImageCommand::Ls(args) => Self::Images(args),
+            ImageCommand::History(args) => Self::History(args.into()),
+            ImageCommand::Inspect(args) => Self::Inspect(args.only("image")),
+            ImageCommand::Tag(args) => Self::Tag(args),
+            ImageCommand::Rm(args) => Self::Rmi(args),
+            ImageCommand::Pull(args) => Self::Pull(args),
+            ImageCommand::Push(args) => Self::Push(args),
+            ImageCommand::Save(args) => Self::Save(args),
+            ImageCommand::Load(args) => Self::Load(args),
+            ImageCommand::Import(args) => Self::Import(args),
+            own @ (ImageCommand::Diff(_) | ImageCommand::Prune(_)) => Self::Image(own),
+        }
+    }
+}
+
+impl From<ContainerCommand> for Command {
+    fn from(command: ContainerCommand) -> Self {
+        match command {
+            ContainerCommand::Ls(args) => Self::Ps(args),
+            ContainerCommand::Create(args) => Self::Create(args),
+            ContainerCommand::Run(args) => Self::Run(args),
+            ContainerCommand::Start(args) => Self::Start(args),
+            ContainerCommand::Cp(args) => Self::Cp(args),
+            ContainerCommand::Diff { container } => Self::Diff { container },
+            ContainerCommand::Export(args) => Self::Export(args),
+            ContainerCommand::Inspect(args) => Self::Inspect(args.only("container")),
+            ContainerCommand::Rm(args) => Self::Rm(args),
+            own @ ContainerCommand::Prune(_) => Self::Container(own),
+        }
+    }
+}
+
+impl From<BuilderCommand> for Command {
+    fn from(command: BuilderCommand) -> Self {
+        match command {
+            BuilderCommand::Build(args) => Self::Build(args),
+            own => Self::Builder(own),
+        }
+    }
+}
+
+impl From<BuildxCommand> for Command {
+    fn from(command: BuildxCommand) -> Self {
+        match command {
+            BuildxCommand::Build(args) => Self::Build(args),
+            BuildxCommand::Prune(args) => Self::Builder(BuilderCommand::Prune(args)),
+            BuildxCommand::Du(args) => Self::Builder(BuilderCommand::Du(args)),
+            BuildxCommand::History(command) => Self::History(command.into()),
+            own => Self::Buildx(own),
+        }
+    }
+}
+
+/// The command by its short name.
+pub(crate) fn short(command: Command) -> Command {
+    match command {
+        Command::Image(command) => command.into(),
+        Command::Container(command) => command.into(),
+        Command::Builder(command) => command.into(),
+        Command::Buildx(command) => command.into(),
+        other => other,
+    }
+}
