@@ -86,6 +86,7 @@ pub fn unpack_tar(layer_dir: &Path, ids: Ids, tar: impl Read) -> Result<Unpacked
                 Step::Link { entry, first } => {
                     fs.link(&entry, &first).map_err(UnpackError::Files)?;
                 }
+                Step::Change(entry) => fs.set_metadata(&entry).map_err(UnpackError::Files)?,
             }
         }
     }

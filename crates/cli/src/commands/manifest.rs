@@ -69,18 +69,18 @@ fn inspect(engine: &Engine, args: &ManifestInspectArgs, cancel: &CancelFlag) -> 
             Document::Index(index)
                 if index.manifests.iter().any(|it| it.digest == meant.digest) =>
             {
-                print(engine, &image, meant, args.verbose, cancel)
+                print(engine, &image, &meant, args.verbose, cancel)
             }
             _ => Err(BuildError::new(format!("{image} is not in {name}")).into()),
         };
     }
-    print(engine, &name, found, args.verbose, cancel)
+    print(engine, &name, &found, args.verbose, cancel)
 }
 
 fn print(
     engine: &Engine,
     name: &Reference,
-    found: RawDocument,
+    found: &RawDocument,
     verbose: bool,
     cancel: &CancelFlag,
 ) -> Result<()> {
@@ -98,7 +98,7 @@ fn print(
         Document::Manifest(_) if verbose => {
             let size = found.bytes.len() as u64;
             let entry = Descriptor::new(&found.media_type, found.digest, size);
-            described(name, &entry, &found)?
+            described(name, &entry, found)?
         }
         _ => serde_json::from_slice(&found.bytes)?,
     };

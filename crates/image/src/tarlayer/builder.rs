@@ -18,7 +18,8 @@ const MAX_LINKS: usize = 255;
 #[derive(Debug, Default)]
 pub struct LayerBuilder {
     entries: BTreeMap<LayerPath, Entry>,
-    groups: u32,
+    /// The names that were given to files with several, by group. Some may have gone again.
+    groups: Vec<Vec<LayerPath>>,
     /// The parent of the entry before, as written, and where it is.
     last_parent: Option<(LayerPath, LayerPath)>,
 }
@@ -37,6 +38,8 @@ pub enum Step {
         /// A name that the file has.
         first: LayerPath,
     },
+    /// Give something that is there, and no folder, the metadata of the entry.
+    Change(Entry),
 }
 
 impl LayerBuilder {
@@ -53,7 +56,7 @@ impl LayerBuilder {
     pub fn take(&mut self, header: &Header) -> Result<Vec<Step>, TarLayerError> {
         match header_to_entry(header, Whiteouts::Apply)? {
             Member::Entry(entry) => self.add(entry),
-            Member::HardLink { path, target } => self.link(path, &target),
+            Member::HardLink { entry, target } => self.link(*entry, &target),
             Member::Opaque(dir) => self.opaque(&dir),
             Member::Ignored => Ok(Vec::new()),
         }
@@ -116,7 +119,10 @@ impl LayerBuilder {
         LayerIndex::new(self.entries.into_values().collect())
     }
 
-    fn link(&mut self, path: LayerPath, target: &LayerPath) -> Result<Vec<Step>, TarLayerError> {
+    /// One more name for a file, which takes over the header's metadata: whoever unpacks with system calls sets them on
+    /// the new name, and so on the file.
+    fn link(&mut self, new: Entry, target: &LayerPath) -> Result<Vec<Step>, TarLayerError> {
+        let path = new.path.clone();
         let missing = |path: &LayerPath| TarLayerError::LinkTarget {
             path: path.clone(),
             target: target.clone(),
@@ -133,14 +139,18 @@ impl LayerBuilder {
         if path == first {
             return Ok(steps);
         }
-        if file.hardlink.is_none() {
-            file.hardlink = Some(self.groups);
-            self.groups += 1;
-        }
+        let group = *file.hardlink.get_or_insert_with(|| {
+            self.groups.push(vec![first.clone()]);
+            self.groups.len() as u32 - 1
+        });
         let entry = Entry {
             path,
-            ..file.clone()
+            ..with_metadata(file.clone(), new)
         };
+        let changed = Entry {
+            path: first.clone(),
+            ..entry.clone()
+        } != *file;
         if first.below(&entry.path).is_some() {
             return Err(missing(&entry.path));
         }
@@ -151,8 +161,23 @@ impl LayerBuilder {
         {
             self.forget(&entry.path, &before);
         }
+        let names = &mut self.groups[group as usize];
+        if changed {
+            for name in &*names {
+                let known = self.entries.get_mut(name);
+                if let Some(known) = known.filter(|known| known.hardlink == Some(group)) {
+                    *known = Entry {
+                        path: known.path.clone(),
+                        ..entry.clone()
+                    };
+                }
+            }
+        }
+        names.push(entry.path.clone());
         self.entries.insert(entry.path.clone(), entry.clone());
+        let change = changed.then(|| Step::Change(entry.clone()));
         steps.push(Step::Link { entry, first });
+        steps.extend(change);
         Ok(steps)
     }
 
@@ -275,6 +300,22 @@ impl LayerBuilder {
         }
         Ok(real)
     }
+}
+
+/// A file with the metadata of a header that gives it another name: its owner is set first, which takes capabilities
+/// away, then what the header has of extended attributes, then mode and time. Of a symbolic link these stay.
+fn with_metadata(mut file: Entry, new: Entry) -> Entry {
+    const CAPABILITY: &[u8] = b"security.capability";
+    (file.uid, file.gid) = (new.uid, new.gid);
+    file.xattrs.retain(|(name, _)| {
+        name != CAPABILITY && new.xattrs.iter().all(|(known, _)| known != name)
+    });
+    file.xattrs.extend(new.xattrs);
+    file.xattrs.sort();
+    if !matches!(file.kind, Kind::Symlink(_)) {
+        (file.mode, file.mtime) = (new.mode, new.mtime);
+    }
+    file
 }
 
 /// A folder that only leads to something; the metadata count where no layer below has it.

@@ -24,10 +24,10 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 pub enum Member {
     /// An entry, also a whiteout. A regular file's digest is all zeros until its content is known.
     Entry(Entry),
-    /// One more name for a file. Its other metadata are the file's.
+    /// One more name for a file.
     HardLink {
-        /// The new name.
-        path: LayerPath,
+        /// The new name, with the metadata that the file has from then on. Its kind says nothing.
+        entry: Box<Entry>,
         /// The name that the file has.
         target: LayerPath,
     },
@@ -127,16 +127,10 @@ pub fn header_to_entry(header: &Header, whiteouts: Whiteouts) -> Result<Member, 
         }
     }
     let kind = match header.kind {
-        EntryKind::File => Kind::File {
+        EntryKind::File | EntryKind::HardLink => Kind::File {
             size: header.size,
             digest: FileDigest::new([0; 32]),
         },
-        EntryKind::HardLink => {
-            return Ok(Member::HardLink {
-                path,
-                target: clean(&header.link)?,
-            });
-        }
         EntryKind::Symlink => Kind::Symlink(header.link.clone()),
         EntryKind::Char => Kind::Char(header.device.0, header.device.1),
         EntryKind::Block => Kind::Block(header.device.0, header.device.1),
@@ -162,14 +156,22 @@ pub fn header_to_entry(header: &Header, whiteouts: Whiteouts) -> Result<Member, 
             .filter(|&id| id != u32::MAX)
             .ok_or_else(|| invalid("an impossible owner"))
     };
-    Ok(Member::Entry(Entry {
+    let entry = Entry {
         mode: (header.mode & 0o7777) as u16,
         uid: id(header.uid)?,
         gid: id(header.gid)?,
         mtime: header.mtime,
         xattrs: header.xattrs.clone(),
         ..bare(path, kind)
-    }))
+    };
+    Ok(if header.kind == EntryKind::HardLink {
+        Member::HardLink {
+            target: clean(&header.link)?,
+            entry: Box::new(entry),
+        }
+    } else {
+        Member::Entry(entry)
+    })
 }
 
 /// An entry without metadata.

@@ -193,6 +193,7 @@ fn steps_come_in_order() {
         let path = |step: Step| match step {
             Step::Put(entry) => entry.path.to_string(),
             Step::Link { entry, first } => format!("{} -> {first}", entry.path),
+            Step::Change(entry) => format!("={}", entry.path),
         };
         steps.into_iter().map(path).collect::<Vec<_>>().join(" ")
     };
@@ -423,7 +424,7 @@ proptest! {
             };
             let Ok(steps) = builder.take(&header) else { continue };
             for step in steps {
-                let (Step::Put(entry) | Step::Link { entry, .. }) = step;
+                let (Step::Put(entry) | Step::Link { entry, .. } | Step::Change(entry)) = step;
                 prop_assert_eq!(builder.get(&entry.path).map(|entry| &entry.path), Some(&entry.path));
             }
         }

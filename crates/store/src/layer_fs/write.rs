@@ -295,7 +295,7 @@ impl LayerFs {
             None => return Ok(()),
             Some(Ids::Real) => {
                 let (uid, gid) = owner(entry);
-                return Ok(rustix::fs::fchown(file, uid, gid)?);
+                return rustix::fs::fchown(file, uid, gid).map_err(|err| unmapped(err, entry));
             }
             Some(Ids::Recorded) if record.is_default() => {
                 rustix::fs::fremovexattr(file, OWNER_XATTR)
@@ -315,7 +315,8 @@ impl LayerFs {
     fn set_by_name(&self, parent: BorrowedFd<'_>, name: &[u8], entry: &Entry) -> io::Result<()> {
         if self.ids == Some(Ids::Real) {
             let (uid, gid) = owner(entry);
-            rustix::fs::chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+            rustix::fs::chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(|err| unmapped(err, entry))?;
         }
         if entry.kind == Kind::Fifo {
             // Made just now and not a link, so there is nothing to follow.
@@ -378,6 +379,18 @@ fn only_if_refused(err: io::Error) -> io::Result<()> {
         Some(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
         _ => Err(err),
     }
+}
+
+/// Why a file cannot be given to its owner: in a user namespace an id that it does not have is no argument at all.
+fn unmapped(error: Errno, entry: &Entry) -> io::Error {
+    if error != Errno::INVAL {
+        return error.into();
+    }
+    io::Error::other(format!(
+        "its owner {}:{} is none of the ids that this user has: give it more in /etc/subuid and /etc/subgid, or take \
+         one id for all with --isolation single",
+        entry.uid, entry.gid
+    ))
 }
 
 fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {

@@ -26,6 +26,7 @@ mod interrupted;
 mod layouts;
 mod limits;
 mod manifests;
+mod odd_archives;
 mod outputs;
 mod overlapping;
 mod platforms;
