@@ -41,7 +41,7 @@ pub(crate) struct Global {
     /// Folder of the store [default: /var/lib/kiln for root, else ~/.local/share/kiln]
     #[arg(long, global = true, env = "KILN_ROOT", value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
-    /// How root file systems are made: auto, overlay or plain
+    /// How root file systems are made: auto, overlay, overlay-mount or plain
     #[arg(
         long,
         global = true,

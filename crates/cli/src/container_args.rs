@@ -22,6 +22,9 @@ pub(crate) struct ContainerArgs {
     /// Give the container a terminal
     #[arg(short, long)]
     pub(crate) tty: bool,
+    /// Put a process 1 before the program that collects processes and passes signals on
+    #[arg(long)]
+    pub(crate) init: bool,
     /// Variable; without a value it is taken from the environment
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,
@@ -180,7 +183,7 @@ pub(crate) struct RmArgs {
     /// Names or ids
     #[arg(required = true)]
     pub(crate) containers: Vec<String>,
-    /// No error for containers that are not there
+    /// Kill those that run; no error for containers that are not there
     #[arg(short, long)]
     pub(crate) force: bool,
     /// Accepted for docker's sake: containers have no volumes of their own

@@ -98,8 +98,11 @@ impl Place {
         let provider = match global.rootfs.as_deref() {
             None | Some("auto") => None,
             Some("overlay") => Some(Provider::Overlay),
+            Some("overlay-mount") => Some(Provider::OverlayByMount),
             Some("plain") => Some(Provider::PlainTree),
-            Some(other) => anyhow::bail!("--rootfs {other}: expected auto, overlay or plain"),
+            Some(other) => {
+                anyhow::bail!("--rootfs {other}: expected auto, overlay, overlay-mount or plain")
+            }
         };
         Ok(Self {
             root: store_root(global, uid)?,

@@ -30,6 +30,7 @@ pub(crate) fn launch(root: &Path, isolation: &Isolation, provider: Option<Provid
     let provider = match provider {
         None => "auto",
         Some(Provider::Overlay) => "overlay",
+        Some(Provider::OverlayByMount) => "overlay-mount",
         Some(Provider::PlainTree) => "plain",
     };
     Launch {
@@ -111,6 +112,7 @@ fn serve(args: &[OsString]) -> anyhow::Result<()> {
     };
     let provider = match provider.to_str() {
         Some("overlay") => Some(Provider::Overlay),
+        Some("overlay-mount") => Some(Provider::OverlayByMount),
         Some("plain") => Some(Provider::PlainTree),
         _ => None,
     };

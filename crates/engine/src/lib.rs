@@ -32,7 +32,7 @@ pub use check::Checked;
 pub use copy::{Change, CopiedFrom, FoundKind};
 pub use debug::StepState;
 pub use error::{BuildError, Place};
-pub use kiln_solver::is_secret_name;
+pub use kiln_graph::is_secret_name;
 pub use kiln_worker::{Limits, Trust};
 pub use manifests::RawDocument;
 pub use outputs::{Output, To};

@@ -15,6 +15,10 @@ const EVERY: Duration = Duration::from_secs(1);
 const NEAR: u64 = 90;
 const LEAVE: u64 = 75;
 
+/// What steps may write together before the store is measured again, where there is room for far more. The worker is told
+/// of so much less.
+const UNMEASURED: u64 = 16 << 20;
+
 /// The way out when the store is full.
 pub(crate) const HINT: &str = "see what takes the space with kiln system df; free some with kiln builder prune, kiln image prune \
      or on the disk; or allow more with storage.max-size in kiln.toml or KILN_STORAGE_MAX_SIZE";
@@ -323,7 +327,11 @@ impl Engine {
             self.make_room(most / 100 * LEAVE, reserve * 2)?;
             room = self.room()?;
         }
-        let allowed = self.worker.allow(room, &[]);
+        self.allow_only(room)
+    }
+
+    fn allow_only(&self, room: u64) -> Result<(), BuildError> {
+        let allowed = self.worker.allow(room - unmeasured(room), &[]);
         allowed.map_err(|error| BuildError::from_worker(&error))
     }
 
@@ -342,11 +350,30 @@ impl Engine {
     }
 }
 
+/// What the store took at one time, and what was added since.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    taken: u64,
+    available: u64,
+    added: u64,
+    /// What may be added until the next look.
+    unmeasured: u64,
+}
+
+/// What need not be measured while there is so much room.
+fn unmeasured(room: u64) -> u64 {
+    if room / 16 >= UNMEASURED {
+        UNMEASURED
+    } else {
+        0
+    }
+}
+
 /// Looks after the space while a build runs.
 pub(crate) struct Guard<'a> {
     engine: &'a Engine,
     stopped: Mutex<Option<String>>,
-    turn: Mutex<()>,
+    measured: Mutex<Option<Look>>,
     ended: Mutex<bool>,
     wake: Condvar,
 }
@@ -356,7 +383,7 @@ impl<'a> Guard<'a> {
         Self {
             engine,
             stopped: Mutex::default(),
-            turn: Mutex::default(),
+            measured: Mutex::default(),
             ended: Mutex::default(),
             wake: Condvar::new(),
         }
@@ -372,7 +399,14 @@ impl<'a> Guard<'a> {
         let engine = self.engine;
         let SpaceLimits { most, reserve } = engine.limits;
         // One step at a time: what one has made room for is not what another one takes.
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(look) = &mut *measured
+            && written
+            && self.is_little(look, bytes)
+        {
+            look.added += bytes;
+            return Ok(());
+        }
         let look = || -> Result<(u64, Disk), BuildError> {
             Ok((engine.store.measure()?.total() + bytes, engine.disk()?))
         };
@@ -392,8 +426,26 @@ impl<'a> Guard<'a> {
         }
         let left = if written { found.0 } else { found.0 - bytes };
         let room = (most - left).min(found.1.available - reserve);
-        let allowed = engine.worker.allow(room, &[]);
-        allowed.map_err(|error| told(BuildError::from_worker(&error)))
+        *measured = Some(Look {
+            taken: left,
+            available: found.1.available,
+            added: 0,
+            unmeasured: unmeasured(room),
+        });
+        engine.allow_only(room).map_err(told)
+    }
+
+    /// Whether what was added since a look, with so many bytes more, is what the worker was not allowed to write then,
+    /// and still fits.
+    fn is_little(&self, look: &Look, bytes: u64) -> bool {
+        let SpaceLimits { most, reserve } = self.engine.limits;
+        let Ok(disk) = self.engine.disk() else {
+            return false;
+        };
+        let added = look.added + bytes;
+        added.max(look.available.saturating_sub(disk.available)) < look.unmeasured
+            && look.taken + look.unmeasured <= most
+            && disk.available >= reserve + look.unmeasured
     }
 
     /// Why the build was stopped.
@@ -428,7 +480,7 @@ impl<'a> Guard<'a> {
             if !low && filled.total() <= most {
                 // What is in the making is counted when it is written, or when it is sealed.
                 let room = (most - filled.total() + filled.making).min(disk.available - reserve);
-                let _ = self.engine.worker.allow(room, &[]);
+                let _ = self.engine.allow_only(room);
                 continue;
             }
             // Once is enough: what was not there to be collected then is not there now.

@@ -15,6 +15,7 @@ use kiln_worker::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::room::Guard;
 use crate::{BuildError, Engine};
 
 /// What is run.
@@ -60,6 +61,8 @@ pub struct RunRequest {
     pub shm_size: u64,
     /// The descriptors are one terminal.
     pub terminal: bool,
+    /// A process 1 that collects processes comes before the program.
+    pub init: bool,
     /// Standard input is given to the container.
     pub interactive: bool,
     /// Certificates of the host that the container trusts.
@@ -249,7 +252,18 @@ impl Engine {
             keep,
         };
         let request = Request::Run(Box::new(job));
-        let (exit, made, notes) = match self.worker.call(&request, &stdio) {
+        let guard = Guard::new(self);
+        let answer = std::thread::scope(|scope| {
+            scope.spawn(|| guard.watch());
+            let answer = self.worker.call(&request, &stdio);
+            guard.end();
+            answer
+        });
+        if let Some((message, hint)) = guard.stopped() {
+            self.worker.resume();
+            return Err(BuildError::new(message).with_hint(hint));
+        }
+        let (exit, made, notes) = match answer {
             Ok(Response::Exited {
                 exit,
                 made,
@@ -272,6 +286,9 @@ impl Engine {
             Err(error) => return Err(BuildError::from_worker(&error)),
         };
         if keep {
+            let space = made.iter().map(|made| made.space).sum();
+            let fits = guard.make_room(space, true);
+            fits.map_err(|(message, hint)| BuildError::new(message).with_hint(hint))?;
             self.add_layers(id, container.layers, &made)?;
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
             details.ended = Some((code(exit), now.unwrap_or_default().as_secs()));
@@ -429,6 +446,7 @@ fn process(request: &RunRequest, image: ImageConfig) -> Result<ProcessSpec, Buil
         shm_size: request.shm_size,
         read_only_root: request.read_only,
         terminal: request.terminal,
+        init: request.init,
         insecure: false,
     })
 }

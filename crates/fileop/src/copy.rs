@@ -120,7 +120,10 @@ fn unpacked(
         return Ok(false);
     }
     unpack(builder, path, &mut file, &action.dest, changes)?;
-    if let Some(stamp) = from.stamps.and_then(|stamps| stamps.get(path)) {
+    if let Some(stamp) = from
+        .stamps
+        .and_then(|(index, stamps)| stamps.get(index, path))
+    {
         let stat = rustix::fs::fstat(&file).map_err(|errno| unreadable(errno.into()))?;
         if Stamp::of(&stat) != *stamp {
             builder.changed.push(path.clone());
@@ -137,8 +140,8 @@ struct Copier<'a, 'b> {
     links: HashMap<(usize, u32), usize>,
 }
 
-impl Copier<'_, '_> {
-    fn source(&mut self, action: &CopyAction, source: &Source<'_>) -> Result<(), FileOpError> {
+impl<'a> Copier<'a, '_> {
+    fn source(&mut self, action: &CopyAction, source: &Source<'a>) -> Result<(), FileOpError> {
         let made = self.changes.made();
         // The part in front of the last slash is made in any case, so that `dir/` is a folder from now on.
         let (folder, name) = match action.dest.rfind('/') {
@@ -219,7 +222,7 @@ impl Copier<'_, '_> {
         }
     }
 
-    fn entry(&mut self, item: &Item<'_>, dest: LayerPath) -> Result<(), FileOpError> {
+    fn entry(&mut self, item: &Item<'a>, dest: LayerPath) -> Result<(), FileOpError> {
         let node = item.node;
         let there = self.builder.get(&dest);
         if node.entry.is_dir() {
@@ -262,8 +265,7 @@ impl Copier<'_, '_> {
         let stamp = self
             .from
             .stamps
-            .and_then(|stamps| stamps.get(&place.path))
-            .copied();
+            .and_then(|(index, stamps)| stamps.get(index, place.path));
         let at = self.builder.put_later(entry, |at| Job::Copy {
             at,
             dirs,

@@ -137,9 +137,12 @@ impl Listing {
 
     /// The listing as bytes to be kept, compressed.
     pub fn encode(&self) -> Vec<u8> {
-        // Neither step can fail in memory; what cannot be read later is as good as absent.
-        let bytes = postcard::to_stdvec(self).unwrap_or_default();
-        zstd::encode_all(&*bytes, LEVEL).unwrap_or_default()
+        // Nothing can fail in memory; what cannot be read later is as good as absent.
+        let encode = || {
+            let compressor = zstd::Encoder::new(Vec::new(), LEVEL).ok()?;
+            postcard::to_io(self, compressor).ok()?.finish().ok()
+        };
+        encode().unwrap_or_default()
     }
 
     /// The listing of [`Listing::encode`]; `None` of other bytes.

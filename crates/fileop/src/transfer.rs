@@ -23,9 +23,9 @@ pub(crate) enum Job<'a> {
         /// The folders of the tree that is read.
         dirs: &'a [PathBuf],
         /// Where the content is.
-        place: Place,
+        place: Place<'a>,
         /// The stamp under which the digest is true; `None` in a layer, which nobody changes.
-        stamp: Option<Stamp>,
+        stamp: Option<&'a Stamp>,
     },
     /// Make one more name.
     Link {
@@ -110,7 +110,7 @@ pub(crate) fn run(
                 let Some((_, folders)) = &mut last else {
                     continue;
                 };
-                let done = copy(fs, folders, entry, place, stamp.as_ref());
+                let done = copy(fs, folders, entry, *place, *stamp);
                 if matches!(done, Ok(None)) {
                     continue;
                 }
@@ -169,14 +169,14 @@ fn copy(
     fs: &LayerFs,
     folders: &mut Folders<'_>,
     entry: &Entry,
-    place: &Place,
+    place: Place<'_>,
     stamp: Option<&Stamp>,
 ) -> Result<Option<Entry>, FileOpError> {
     let unreadable = |source| FileOpError::Read {
         path: place.path.clone(),
         source,
     };
-    let mut file = folders.open(place.layer, &place.path).map_err(unreadable)?;
+    let mut file = folders.open(place.layer, place.path).map_err(unreadable)?;
     let same = |file: &std::fs::File| match stamp {
         Some(stamp) => rustix::fs::fstat(file).map(|stat| Stamp::of(&stat) == *stamp),
         None => Ok(true),

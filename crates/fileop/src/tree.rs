@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use kiln_image::view::Node;
-use kiln_image::{LayerPath, MergedView};
+use kiln_image::{LayerIndex, LayerPath, MergedView};
 use kiln_source::Stamps;
 use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
@@ -18,9 +18,9 @@ pub struct Tree<'a> {
     pub view: &'a MergedView,
     /// For each layer of the view the folder that holds its files: `layers/<id>/fs`, or the root of a context.
     pub dirs: Vec<PathBuf>,
-    /// Of a local context: the stamps under which its files were hashed. A file that has another one when it is
+    /// Of a local context: its index, and the stamps under which its files were hashed. A file that has another one when it is
     /// copied is hashed again.
-    pub stamps: Option<&'a Stamps>,
+    pub stamps: Option<(&'a LayerIndex, &'a Stamps)>,
 }
 
 /// The opened folders of a tree. Made by each thread for itself.
@@ -77,17 +77,17 @@ fn step_by_step(folder: &OwnedFd, path: &LayerPath, flags: OFlags) -> Result<Own
 }
 
 /// Where the bytes of a node are.
-#[derive(Debug, Clone)]
-pub(crate) struct Place {
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
     pub(crate) layer: usize,
-    pub(crate) path: LayerPath,
+    pub(crate) path: &'a LayerPath,
 }
 
-impl From<Node<'_>> for Place {
-    fn from(node: Node<'_>) -> Self {
+impl<'a> From<Node<'a>> for Place<'a> {
+    fn from(node: Node<'a>) -> Self {
         Self {
             layer: node.layer,
-            path: node.entry.path.clone(),
+            path: &node.entry.path,
         }
     }
 }

@@ -6,21 +6,7 @@ use crate::build::{Stage, Wrong};
 
 impl Stage<'_, '_> {
     pub(crate) fn check_secret(&mut self, keyword: &str, name: &str) {
-        const SECRET: &[&str] = &[
-            "apikey",
-            "auth",
-            "credential",
-            "credentials",
-            "key",
-            "password",
-            "pword",
-            "passwd",
-            "secret",
-            "token",
-        ];
-        let lower = name.to_lowercase();
-        let parts: Vec<&str> = lower.split('_').collect();
-        if parts.iter().any(|part| SECRET.contains(part)) && !parts.contains(&"public") {
+        if kiln_graph::is_secret_name(name) {
             let message = format!(
                 "Do not use ARG or ENV instructions for sensitive data ({keyword} {name:?})"
             );

@@ -3,5 +3,7 @@
 
 pub mod llb;
 mod op;
+mod secret;
 
 pub use op::*;
+pub use secret::is_secret_name;

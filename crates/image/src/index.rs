@@ -172,10 +172,14 @@ impl LayerIndex {
 
     /// Finds one path.
     pub fn get(&self, path: &LayerPath) -> Option<&Entry> {
+        self.position(path).map(|at| &self.entries[at])
+    }
+
+    /// Which of the entries is that of one path.
+    pub fn position(&self, path: &LayerPath) -> Option<usize> {
         self.entries
             .binary_search_by(|entry| entry.path.cmp(path))
             .ok()
-            .map(|at| &self.entries[at])
     }
 
     /// The layer's outcome without times: paths, kinds, modes, owners, links, xattrs, content, hard-link groups.
@@ -214,12 +218,14 @@ impl LayerIndex {
 
     /// The bytes as they are stored: magic, version, blake3 of the rest, then the entries.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let body = postcard::to_stdvec(&self.entries).expect("an index always serialises");
-        let mut bytes = Vec::with_capacity(body.len() + 44);
-        bytes.extend_from_slice(Self::MAGIC);
-        bytes.extend_from_slice(&Self::VERSION.to_le_bytes());
-        bytes.extend_from_slice(blake3::hash(&body).as_bytes());
-        bytes.extend_from_slice(&body);
+        let mut head = Vec::from(Self::MAGIC);
+        head.extend_from_slice(&Self::VERSION.to_le_bytes());
+        let (sum, body) = (head.len(), head.len() + 32);
+        head.resize(body, 0);
+        let mut bytes =
+            postcard::to_extend(&self.entries, head).expect("an index always serialises");
+        let digest = blake3::hash(&bytes[body..]);
+        bytes[sum..body].copy_from_slice(digest.as_bytes());
         bytes
     }
 

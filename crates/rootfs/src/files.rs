@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use kiln_image::LayerPath;
+use kiln_store::layer_fs::delete_layer;
 use rustix::fs::{Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
@@ -50,6 +51,14 @@ impl Folder {
     /// Opens the folder at `path`.
     pub(crate) fn open_dir(&self, path: &LayerPath) -> Result<OwnedFd, RootfsError> {
         self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY)
+    }
+}
+
+/// Moves a folder to `aside`, for somebody else to remove; removes it if that is not possible, or not asked for.
+pub(crate) fn put_aside(folder: &Path, aside: Option<&Path>) -> Result<(), RootfsError> {
+    match aside.map(|aside| rustix::fs::rename(folder, aside)) {
+        Some(Ok(()) | Err(Errno::NOENT)) => Ok(()),
+        _ => delete_layer(folder).map_err(RootfsError::io("remove", folder)),
     }
 }
 

@@ -40,6 +40,8 @@ use files::Folder;
 pub enum Provider {
     /// The layers' folders stacked by the kernel; the new layer's folder catches what is written.
     Overlay,
+    /// The same, mounted with `mount(2)` as kernels before 6.5 want it. Chosen by itself where it is needed.
+    OverlayByMount,
     /// A copy of the merged layers; changes are found by inode, change time and size.
     PlainTree,
 }
@@ -70,6 +72,7 @@ pub struct Rootfs {
     layer_dir: PathBuf,
     ids: Ids,
     state: State,
+    aside: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -92,14 +95,27 @@ impl Rootfs {
         ids: Ids,
     ) -> Result<Self, RootfsError> {
         let state = match provider {
-            Provider::Overlay => State::Overlay(overlay::prepare(lowers, layer_dir, ids)?),
+            Provider::Overlay | Provider::OverlayByMount => {
+                let by_mount = provider == Provider::OverlayByMount;
+                State::Overlay(overlay::prepare(lowers, layer_dir, ids, by_mount)?)
+            }
             Provider::PlainTree => State::Plain(plain::Tree::prepare(lowers, layer_dir, ids)?),
         };
         Ok(Self {
             layer_dir: layer_dir.to_owned(),
             ids,
             state,
+            aside: None,
         })
+    }
+
+    /// Lets [`Rootfs::changes`] move the folder that it needed beside the layer's files to `path`, on the same file
+    /// system, where somebody else removes it. Removing takes far longer where the disk is told of each block that gets
+    /// free.
+    #[must_use]
+    pub fn put_aside(mut self, path: PathBuf) -> Self {
+        self.aside = Some(path);
+        self
     }
 
     /// What the sandbox mounts as `/`.
@@ -174,14 +190,19 @@ impl Rootfs {
             State::Overlay(mount) => {
                 // Unmounted first: the folder must be nobody's upper when it is tidied up.
                 drop(mount);
-                overlay::clean(&self.layer_dir)?;
+                overlay::clean(&self.layer_dir, self.aside.as_deref())?;
                 let root = Folder::open(&self.layer_dir.join("fs"))?;
                 let mut found = walk::walk(&root, recorded, |_, _| false)?;
                 digest::fill(&root, &mut found)?;
                 let changes = diff::diff(&found, view, ignore);
                 normalise::settle(&self.layer_dir, &root, changes, self.ids)
             }
-            State::Plain(tree) => tree.changes(&self.layer_dir, view, ignore, self.ids, recorded),
+            State::Plain(tree) => {
+                let (index, tree) =
+                    tree.changes(&self.layer_dir, view, ignore, self.ids, recorded)?;
+                tree.remove(self.aside.as_deref())?;
+                Ok(index)
+            }
         }
     }
 
@@ -193,9 +214,9 @@ impl Rootfs {
         match self.state {
             State::Overlay(mount) => {
                 drop(mount);
-                overlay::clean(&self.layer_dir)?;
+                overlay::clean(&self.layer_dir, None)?;
             }
-            State::Plain(tree) => tree.remove()?,
+            State::Plain(tree) => tree.remove(None)?,
         }
         let fs = self.layer_dir.join("fs");
         delete_layer(&fs).map_err(RootfsError::io("remove", &fs))

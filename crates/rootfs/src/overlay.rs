@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use kiln_image::{Entry, Kind, LayerPath};
-use kiln_store::layer_fs::{Content, Ids, LayerFs, delete_layer};
+use kiln_store::layer_fs::{Content, Ids, LayerFs};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -20,7 +20,7 @@ use rustix::mount::{
 };
 
 use crate::diff::unset_root;
-use crate::files::times;
+use crate::files::{put_aside, times};
 use crate::{Lower, RootfsError};
 
 /// Most folders that the kernel stacks in one overlay (`OVL_MAX_STACK`).
@@ -34,45 +34,50 @@ const OPTIONS: [(&str, &str); 4] = [
     ("xino", "off"),
 ];
 
-/// Makes `layer_dir/fs` the upper folder over `lowers` (lowest first) and mounts both, attached nowhere.
+/// Makes `layer_dir/fs` the upper folder over `lowers` (lowest first) and mounts both, attached nowhere. `by_mount`: as on
+/// kernels before 6.5.
 pub(crate) fn prepare(
     lowers: &[Lower],
     layer_dir: &Path,
     ids: Ids,
+    by_mount: bool,
 ) -> Result<OwnedFd, RootfsError> {
-    if lowers.len() > MOST_LOWERS {
-        return Err(RootfsError::TooManyLayers {
-            layers: lowers.len(),
-            most: MOST_LOWERS,
-        });
-    }
-    clean(layer_dir)?;
+    clean(layer_dir, None)?;
     if make_dir(&layer_dir.join("fs"))? {
         set_root(lowers, layer_dir, ids)?;
     }
     make_dir(&layer_dir.join("work"))?;
+    // A step that changed nothing shows nothing: each layer is one more folder to look into for every name.
     let mut dirs: Vec<PathBuf> = lowers
         .iter()
         .rev()
+        .filter(|lower| !lower.index.entries().is_empty())
         .map(|lower| lower.dir.join("fs"))
         .collect();
+    if dirs.len() > MOST_LOWERS {
+        return Err(RootfsError::TooManyLayers {
+            layers: dirs.len(),
+            most: MOST_LOWERS,
+        });
+    }
     if dirs.is_empty() {
         // The kernel wants one.
         let empty = layer_dir.join("empty");
         make_dir(&empty)?;
         dirs.push(empty);
     }
-    mount(&dirs, layer_dir)
+    mount(&dirs, layer_dir, by_mount)
 }
 
 /// Removes what the mount needed beside the layer's files. The next mount must find no old work folder: the kernel
-/// refuses one that was used with `volatile`.
-pub(crate) fn clean(layer_dir: &Path) -> Result<(), RootfsError> {
-    for name in ["work", "empty"] {
-        let path = layer_dir.join(name);
-        delete_layer(&path).map_err(RootfsError::io("remove", &path))?;
+/// refuses one that was used with `volatile`. The work folder goes to `aside` if that is given.
+pub(crate) fn clean(layer_dir: &Path, aside: Option<&Path>) -> Result<(), RootfsError> {
+    let empty = layer_dir.join("empty");
+    match rustix::fs::unlinkat(CWD, &empty, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(RootfsError::io("remove", &empty)(error)),
     }
-    Ok(())
+    put_aside(&layer_dir.join("work"), aside)
 }
 
 /// Gives the new root folder the metadata that the layers give it: an overlay shows those of its upper folder.
@@ -112,8 +117,17 @@ fn make_dir(path: &Path) -> Result<bool, RootfsError> {
 }
 
 /// Mounts `layer_dir/fs` over `lowers`, topmost first.
-pub(crate) fn mount(lowers: &[PathBuf], layer_dir: &Path) -> Result<OwnedFd, RootfsError> {
-    match mount_appending(lowers, layer_dir) {
+pub(crate) fn mount(
+    lowers: &[PathBuf],
+    layer_dir: &Path,
+    by_mount: bool,
+) -> Result<OwnedFd, RootfsError> {
+    let appended = if by_mount {
+        Err(Refusal::NoAppend)
+    } else {
+        mount_appending(lowers, layer_dir)
+    };
+    match appended {
         Err(Refusal::NoAppend) => mount_at_once(lowers, layer_dir),
         other => other,
     }

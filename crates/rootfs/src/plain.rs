@@ -19,7 +19,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
 use crate::diff::diff;
-use crate::files::{Folder, by_descriptor, times};
+use crate::files::{Folder, by_descriptor, put_aside, times};
 use crate::walk::{Found, Stamp, walk};
 use crate::{Lower, RootfsError, digest};
 
@@ -71,11 +71,11 @@ impl Tree {
         &self.root
     }
 
-    pub(crate) fn remove(self) -> Result<(), RootfsError> {
-        delete_layer(&self.dir).map_err(RootfsError::io("remove", &self.dir))
+    pub(crate) fn remove(self, aside: Option<&Path>) -> Result<(), RootfsError> {
+        put_aside(&self.dir, aside)
     }
 
-    /// Moves what differs from `view` into `layer_dir/fs` and writes the index.
+    /// Moves what differs from `view` into `layer_dir/fs` and writes the index. What is left of the tree comes back.
     pub(crate) fn changes(
         self,
         layer_dir: &Path,
@@ -83,7 +83,7 @@ impl Tree {
         ignore: &[LayerPath],
         ids: Ids,
         recorded: Option<&InodeOwners>,
-    ) -> Result<LayerIndex, RootfsError> {
+    ) -> Result<(LayerIndex, Self), RootfsError> {
         let root = Folder::open(&self.root)?;
         let mut found = walk(&root, recorded, |path, stamp| {
             self.table.get(path) == Some(stamp)
@@ -98,8 +98,7 @@ impl Tree {
         take(&root, &fs, &index)?;
         fs.finish(&index)
             .map_err(RootfsError::io("finish the layer in", layer_dir))?;
-        self.remove()?;
-        Ok(index)
+        Ok((index, self))
     }
 
     /// What could not be made is still there if the folder it belongs in is.

@@ -14,9 +14,9 @@ use crate::{Provider, overlay};
 
 /// Tells which provider works in the store at `store_root`, and why, as a part of a sentence. An overlay is mounted in a
 /// folder below `store_root/tmp`, files are removed in it, and its marks are looked for: some file systems take the
-/// mount and then cannot hold them.
-pub fn probe(store_root: &Path) -> (Provider, String) {
-    match try_overlay(&store_root.join("tmp")) {
+/// mount and then cannot hold them. The folder is given to `remove`, and may be removed later.
+pub fn probe(store_root: &Path, remove: impl FnOnce(PathBuf)) -> (Provider, String) {
+    match try_overlay(&store_root.join("tmp"), remove) {
         Ok(()) => (
             Provider::Overlay,
             format!("overlay mounts work in {}", store_root.display()),
@@ -25,14 +25,13 @@ pub fn probe(store_root: &Path) -> (Provider, String) {
     }
 }
 
-fn try_overlay(tmp: &Path) -> Result<(), String> {
+fn try_overlay(tmp: &Path, remove: impl FnOnce(PathBuf)) -> Result<(), String> {
     sweep(tmp);
     let (dir, _lock) =
         new_folder(tmp).map_err(|error| format!("cannot write to {}: {error}", tmp.display()))?;
     let result = try_overlay_in(&dir);
-    let removed =
-        delete_layer(&dir).map_err(|error| format!("cannot remove {}: {error}", dir.display()));
-    result.and(removed)
+    remove(dir);
+    result
 }
 
 /// What the names of folders begin with in which something is tried.
@@ -86,7 +85,7 @@ fn try_overlay_in(dir: &Path) -> Result<(), String> {
         std::fs::write(lower.join("again/file"), "")
     };
     make().map_err(|error| format!("cannot write to {}: {error}", dir.display()))?;
-    let mount = overlay::mount(&[lower], dir).map_err(|error| error.to_string())?;
+    let mount = overlay::mount(&[lower], dir, false).map_err(|error| error.to_string())?;
     let inside = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
     let change = || -> io::Result<()> {
         std::fs::remove_dir_all(inside.join("gone"))?;

@@ -22,6 +22,7 @@ use rustix::mount::{MountAttrFlags, UnmountFlags, unmount};
 use rustix::process::{Signal, chdir, fchdir, pivot_root, set_parent_process_death_signal, setsid};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
+use crate::init;
 use crate::seccomp::Instruction;
 use crate::sys;
 use crate::tree::Places;
@@ -72,6 +73,8 @@ pub(crate) struct Plan {
     /// The root is to be read-only.
     pub(crate) read_only_root: bool,
     pub(crate) no_new_privs: bool,
+    /// The program is to be the child of a process 1 that collects what others leave.
+    pub(crate) init: bool,
     pub(crate) filter: Vec<Instruction>,
     /// The calls that a supervisor answers; empty for none.
     pub(crate) questions: Vec<Instruction>,
@@ -116,13 +119,14 @@ pub(crate) enum Stage {
     Uid,
     Capabilities,
     DeathSignal,
+    Init,
     Exec,
     /// No failure: the filter's descriptor is there, as the index.
     Supervised,
 }
 
 impl Stage {
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 25] = [
         Self::Orphaned,
         Self::Cgroup,
         Self::Session,
@@ -145,6 +149,7 @@ impl Stage {
         Self::Uid,
         Self::Capabilities,
         Self::DeathSignal,
+        Self::Init,
         Self::Exec,
         Self::Supervised,
     ];
@@ -282,6 +287,9 @@ fn become_program(plan: &Plan, pointers: &Pointers) -> std::result::Result<Infal
     }
     enter(&plan.cwd).map_err(at(Stage::Cwd))?;
     drop_privileges(plan)?;
+    if plan.init {
+        init::split(plan.terminal, REPORT).map_err(at(Stage::Init))?;
+    }
     Err(execute(plan, pointers))
 }
 

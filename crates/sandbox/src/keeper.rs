@@ -44,6 +44,7 @@ pub(crate) struct Job {
     stdio: Option<[OwnedFd; 3]>,
     read_only_root: bool,
     no_new_privs: bool,
+    init: bool,
     ulimits: Vec<Ulimit>,
     oom_score_adj: Option<i16>,
     /// See [`Cgroup::doors`](crate::Cgroup::doors).
@@ -163,6 +164,7 @@ impl Job {
             stdio,
             read_only_root: process.read_only_root,
             no_new_privs: process.no_new_privs,
+            init: process.init,
             ulimits: process.ulimits.clone(),
             oom_score_adj: process.oom_score_adj,
             doors: doors.unwrap_or_default(),
@@ -460,6 +462,7 @@ fn plan(job: Job, opened: Opened, supervised: bool) -> Plan {
         confined,
         read_only_root: job.read_only_root,
         no_new_privs: job.no_new_privs,
+        init: job.init,
         filter: if confined {
             seccomp::filter()
         } else {
@@ -570,6 +573,7 @@ impl Names {
             Stage::Gid => format!("group {}{}", self.gid, unmapped(error)),
             Stage::Uid => format!("user {}{}", self.uid, unmapped(error)),
             Stage::DeathSignal => "death signal".into(),
+            Stage::Init => "process 1".into(),
             Stage::Supervised => "supervision of calls".into(),
         };
         SandboxError::setup(what, error)

@@ -16,6 +16,7 @@ pub mod cancel;
 pub mod cgroup;
 mod child;
 mod error;
+mod init;
 pub mod isolation;
 mod keeper;
 mod one_id;

@@ -21,7 +21,8 @@ pub enum RootSource<'a> {
     Folder(&'a Path),
 }
 
-/// A program with everything around it. The program becomes process 1 of its own PID namespace.
+/// A program with everything around it. The program becomes process 1 of its own PID namespace, or with
+/// [`Process::init`] process 2.
 #[derive(Debug)]
 pub struct Process<'a> {
     /// What becomes `/`.
@@ -46,6 +47,8 @@ pub struct Process<'a> {
     pub confinement: Confinement,
     /// Set-user-id programs give no privileges. Off in builds: `su` and `sudo` work in a `RUN`.
     pub no_new_privs: bool,
+    /// The program is the child of a process 1 that collects the processes that others leave, and passes signals on.
+    pub init: bool,
     /// Resource limits.
     pub ulimits: Vec<Ulimit>,
     /// Score for the kernel's choice when memory runs out, -1000 to 1000; `None` inherits.
@@ -78,6 +81,7 @@ impl<'a> Process<'a> {
             mounts: Vec::new(),
             confinement: Confinement::Docker,
             no_new_privs: false,
+            init: false,
             ulimits: Vec::new(),
             oom_score_adj: None,
             cgroup: None,

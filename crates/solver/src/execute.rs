@@ -108,7 +108,7 @@ impl Solver<'_> {
                     FileTree::Local {
                         root,
                         index,
-                        stamps: scan.stamps(|_| true),
+                        stamps: scan.stamps(),
                     }
                 }
             });
@@ -376,6 +376,7 @@ impl Solver<'_> {
             shm_size: exec.shm_size,
             read_only_root: false,
             terminal: false,
+            init: false,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Why a step is executed and not taken from the cache, in words.
 
 use kiln_fileop::{Changes, Listing};
+use kiln_graph::is_secret_name;
 use kiln_store::{BuildStep, StepState};
 use serde_json::Value;
 
@@ -279,31 +280,11 @@ fn cut(value: &str, at: usize) -> String {
     format!("{front}{shown:?}{back}")
 }
 
-/// Whether a variable's value should not be shown, by its name: the words by which the check `SecretsUsedInArgOrEnv`
-/// knows secrets.
-pub fn is_secret_name(name: &str) -> bool {
-    const WORDS: [&str; 9] = [
-        "apikey",
-        "auth",
-        "credential",
-        "credentials",
-        "key",
-        "password",
-        "pword",
-        "passwd",
-        "secret",
-    ];
-    let name = name.to_ascii_lowercase();
-    name.split('_')
-        .any(|word| WORDS.contains(&word) || word == "token")
-}
-
-/// The step of an earlier build that is the same one: by its text, else, in the latest build, by its place in the
-/// stage, if the text there is not among the `texts` of the stage now.
+/// The step of an earlier build that is the same one: by its text, the `nth` where several have the same one, else, in the
+/// latest build, by its place in the stage, if the text there is not among the `texts` of the stage now.
 pub(crate) fn counterpart<'b>(
     builds: &'b [Vec<BuildStep>],
-    stage: &str,
-    step: &str,
+    (stage, step, nth): (&str, &str, usize),
     title: &str,
     texts: &dyn Fn(&str) -> bool,
 ) -> Vec<&'b BuildStep> {
@@ -311,11 +292,10 @@ pub(crate) fn counterpart<'b>(
     let same: Vec<&BuildStep> = builds
         .iter()
         .filter_map(|steps| {
-            steps
-                .iter()
-                .filter(known)
-                .find(|it| it.stage == stage && it.step == step)
+            let same = |it: &&BuildStep| it.stage == stage && it.step == step;
+            steps.iter().filter(same).take(nth + 1).last()
         })
+        .filter(known)
         .collect();
     if !same.is_empty() {
         return same;
@@ -480,6 +460,17 @@ mod tests {
             changes: Vec::new(),
             keys: Vec::new(),
         };
+        let twice = [vec![
+            step("[build 2/3] RUN a", "RUN a", StepState::Done),
+            step("[build 3/3] RUN a", "RUN a", StepState::Done),
+        ]];
+        for (nth, title) in ["[build 2/3] RUN a", "[build 3/3] RUN a"]
+            .iter()
+            .enumerate()
+        {
+            let same = counterpart(&twice, ("build", "RUN a", nth), "", &|_| true);
+            assert_eq!(same[0].title, *title);
+        }
         let builds = [
             vec![
                 step("[build 2/3] RUN a", "RUN a", StepState::Done),
@@ -488,7 +479,7 @@ mod tests {
             vec![step("[build 3/3] RUN b", "RUN b", StepState::Cached)],
         ];
         let found = |text: &str, title: &str, now: &[&str]| {
-            let steps = counterpart(&builds, "build", text, title, &|it| now.contains(&it));
+            let steps = counterpart(&builds, ("build", text, 0), title, &|it| now.contains(&it));
             steps.iter().map(|it| it.title.clone()).collect::<Vec<_>>()
         };
         assert_eq!(
@@ -501,6 +492,11 @@ mod tests {
         );
         assert!(found("RUN aa", "[build 2/4] RUN aa", &["RUN a"]).is_empty());
         assert!(found("COPY a", "[build 2/4] COPY a", &[]).is_empty());
-        assert!(counterpart(&builds, "other", "RUN a", "[other 2/3] RUN a", &|_| false).is_empty());
+        assert!(
+            counterpart(&builds, ("other", "RUN a", 0), "[other 2/3] RUN a", &|_| {
+                false
+            })
+            .is_empty()
+        );
     }
 }

@@ -18,7 +18,6 @@ mod solve;
 mod value;
 
 pub use error::{NO_EMULATOR, SolveError};
-pub use explain::is_secret_name;
 pub use parts::Parts;
 pub use providers::Providers;
 pub use solve::{OpReport, Options, Solved, Solver, SourceError, Watch};

@@ -184,6 +184,7 @@ struct Run<'s, 'a> {
     /// How long each operation takes, as far as can be told; empty until that matters.
     expected: Vec<Duration>,
     earlier: Option<Earlier>,
+    begun: SystemTime,
     /// Operations that did not end well, and those that have no report although something was done for them.
     ends: Vec<Option<StepState>>,
     execs: usize,
@@ -248,6 +249,7 @@ impl Solver<'_> {
             ready: Vec::new(),
             expected: Vec::new(),
             earlier: None,
+            begun: SystemTime::now(),
             ends: vec![None; graph.len()],
             execs: 0,
             others: 0,

@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -66,19 +67,100 @@ pub(crate) struct Known {
 
 /// The digests, link targets and extended attributes of one context's files, with the stamps they were read under.
 /// One file for each context root; it is replaced as a whole.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct StatCache {
     file: Option<PathBuf>,
-    /// What is in the file, behind its head: read when it is first needed, and decoded when it is gone through, since large
-    /// contexts need the memory.
-    stored: OnceCell<Vec<u8>>,
-    /// What a scan has learnt: it counts instead of what is stored. Sorted by path.
-    learnt: Option<Vec<Known>>,
+    /// The file, if it is whole: opened when it is first needed.
+    stored: OnceCell<Option<Stored>>,
+    /// What a scan has learnt, encoded: it counts instead of what is stored.
+    learnt: Option<Encoded>,
 }
 
 const MAGIC: &[u8; 8] = b"kilnst1\n";
 /// The magic number and the sum of what follows.
 const HEAD: usize = 8 + 32;
+/// What is read at once of what is stored.
+const AHEAD: usize = 128 * 1024;
+
+/// What is known of many paths, sorted by path, as it is stored but for the count in front.
+#[derive(Debug, Default)]
+struct Encoded {
+    count: usize,
+    bytes: Vec<u8>,
+}
+
+impl Encoded {
+    fn push(&mut self, known: &Known) {
+        self.count += 1;
+        let bytes = std::mem::take(&mut self.bytes);
+        self.bytes = postcard::to_extend(known, bytes).expect("it goes into memory");
+    }
+}
+
+/// A file that was found to be whole. It is replaced, never written to again.
+#[derive(Debug)]
+struct Stored {
+    file: fs::File,
+    count: usize,
+    /// Where the first one begins.
+    start: u64,
+}
+
+impl Stored {
+    /// Large contexts need the memory, so the file is never in it as a whole.
+    fn open(file: &Path) -> Option<Self> {
+        let file = fs::File::open(file).ok()?;
+        let mut head = [0; HEAD];
+        file.read_exact_at(&mut head, 0).ok()?;
+        let sum = head.strip_prefix(MAGIC)?;
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; AHEAD];
+        let mut at = HEAD as u64;
+        loop {
+            match file.read_at(&mut buffer, at) {
+                Ok(0) => break,
+                Ok(length) => {
+                    hasher.update(&buffer[..length]);
+                    at += length as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return None,
+            }
+        }
+        if hasher.finalize().as_bytes() != sum {
+            return None;
+        }
+        let length = file.read_at(&mut buffer[..16], HEAD as u64).ok()?;
+        let (count, rest) = postcard::take_from_bytes::<usize>(&buffer[..length]).ok()?;
+        let start = (HEAD + length - rest.len()) as u64;
+        Some(Self { file, count, start })
+    }
+
+    fn known(&self) -> impl Iterator<Item = Known> {
+        let (mut at, mut left) = (self.start, self.count);
+        let (mut buffer, mut used) = (Vec::new(), 0);
+        std::iter::from_fn(move || {
+            left = left.checked_sub(1)?;
+            loop {
+                if let Ok((known, rest)) = postcard::take_from_bytes(&buffer[used..]) {
+                    used = buffer.len() - rest.len();
+                    return Some(known);
+                }
+                buffer.drain(..std::mem::take(&mut used));
+                let had = buffer.len();
+                buffer.resize(had + AHEAD, 0);
+                // What cannot be read is as good as not known.
+                let length = self.file.read_at(&mut buffer[had..], at).unwrap_or(0);
+                buffer.truncate(had + length);
+                at += length as u64;
+                if length == 0 {
+                    left = 0;
+                    return None;
+                }
+            }
+        })
+    }
+}
 
 impl StatCache {
     /// A cache that knows nothing.
@@ -94,23 +176,9 @@ impl StatCache {
         }
     }
 
-    fn stored(&self) -> &[u8] {
-        self.stored.get_or_init(|| {
-            let Some(mut stored) = self.file.as_ref().and_then(|file| fs::read(file).ok()) else {
-                return Vec::new();
-            };
-            let whole = stored
-                .strip_prefix(MAGIC)
-                .and_then(|rest| rest.split_first_chunk::<32>())
-                .is_some_and(|(sum, body)| blake3::hash(body).as_bytes() == sum);
-            stored.drain(..if whole { HEAD } else { stored.len() });
-            stored
-        })
-    }
-
-    /// Gives back the memory of what can be read again.
-    pub(crate) fn release(&mut self) {
-        self.stored.take();
+    fn stored(&self) -> Option<&Stored> {
+        let open = || Stored::open(self.file.as_ref()?);
+        self.stored.get_or_init(open).as_ref()
     }
 
     /// Writes the cache, by rename, if it changed since it was loaded. Tells whether it did.
@@ -121,17 +189,21 @@ impl StatCache {
         let Some(learnt) = &self.learnt else {
             return Ok(false);
         };
-        let body = postcard::to_stdvec(learnt).map_err(io::Error::other)?;
+        let count = postcard::to_stdvec(&learnt.count).map_err(io::Error::other)?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&count).update(&learnt.bytes);
         // Two builds may write at once: each has a name of its own, the later rename wins.
         let mut name = file.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{}", std::process::id()));
         let temporary = file.with_file_name(name);
         let mut out = fs::File::create(&temporary)?;
         out.write_all(MAGIC)?;
-        out.write_all(blake3::hash(&body).as_bytes())?;
-        out.write_all(&body)?;
+        out.write_all(hasher.finalize().as_bytes())?;
+        out.write_all(&count)?;
+        out.write_all(&learnt.bytes)?;
         fs::rename(&temporary, file)?;
         self.file = Some(file.to_owned());
+        self.stored.take();
         self.learnt = None;
         Ok(true)
     }
@@ -139,8 +211,8 @@ impl StatCache {
     /// How many paths are known.
     pub fn len(&self) -> usize {
         match &self.learnt {
-            Some(learnt) => learnt.len(),
-            None => postcard::take_from_bytes(self.stored()).map_or(0, |(count, _)| count),
+            Some(learnt) => learnt.count,
+            None => self.stored().map_or(0, |stored| stored.count),
         }
     }
 
@@ -151,40 +223,44 @@ impl StatCache {
 
     /// What is known, by path.
     pub(crate) fn known(&self) -> impl Iterator<Item = Known> {
-        let learnt = self.learnt.as_deref();
-        let mut stored: &[u8] = match learnt {
-            Some(_) => &[],
-            None => postcard::take_from_bytes::<usize>(self.stored()).map_or(&[], |(_, rest)| rest),
+        let (mut learnt, stored) = match &self.learnt {
+            Some(learnt) => (&learnt.bytes[..], None),
+            None => (&[][..], self.stored()),
         };
-        let stored = std::iter::from_fn(move || {
-            let (known, rest) = postcard::take_from_bytes(stored).ok()?;
-            stored = rest;
+        let learnt = std::iter::from_fn(move || {
+            let (known, rest) = postcard::take_from_bytes(learnt).ok()?;
+            learnt = rest;
             Some(known)
         });
-        learnt.unwrap_or_default().iter().cloned().chain(stored)
+        learnt.chain(stored.into_iter().flat_map(Stored::known))
     }
 
     /// Takes over what a scan has learnt, sorted by path. `whole`: paths that the scan does not mention are gone.
-    pub(crate) fn update(&mut self, learnt: Vec<Known>, whole: bool) {
-        self.learnt = Some(if whole {
-            learnt
+    pub(crate) fn update(&mut self, learnt: impl Iterator<Item = Known>, whole: bool) {
+        let mut encoded = Encoded::default();
+        if whole {
+            learnt.for_each(|known| encoded.push(&known));
         } else {
-            merge(self.known(), learnt)
-        });
-        self.release();
+            merge(self.known(), learnt, |known| encoded.push(&known));
+        }
+        encoded.bytes.shrink_to_fit();
+        self.learnt = Some(encoded);
+        self.stored.take();
     }
 }
 
-fn merge(old: impl Iterator<Item = Known>, learnt: Vec<Known>) -> Vec<Known> {
-    let mut merged = Vec::with_capacity(learnt.len());
+fn merge(
+    old: impl Iterator<Item = Known>,
+    learnt: impl Iterator<Item = Known>,
+    mut push: impl FnMut(Known),
+) {
     let mut old = old.peekable();
     for new in learnt {
         while let Some(earlier) = old.next_if(|known| known.path < new.path) {
-            merged.push(earlier);
+            push(earlier);
         }
         old.next_if(|known| known.path == new.path);
-        merged.push(new);
+        push(new);
     }
-    merged.extend(old);
-    merged
+    old.for_each(push);
 }

@@ -34,7 +34,7 @@ const BYTES_ALONE: u64 = 8 << 20;
 /// Hashes files below `folder`, in at most two threads. `open`: a number to know the file by, its path and its stamp.
 pub(crate) fn hash_all(
     folder: &OwnedFd,
-    open: &[(usize, LayerPath, Stamp)],
+    open: &[(usize, &LayerPath, Stamp)],
 ) -> Vec<(usize, io::Result<Hashed>)> {
     let bytes: u64 = open.iter().map(|(_, _, stamp)| stamp.size).sum();
     let next = AtomicUsize::new(0);

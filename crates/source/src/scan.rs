@@ -25,6 +25,9 @@ pub const UNHASHED: FileDigest = FileDigest::new([0; 32]);
 /// Entries from which on a second thread helps to walk.
 const WALK_ALONE: usize = 2_000;
 
+/// Files that are given to be hashed together.
+const HASHED_AT_ONCE: usize = 10_000;
+
 /// Why a context cannot be scanned.
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
@@ -83,18 +86,15 @@ struct Mark {
     settled: bool,
 }
 
-/// The stamps of a scan's regular files, for whoever copies them later: content that was copied under another stamp
-/// is not the content that was hashed.
+/// The stamps of a scan's entries, one for each entry of its index, for whoever copies its files later: content that was
+/// copied under another stamp is not the content that was hashed.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-pub struct Stamps(Vec<(LayerPath, Stamp)>);
+pub struct Stamps(Vec<Stamp>);
 
 impl Stamps {
-    /// The stamp of one path.
-    pub fn get(&self, path: &LayerPath) -> Option<&Stamp> {
-        self.0
-            .binary_search_by(|(known, _)| known.cmp(path))
-            .ok()
-            .map(|at| &self.0[at].1)
+    /// The stamp of one path of the scan's index.
+    pub fn get(&self, index: &LayerIndex, path: &LayerPath) -> Option<&Stamp> {
+        self.0.get(index.position(path)?)
     }
 }
 
@@ -129,9 +129,6 @@ pub fn scan(
     let Found { entries, marks } = found;
     let settled = marks.iter().filter(|mark| mark.may_be_kept(clock)).count();
     let news = recalled != settled || whole && settled != cache.len();
-    if !news {
-        cache.release();
-    }
     Ok(Scan {
         root: root.to_owned(),
         folder,
@@ -201,11 +198,16 @@ impl Scan {
             }
             match mark.unlisted {
                 Some(errno) => return Err(unreadable(&self.root, &entry.path, errno.into())),
-                None => open.push((at, entry.path.clone(), mark.stamp)),
+                None => open.push(at),
             }
         }
-        if !open.is_empty() {
-            let outcomes = hash::hash_all(&self.folder, &open);
+        // In parts: what is known of a file while it is hashed takes as much memory as its entry.
+        for open in open.chunks(HASHED_AT_ONCE) {
+            let files: Vec<_> = open
+                .iter()
+                .map(|&at| (at, &self.index.entries()[at].path, self.marks[at].stamp))
+                .collect();
+            let outcomes = hash::hash_all(&self.folder, &files);
             // Copied only if somebody still holds an earlier index.
             let entries = Arc::make_mut(&mut self.index).entries_mut();
             for (at, outcome) in outcomes {
@@ -231,15 +233,9 @@ impl Scan {
         Ok(Arc::clone(&self.index))
     }
 
-    /// The stamps of the regular files that were selected and hashed, or known from the cache.
-    pub fn stamps(&self, selected: impl Fn(&LayerPath) -> bool) -> Stamps {
-        let entries = self.index.entries().iter().zip(&self.marks);
-        let files = entries.filter(|(entry, _)| entry.is_file() && selected(&entry.path));
-        Stamps(
-            files
-                .map(|(entry, mark)| (entry.path.clone(), mark.stamp))
-                .collect(),
-        )
+    /// The stamps under which the files were hashed, or known from the cache.
+    pub fn stamps(&self) -> Stamps {
+        Stamps(self.marks.iter().map(|mark| mark.stamp).collect())
     }
 
     fn teach(&self, cache: &mut StatCache) {
@@ -263,7 +259,7 @@ impl Scan {
         };
         let entries = self.index.entries().iter().zip(&self.marks);
         let settled = entries.filter(|(_, mark)| mark.may_be_kept(self.clock));
-        cache.update(settled.map(known).collect(), self.whole);
+        cache.update(settled.map(known), self.whole);
     }
 }
 

@@ -46,7 +46,7 @@ impl Store {
         let folders = list(&self.root.join("layers"))?;
         let leases = list(&self.leases())?;
         self.remove_old_stat_files()?;
-        let (doomed, blobs) = self.db.write_durably(|on| {
+        let (doomed, blobs) = self.db.write(|on| {
             release_leases(self, on, &leases)?;
             // Whoever is about to refer to a blob has a lease.
             let grace = if self.live_leases()?.is_empty() { 0 } else { GRACE };
@@ -63,6 +63,9 @@ impl Store {
             let doomed = query.query_map([DOOMED], layer_id)?.collect::<Result<Vec<_>, _>>()?;
             Ok((doomed, collect_blobs(on, grace)?))
         })?;
+        if !doomed.is_empty() || !blobs.is_empty() {
+            self.db.sync(&self.root)?;
+        }
         for digest in blobs {
             remove_if_there(&self.blob_path(digest))?;
         }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use kiln_image::{Digest, LayerId};
-use rusqlite::{Row, params};
+use rusqlite::{OptionalExtension, Row, params};
 
 use crate::db;
 use crate::layers::require_sealed;
@@ -180,6 +180,23 @@ impl Store {
                 Ok(container)
             })
             .collect()
+    }
+
+    /// The process that runs a container; `None` if it does not run, or by nobody whom this process can see.
+    ///
+    /// # Errors
+    /// When the database or the lease cannot be read.
+    pub fn container_holder(&self, id: &str) -> Result<Option<u32>, StoreError> {
+        let lease: Option<Option<String>> = self
+            .db
+            .read()
+            .prepare_cached("SELECT lease FROM containers WHERE id = ?1 AND state = ?2")?
+            .query_row(params![id, THERE], |row| row.get(0))
+            .optional()?;
+        match lease.flatten() {
+            Some(lease) => lock::lease_holder(&self.leases(), &lease),
+            None => Ok(None),
+        }
     }
 
     /// Removes a container; `false` if it is not there. The worker then deletes the folder and

@@ -267,7 +267,22 @@ impl Db {
         connection.busy_timeout(Duration::from_millis(50))?;
         let result = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        Ok(result?)
+        result?;
+        // The first commit into an empty log syncs its header, which takes as long as everybody else's writes on the disk.
+        // So it is made here and not by the next build. Setting the version writes the page even if nothing changes.
+        Ok(connection.pragma_update(None, "user_version", FORMAT)?)
+    }
+
+    /// Brings what was committed to the disk. In WAL mode all of it is in the log, since checkpoints sync by themselves;
+    /// the rollback journal of network file systems is synced with each commit.
+    pub(crate) fn sync(&self, root: &Path) -> Result<(), StoreError> {
+        let path = root.join(format!("{FILE}-wal"));
+        match std::fs::File::open(&path).and_then(|log| log.sync_data()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(StoreError::io("sync", &path)(error))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -180,6 +180,36 @@ pub(crate) fn lease_is_live(folder: &Path, name: &str) -> Result<bool, StoreErro
     }
 }
 
+/// The process that holds the lease; `None` if nobody does, or nobody whom this process can see.
+pub(crate) fn lease_holder(folder: &Path, name: &str) -> Result<Option<u32>, StoreError> {
+    let path = folder.join(name);
+    let failed = StoreError::io("read", &path);
+    let read = || {
+        Ok((
+            fs::read_to_string(&path)?,
+            fs::symlink_metadata(&path)?.ino(),
+        ))
+    };
+    let (text, inode) = match read() {
+        Err(err) if io::Error::kind(&err) == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(failed)?,
+    };
+    // The number may be one of another namespace, where it is somebody else's here. So the kernel is asked as well.
+    let locks = Path::new("/proc/locks");
+    let locks = fs::read_to_string(locks).map_err(StoreError::io("read", locks))?;
+    let holder = text.lines().next().and_then(|line| line.parse().ok());
+    Ok(holder.filter(|pid| locks.lines().any(|line| is_lock_of(line, *pid, inode))))
+}
+
+/// Whether a line of `/proc/locks` (`1: FLOCK ADVISORY WRITE 4711 fe:00:12345 0 EOF`, proc(5)) tells of a lock of this
+/// process on a file with this inode. The device is that of the file system, which `stat` may call something else.
+fn is_lock_of(line: &str, pid: u32, inode: u64) -> bool {
+    let mut words = line.split_whitespace().skip(1);
+    words.next() == Some("FLOCK")
+        && words.nth(2) == Some(&*pid.to_string())
+        && words.next().and_then(|file| file.rsplit(':').next()) == Some(&*inode.to_string())
+}
+
 /// The right to do the work of one key, among all processes that share the store. Ends when dropped.
 pub struct Claim(#[expect(dead_code, reason = "held, not read")] LockFile);
 

@@ -122,6 +122,9 @@ pub struct ProcessSpec {
     pub read_only_root: bool,
     /// The descriptors are one terminal that becomes the process's controlling terminal.
     pub terminal: bool,
+    /// A process 1 that collects processes comes before the program.
+    #[serde(default)]
+    pub init: bool,
 }
 
 /// The text of `/etc/hosts`: the loopback names, then extra lines of name and address.

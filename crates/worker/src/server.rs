@@ -15,11 +15,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::protocol::{Failure, FailureKind, Request, Response};
 use crate::wire;
+use tidy::Tidy;
 
 mod caches;
 mod exec;
 mod files;
 mod space;
+mod tidy;
 mod tree;
 mod trust;
 
@@ -30,6 +32,7 @@ pub(crate) struct Shared {
     provider: std::sync::OnceLock<(Provider, String)>,
     forced: Option<Provider>,
     indexes: Mutex<HashMap<LayerId, Arc<LayerIndex>>>,
+    tidy: Tidy,
 }
 
 impl Shared {
@@ -41,7 +44,7 @@ impl Shared {
     pub(crate) fn provider(&self) -> &(Provider, String) {
         self.provider.get_or_init(|| match self.forced {
             Some(provider) => (provider, "forced".to_owned()),
-            None => kiln_rootfs::probe(&self.store_root),
+            None => kiln_rootfs::probe(&self.store_root, |left| self.tidy.remove(left)),
         })
     }
 
@@ -166,6 +169,7 @@ pub fn serve(
     forced: Option<Provider>,
 ) -> io::Result<()> {
     let shared = Arc::new(Shared {
+        tidy: Tidy::new(&store_root),
         store_root,
         ids,
         provider: std::sync::OnceLock::new(),
@@ -231,6 +235,7 @@ pub fn serve(
         // A job that panicked has told its front by closing the connection.
         let _ = thread.join();
     }
+    shared.tidy.end();
     outcome
 }
 
@@ -262,6 +267,7 @@ fn answer(
             let (provider, reason) = shared.provider();
             let provider = match provider {
                 Provider::Overlay => "overlay",
+                Provider::OverlayByMount => "overlay by mount(2)",
                 Provider::PlainTree => "plain tree",
             };
             Ok(Response::Facts(crate::WorkerFacts {

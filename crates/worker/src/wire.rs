@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use postcard::ser_flavors::Size;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -21,11 +22,13 @@ pub(crate) fn send(
     message: &impl Serialize,
     fds: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
-    let body = postcard::to_stdvec(message).map_err(io::Error::other)?;
-    let head = (body.len() as u64).to_le_bytes();
+    // Gone through twice, since the list of a large context's files is worth no copy in memory.
+    let length = postcard::serialize_with_flavor(message, Size::default());
+    let head = (length.map_err(io::Error::other)? as u64).to_le_bytes();
     send_with_fds(socket.as_fd(), &head, fds)?;
-    let mut socket = socket;
-    socket.write_all(&body)
+    let socket = io::BufWriter::with_capacity(64 * 1024, socket);
+    let mut socket = postcard::to_io(message, socket).map_err(io::Error::other)?;
+    socket.flush()
 }
 
 /// Receives one message with its descriptors; `None` when the other side closed the connection instead.

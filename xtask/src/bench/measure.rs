@@ -16,7 +16,7 @@ use crate::process::line;
 const SECTOR: u64 = 512;
 
 /// Between two runs.
-const SETTLE: Duration = Duration::from_secs(2);
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// What a run took.
 #[derive(Debug, Clone, Copy)]

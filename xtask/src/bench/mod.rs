@@ -13,8 +13,8 @@ use anyhow::{Context as _, Result};
 use crate::bases;
 use crate::compare::Peers;
 use crate::machine::{ID_MAPS, Kiln, Profile, Tool, install};
-use crate::process::output;
-use crate::{say, target_dir};
+use crate::process::{command, output};
+use crate::{say, target_dir, workspace};
 
 use measure::Disk;
 use scenarios::{SCENARIOS, Scenario};
@@ -42,7 +42,13 @@ pub struct Bench {
 
 /// The command: measures the named scenarios, all if none is named, and prints a table. Each side does each scenario
 /// once before its `rounds` count. The peers named by `without` are left out.
+///
+/// The name `micro` measures the hot pieces one by one instead.
 pub fn run(names: &[String], rounds: usize, without: &[String]) -> Result<()> {
+    if names == ["micro"] {
+        let mut micro = command("cargo", ["run", "--release", "-q", "-p", "kiln-micro"]);
+        return crate::process::run(micro.current_dir(workspace()));
+    }
     let scenarios = chosen(names)?;
     install(&TOOLS)?;
     let bench = Bench::new(without)?;
@@ -126,6 +132,9 @@ impl Bench {
         row.machine = case.machine().map(|limit| (limit.what, Vec::new()));
         for round in 0..=rounds {
             for (at, side) in self.sides.iter().enumerate() {
+                if case.leaves_out(side) {
+                    continue;
+                }
                 let commands = case.commands(side, round)?;
                 let taken = measure::run(commands, disk)?;
                 // The first round fills caches, of the system too.

@@ -11,8 +11,10 @@ use anyhow::{Context as _, Result, ensure};
 use super::Bench;
 use super::sides::{Folder, REGISTRY, Side};
 use super::trees;
-use crate::bases::cache_dir;
+use crate::bases::{self, cache_dir};
 use crate::process::{command, output, succeeds};
+use crate::projects::{self, Project};
+use crate::workspace;
 
 /// Something that is measured on every side.
 #[derive(Debug)]
@@ -29,6 +31,7 @@ pub(super) struct Case {
     before: Box<Before>,
     commands: Box<Commands>,
     limit: Option<Limit>,
+    without_buildah: bool,
 }
 
 type Before = dyn Fn(&Side, usize) -> Result<()>;
@@ -64,6 +67,7 @@ impl Case {
             before: Box::new(|_, _| Ok(())),
             commands: Box::new(commands),
             limit: None,
+            without_buildah: false,
         }
     }
 
@@ -81,6 +85,11 @@ impl Case {
     pub(super) fn commands(&self, side: &Side, round: usize) -> Result<Vec<Command>> {
         (self.before)(side, round)?;
         Ok((self.commands)(side, round))
+    }
+
+    /// Whether a side does not do it.
+    pub(super) fn leaves_out(&self, side: &Side) -> bool {
+        self.without_buildah && matches!(side, Side::Buildah(_))
     }
 
     /// What the machine itself needs.
@@ -109,7 +118,7 @@ impl Scenario {
 }
 
 /// All scenarios.
-pub(super) const SCENARIOS: [Scenario; 18] = [
+pub(super) const SCENARIOS: [Scenario; 21] = [
     Scenario::new("cached", "fully cached, small, three stages", cached),
     Scenario::new("cached-20k", "fully cached, 20,000 files", |bench| {
         cached_files(bench, 20_000)
@@ -151,6 +160,19 @@ pub(super) const SCENARIOS: [Scenario; 18] = [
         "metadata",
         "30 metadata instructions, nothing cached",
         metadata,
+    ),
+    Scenario::new("go", "a Go project after an edit of one line", |bench| {
+        project(bench, "go-modules")
+    }),
+    Scenario::new(
+        "node",
+        "a Node project after an edit of one line",
+        |bench| project(bench, "node-app"),
+    ),
+    Scenario::new(
+        "rust",
+        "a Rust project after an edit of one line",
+        |bench| project(bench, "rust-app"),
     ),
 ];
 
@@ -458,4 +480,45 @@ fn uncached(bench: &Bench) -> Result<Case> {
 fn metadata(bench: &Bench) -> Result<Case> {
     let folder = context(bench, &trees::metadata(30))?;
     Ok(build(&folder, "bench/metadata", &["--no-cache"]))
+}
+
+/// A project of `examples`; the first round, which does not count, builds all of it and fetches what it needs.
+fn project(bench: &Bench, name: &str) -> Result<Case> {
+    let project = Project::named(name).with_context(|| format!("no project {name}"))?;
+    let folder = Rc::new(bench.folder()?);
+    for side in &bench.sides {
+        let own = folder.here().join(side.name());
+        let source = workspace().join("examples").join(project.folder).join(".");
+        fs::create_dir(&own)?;
+        output(command("cp", ["-rp"]).arg(source).arg(own))?;
+        match side {
+            Side::Kiln(kiln) => bases::run_with(kiln, project.bases)?,
+            Side::Docker(peers) => {
+                if let Some(Side::Kiln(kiln)) = bench.sides.first() {
+                    projects::give_bases(kiln, peers, project.bases)?;
+                }
+            }
+            Side::Buildah(_) => {}
+        }
+    }
+    let edited = Rc::clone(&folder);
+    let mut case = Case::new(move |side, _| {
+        let options = match side {
+            Side::Docker(_) => projects::trusting_bases(project),
+            _ => Vec::new(),
+        };
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        let mut build = side.build(&folder, side.name(), "bench/project", &options);
+        // What other scenarios leave out: these fetch things.
+        if let (Side::Kiln(_), Some(trust)) = (side, std::env::var_os("KILN_HOST_CA")) {
+            build.env("KILN_HOST_CA", trust);
+        }
+        vec![build]
+    })
+    .before(move |side, round| {
+        let file = edited.here().join(side.name()).join(project.edit.file);
+        projects::sign(&file, &format!("{}-{round}", std::process::id()))
+    });
+    case.without_buildah = true;
+    Ok(case)
 }

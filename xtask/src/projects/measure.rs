@@ -110,7 +110,7 @@ fn median(times: impl Iterator<Item = Duration>) -> Duration {
 }
 
 /// Hands Kiln's bases to docker, and makes of each one that trusts what the machine trusts.
-fn give_bases(kiln: &Kiln, peers: &Peers, names: &[&str]) -> Result<()> {
+pub(crate) fn give_bases(kiln: &Kiln, peers: &Peers, names: &[&str]) -> Result<()> {
     for base in BASES.iter().filter(|base| names.contains(&base.name)) {
         let (folder, inside) = peers.shared()?;
         run_command(
@@ -140,6 +140,17 @@ fn give_bases(kiln: &Kiln, peers: &Peers, names: &[&str]) -> Result<()> {
 /// The name in docker of a base that trusts what the machine trusts.
 fn trusting(image: &str) -> String {
     format!("kiln-projects/{image}")
+}
+
+/// The options that make docker use those.
+pub(crate) fn trusting_bases(project: &Project) -> Vec<String> {
+    let bases = BASES.iter().filter(|it| project.bases.contains(&it.name));
+    let bases = bases.filter(|base| !BARE.contains(&base.name));
+    let option = |base: &bases::Base| {
+        let named = format!("{}=docker-image://{}", base.image, trusting(base.image));
+        ["--build-context".to_owned(), named]
+    };
+    bases.flat_map(option).collect()
 }
 
 impl Builder<'_> {
@@ -173,11 +184,7 @@ impl Builder<'_> {
             Self::Kiln(kiln) => kiln.command(["build"]),
             Self::Docker(peers) => {
                 let mut build = peers.command(["docker", "build", "--provenance=false"]);
-                let bases = BASES.iter().filter(|it| project.bases.contains(&it.name));
-                for base in bases.filter(|base| !BARE.contains(&base.name)) {
-                    let named = format!("{}=docker-image://{}", base.image, trusting(base.image));
-                    build.args(["--build-context", &named]);
-                }
+                build.args(trusting_bases(project));
                 build
             }
         };
@@ -207,7 +214,7 @@ fn with_own_caches(dockerfile: &str, id: &str) -> String {
 }
 
 /// Adds a comment to a source file.
-fn sign(file: &Path, id: &str) -> Result<()> {
+pub(crate) fn sign(file: &Path, id: &str) -> Result<()> {
     let comment = if file.extension().is_some_and(|end| end == "py") {
         "#"
     } else {

@@ -9,6 +9,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 
 pub use measure::run;
+pub(crate) use measure::{give_bases, sign, trusting_bases};
 
 /// An example that is built over the network.
 #[derive(Debug)]

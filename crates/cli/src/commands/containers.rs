@@ -1,11 +1,13 @@
 //! `kiln ps`, `kiln rm`, `kiln diff` and `kiln export`.
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use kiln_engine::{Change, ContainerInfo, Engine};
+use kiln_engine::{BuildError, Change, ContainerInfo, Engine};
 use kiln_graph::Network;
 use kiln_template::{Fields, Shape, Value};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::find_image;
 use crate::container_args::{PsArgs, RmArgs};
@@ -230,6 +232,7 @@ pub(super) fn rm(place: &Place, args: &RmArgs) -> Result<ExitCode> {
                 complain(&error.to_string());
                 continue;
             }
+            Ok(container) if args.force && container.running => kill(&engine, &container),
             other => other.and_then(|container| engine.remove_container(&container)),
         };
         match removed {
@@ -246,6 +249,48 @@ pub(super) fn rm(place: &Place, args: &RmArgs) -> Result<ExitCode> {
     engine.sweep_containers()?;
     engine.sweep()?;
     Ok(code)
+}
+
+/// Ends a container that runs, and removes it.
+fn kill(engine: &Engine, container: &ContainerInfo) -> Result<(), BuildError> {
+    const WITHIN: Duration = Duration::from_secs(10);
+    let ends = || {
+        let start = Instant::now();
+        while start.elapsed() < WITHIN {
+            match engine
+                .containers()?
+                .into_iter()
+                .find(|it| it.id == container.id)
+            {
+                Some(still) if still.running => std::thread::sleep(Duration::from_millis(10)),
+                left => return Ok(Some(left)),
+            }
+        }
+        Ok::<_, BuildError>(None)
+    };
+    let pid = engine.store.container_holder(&container.id)?;
+    let pid = pid.and_then(|pid| Pid::from_raw(pid.cast_signed()));
+    let Some(pid) = pid else {
+        let text = format!(
+            "cannot end container {:?}: the process that runs it cannot be seen from here",
+            container.name
+        );
+        return Err(
+            BuildError::new(text).with_hint("end its kiln run or kiln start where that runs")
+        );
+    };
+    for signal in [Signal::ALARM, Signal::KILL] {
+        // One that has just ended needs none.
+        let _ = kill_process(pid, signal);
+        if let Some(left) = ends()? {
+            return left.map_or(Ok(()), |left| engine.remove_container(&left));
+        }
+    }
+    Err(BuildError::new(format!(
+        "container {:?} still runs after {} seconds",
+        container.name,
+        2 * WITHIN.as_secs()
+    )))
 }
 
 pub(super) fn diff(place: &Place, name: &str) -> Result<ExitCode> {

@@ -10,7 +10,9 @@ use kiln_engine::{BuildError, Engine, Ran, RunRequest};
 use kiln_graph::Network;
 use kiln_image::{Digest, Platform};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{
+    SIGALRM, SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2,
+};
 use signal_hook::iterator::Signals;
 
 use super::build_options::{bytes, extra_hosts, ulimit, variable};
@@ -132,16 +134,23 @@ pub(super) fn attached(
     Ok(ran??)
 }
 
-/// Passes the signals that come on to the container; the third one that asks for the end kills it.
+/// Passes the signals that come on to the container; the third one that asks for the end kills it, as does the one that
+/// `kiln rm -f` sends.
 fn with_signals<T>(engine: &Engine, run: impl FnOnce() -> T) -> Result<T> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGCONT])?;
+    let mut signals = Signals::new([
+        SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGCONT, SIGALRM,
+    ])?;
     let handle = signals.handle();
     let done = std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut asked = 0;
             for signal in &mut signals {
                 asked += u8::from(matches!(signal, SIGINT | SIGTERM));
-                let signal = if asked > 2 { SIGKILL } else { signal };
+                let signal = if asked > 2 || signal == SIGALRM {
+                    SIGKILL
+                } else {
+                    signal
+                };
                 engine.worker.signal(signal as u8);
             }
         });
@@ -194,6 +203,7 @@ fn request(engine: &Engine, args: &ContainerArgs) -> Result<RunRequest> {
             .transpose()?
             .unwrap_or_default(),
         terminal: args.tty,
+        init: args.init,
         interactive: args.interactive,
         trust: crate::certificates::trust(&args.trust, crate::context::certificates())?,
         ..RunRequest::default()

@@ -2,6 +2,7 @@
 
 use std::cell::OnceCell;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use kiln_fileop::{Changes, Listing};
 use kiln_graph::{CopyAction, OpId, OpKind, Place, SourceOp};
@@ -35,6 +36,10 @@ pub(crate) struct Question {
     files: Vec<Files>,
     /// The texts of all steps of the same stage.
     texts: Vec<String>,
+    /// How many of those before it have its text.
+    nth: usize,
+    /// When this build began.
+    begun: SystemTime,
     uncached: bool,
     earlier: Earlier,
 }
@@ -128,7 +133,12 @@ impl Solver<'_> {
         } = &question.place;
         let in_stage = |text: &str| question.texts.iter().any(|it| it == text);
         let mut forgotten = false;
-        for before in explain::counterpart(&question.earlier, stage, step, title, &in_stage) {
+        for before in explain::counterpart(
+            &question.earlier,
+            (stage, step, question.nth),
+            title,
+            &in_stage,
+        ) {
             let same = before.keys.iter().any(|key| question.keys.contains(key));
             match before.state {
                 StepState::Failed if same => return Ok(Reason::plain("it failed last time")),
@@ -155,6 +165,8 @@ impl Solver<'_> {
             && let Some(record) = self
                 .store
                 .latest_record_of_step(&step_name(&question.place))?
+            // Of this build: one of the steps before it has the same text.
+            && record.created < question.begun
         {
             return compare(record.id);
         }
@@ -215,6 +227,9 @@ impl Run<'_, '_> {
         let same_stage = |(_, other): (OpId, &kiln_graph::Op)| {
             (other.place.stage == op.place.stage).then(|| other.place.step.clone())
         };
+        let twin = |(other, it): &(OpId, &kiln_graph::Op)| {
+            other.0 < id.0 && it.place.stage == op.place.stage && it.place.step == op.place.step
+        };
         let definition = self.definitions[id.0].as_ref().map(|(key, _)| *key);
         Ok(Question {
             place: op.place.clone(),
@@ -223,6 +238,8 @@ impl Run<'_, '_> {
             told,
             files,
             texts: self.graph.ops().filter_map(same_stage).collect(),
+            nth: self.graph.ops().filter(twin).count(),
+            begun: self.begun,
             uncached: op.ignore_cache,
             earlier,
         })

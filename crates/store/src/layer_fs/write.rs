@@ -17,6 +17,8 @@ use super::{Content, Ids, LayerFs, kind_at};
 
 /// Marks a folder that hides what layers below have in it (kernel documentation, overlayfs.rst, with `userxattr`).
 const OPAQUE: &str = "user.overlay.opaque";
+/// Files below this are read and written: the kernel takes longer to set up a copy of its own.
+const SMALL: usize = 16 * 1024;
 const CAPABILITY: &[u8] = b"security.capability";
 /// Makes every file created in the folder inherit it, so it waits for the end.
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
@@ -167,15 +169,16 @@ impl LayerFs {
             Content::Move(from) => match self.take(parent.as_fd(), name, from) {
                 Err(err) if err.raw_os_error() == Some(Errno::XDEV.raw_os_error()) => {
                     let source = open_source(from)?;
-                    let file = self.new_file(parent.as_fd(), name)?;
-                    let size = self.copy(source.as_fd(), &file)?;
+                    let file = self.new_file(parent.as_fd(), name, entry)?;
+                    let size = rustix::fs::fstat(&source)?.st_size as u64;
+                    let size = self.copy(source.as_fd(), size, &file)?;
                     rustix::fs::unlink(from)?;
                     (file, size)
                 }
                 other => other?,
             },
             content => {
-                let mut file = self.new_file(parent.as_fd(), name)?;
+                let mut file = self.new_file(parent.as_fd(), name, entry)?;
                 let size = match content {
                     Content::Bytes(bytes) => {
                         take(bytes.len() as u64)?;
@@ -183,8 +186,9 @@ impl LayerFs {
                         bytes.len() as u64
                     }
                     Content::Copy(source) => {
-                        take(rustix::fs::fstat(source)?.st_size as u64)?;
-                        self.copy(source, &file)?
+                        let size = rustix::fs::fstat(source)?.st_size as u64;
+                        take(size)?;
+                        self.copy(source, size, &file)?
                     }
                     Content::Reader(reader) => pump(&mut Taking(reader), &file)?,
                     Content::None | Content::Move(_) => 0,
@@ -197,8 +201,16 @@ impl LayerFs {
     }
 
     fn set_on_file(&self, file: &File, entry: &Entry) -> io::Result<()> {
-        self.give(file, entry)?;
-        rustix::fs::fchmod(file, Mode::from_raw_mode(entry.mode.into()))?;
+        // Looking is cheaper than setting, and new files mostly are as they should be.
+        let stat = rustix::fs::fstat(file)?;
+        let given =
+            self.ids == Some(Ids::Real) && (stat.st_uid, stat.st_gid) == (entry.uid, entry.gid);
+        if !given {
+            self.give(file, entry)?;
+        }
+        if !given || stat.st_mode & 0o7777 != u32::from(entry.mode) {
+            rustix::fs::fchmod(file, Mode::from_raw_mode(entry.mode.into()))?;
+        }
         set_xattrs(entry, |name, value| {
             rustix::fs::fsetxattr(file, name, value, XattrFlags::empty())
         })?;
@@ -218,10 +230,15 @@ impl LayerFs {
         }
     }
 
-    fn new_file(&self, parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<File> {
+    /// A new file, if possible with what the process's mask leaves of the entry's permissions.
+    fn new_file(&self, parent: BorrowedFd<'_>, name: &[u8], entry: &Entry) -> io::Result<File> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let open = || rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600));
+        let mode = match self.ids {
+            Some(Ids::Real) => u32::from(entry.mode) & 0o777,
+            _ => 0o600,
+        };
+        let open = || rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(mode));
         self.make(parent, name, open).map(File::from)
     }
 
@@ -241,9 +258,8 @@ impl LayerFs {
         Ok((File::from(file), size))
     }
 
-    /// Copies all of a regular file the cheapest way that works.
-    fn copy(&self, from: BorrowedFd<'_>, to: &File) -> io::Result<u64> {
-        let size = rustix::fs::fstat(from)?.st_size as u64;
+    /// Copies all of a regular file of that size the cheapest way that works.
+    fn copy(&self, from: BorrowedFd<'_>, size: u64, mut to: &File) -> io::Result<u64> {
         if size == 0 {
             // Files of /proc say 0 and have content.
             return pump(
@@ -262,6 +278,14 @@ impl LayerFs {
                 }
                 // Another file system, a file that cannot be shared.
                 Err(_) => {}
+            }
+        }
+        if size < SMALL as u64 {
+            let mut buffer = [0; SMALL];
+            let got = rustix::io::pread(from, &mut buffer, 0)?;
+            if got as u64 == size {
+                to.write_all(&buffer[..got])?;
+                return Ok(size);
             }
         }
         let mut offset = 0;

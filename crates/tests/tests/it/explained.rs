@@ -490,3 +490,30 @@ fn builds_are_found_again() {
         .says(&["0 would run, 0 may run, 2 cached"]);
     kiln.run(&["why"]).ok().says(&["build 2: done"]);
 }
+
+#[test]
+fn steps_of_one_text_are_told_apart() {
+    let Some(kiln) = Kiln::fresh(Setting::Root, &["busybox"]) else {
+        return;
+    };
+    let first = "FROM busybox AS one\nRUN echo a >> /log\nRUN echo a >> /log\nRUN cat /log\n";
+    let context = kiln.context(&[("Dockerfile", first)]);
+    kiln.build(&[&context])
+        .ok()
+        .silent_about(&["ran again", "another result"]);
+    let why = kiln.run(&["why", "1"]).ok();
+    assert_eq!(why.stdout.matches("never built before").count(), 3, "{why}");
+    dockerfile(
+        Path::new(&context),
+        "RUN echo a >> /log\nRUN cat",
+        "RUN echo b >> /log\nRUN cat",
+    );
+    // The second of the two changed, not the first.
+    let second = kiln.build(&[&context]).ok();
+    assert_eq!(
+        second.executed(),
+        ["RUN echo b >> /log", "RUN cat /log"],
+        "{second}"
+    );
+    second.says(&["the command changed from \"echo a >> /log\" to \"echo b >> /log\""]);
+}

@@ -38,5 +38,6 @@ mod sees;
 mod settings_agree;
 mod sources;
 mod storage;
+mod tidy;
 mod times;
 mod where_it_runs;

@@ -72,7 +72,8 @@ impl Tree {
             lowers.extend(layer);
         }
         let rootfs = Rootfs::prepare(shared.provider().0, &lowers, &layer_dir, shared.ids)
-            .map_err(|error| failure("cannot make the root file system", &error))?;
+            .map_err(|error| failure("cannot make the root file system", &error))?
+            .put_aside(shared.tidy.place(into));
         let owners = rootfs
             .owners(&view, &lowers[..layers.len()])
             .map_err(|error| failure("cannot find the owners of links", &error))?;
@@ -108,6 +109,7 @@ impl Tree {
             .rootfs
             .changes(&self.view, stubs, owners)
             .map_err(|error| failure("cannot keep what the step changed", &error))?;
+        shared.tidy.remove(shared.tidy.place(self.layer));
         if let Some(trusted) = &self.trusted {
             notes.extend(trusted.copies(&shared.layer_dir(self.layer), &index));
             trusted.remove().map_err(|error| {
@@ -451,6 +453,7 @@ fn spec<'a>(
     };
     spec.mounts = mounts;
     spec.read_only_root = process.read_only_root;
+    spec.init = process.init;
     if process.insecure {
         spec.confinement = Confinement::Insecure;
     }

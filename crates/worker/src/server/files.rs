@@ -58,16 +58,17 @@ pub(super) fn file(shared: &Shared, job: FileJob) -> Result<Response, Failure> {
                 index,
                 stamps,
             } => (
-                MergedView::new([index]),
+                MergedView::new([index.clone()]),
                 vec![PathBuf::from(root)],
-                Some(stamps),
+                Some((index, stamps)),
             ),
         });
     }
     let inputs: Vec<_> = trees
         .iter()
         .map(|(view, dirs, stamps)| {
-            let (dirs, stamps) = (dirs.clone(), stamps.as_ref());
+            let stamps = stamps.as_ref().map(|(index, stamps)| (&**index, stamps));
+            let dirs = dirs.clone();
             Some(Tree { view, dirs, stamps })
         })
         .collect();

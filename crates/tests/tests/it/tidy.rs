@@ -1,0 +1,59 @@
+//! What steps need beside their files is removed, sooner or later.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use kiln_tests::{Kiln, Setting, in_each_setting};
+
+in_each_setting! { nothing_is_left killed_workers_leftovers }
+
+const DOCKERFILE: &str = "FROM busybox\nRUN mkdir /a && touch /a/b\nRUN rm -r /a\nRUN true\n";
+
+/// What is in the store's folder for short-lived things.
+fn scratch(kiln: &Kiln) -> Vec<PathBuf> {
+    let entries = fs::read_dir(kiln.store().join("tmp")).expect("a store has it");
+    entries.map(|it| it.expect("readable").path()).collect()
+}
+
+fn nothing_is_left(setting: Setting) {
+    let Some(kiln) = Kiln::fresh(setting, &["busybox"]) else {
+        return;
+    };
+    let context = kiln.context(&[("Dockerfile", DOCKERFILE)]);
+    kiln.build(&["-t", "tidy", &context]).ok();
+    kiln.run(&["run", "--rm", "tidy", "touch", "/x"]).ok();
+    assert_eq!(scratch(&kiln), [] as [PathBuf; 0]);
+    for layer in fs::read_dir(kiln.store().join("layers")).expect("layers") {
+        let layer = layer.expect("readable").path();
+        let mut names: Vec<_> = fs::read_dir(&layer)
+            .expect("own folder")
+            .map(|it| it.expect("readable").file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["fs", "index"], "{}", layer.display());
+    }
+    kiln.run(&["system", "check"]).ok();
+}
+
+fn killed_workers_leftovers(setting: Setting) {
+    let Some(kiln) = Kiln::fresh(setting, &["busybox"]) else {
+        return;
+    };
+    // As a worker leaves it that is killed after a step: the kernel closes its own folder to everybody.
+    let own = kiln
+        .store()
+        .join("tmp/old-0123456789abcdef0123456789abcdef");
+    fs::create_dir_all(own.join("work/incompat/volatile")).expect("a store has it");
+    let owner = fs::metadata(kiln.store()).expect("it is there");
+    for path in ["", "work", "work/incompat", "work/incompat/volatile"] {
+        use std::os::unix::fs::MetadataExt as _;
+        std::os::unix::fs::chown(own.join(path), Some(owner.uid()), Some(owner.gid()))
+            .expect("tests run as root");
+    }
+    fs::set_permissions(own.join("work"), fs::Permissions::from_mode(0)).expect("own folder");
+    kiln.run(&["system", "df"]).ok();
+    let context = kiln.context(&[("Dockerfile", DOCKERFILE)]);
+    kiln.build(&[&context]).ok();
+    assert_eq!(scratch(&kiln), [] as [PathBuf; 0]);
+}
