@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use crate::auth::Scopes;
 use crate::client::Client;
 use crate::error::Error;
-use crate::net::{self, PATIENCE};
+use crate::net;
 use crate::{Observer, net::Net};
 
 /// How often the observer hears of progress.
@@ -129,7 +129,7 @@ impl BlobReader {
                 Some(response) => response,
                 None => self.open(net).await?,
             };
-            let cause = match timeout(PATIENCE, response.chunk()).await {
+            let cause = match timeout(net.config.retry.patience, response.chunk()).await {
                 Ok(Ok(Some(mut chunk))) => {
                     self.response = Some(response);
                     let skipped = (chunk.len() as u64).min(self.skip);
@@ -146,7 +146,10 @@ impl BlobReader {
                 }
                 Ok(Ok(None)) => format!("it ended after {} of {} bytes", self.offset, self.size),
                 Ok(Err(error)) => net::root_cause(&error),
-                Err(_) => format!("nothing more for {} s", PATIENCE.as_secs()),
+                Err(_) => {
+                    let patience = net.config.retry.patience.as_secs();
+                    format!("nothing more for {patience} s")
+                }
             };
             self.failures += 1;
             let Some(pause) = net.pause(self.failures, net.config.retry.attempts, None) else {
@@ -179,7 +182,7 @@ impl BlobReader {
         let scopes = Scopes::pull(&endpoint.repository(self.reference.repository()));
         let offset = self.offset;
         let response = net
-            .send(&endpoint, &scopes, PATIENCE, |http| {
+            .send(&endpoint, &scopes, net.config.retry.patience, |http| {
                 let request = http.get(url.clone());
                 if offset > 0 {
                     request.header(RANGE, format!("bytes={offset}-"))

@@ -34,6 +34,19 @@ impl Registry {
         Self::with("auth:\n  htpasswd:\n    realm: test\n    path: FOLDER/htpasswd\n")
     }
 
+    /// One with TLS, by a certificate of its own ([`Registry::certificate`]), that knows only [`USER`]. None: skipped.
+    pub fn with_tls() -> Option<Self> {
+        Self::with(
+            "  tls: {certificate: FOLDER/certificate.pem, key: FOLDER/key.pem}\n\
+             auth:\n  htpasswd:\n    realm: test\n    path: FOLDER/htpasswd\n",
+        )
+    }
+
+    /// The file of its certificate, which nobody trusts.
+    pub fn certificate(&self) -> PathBuf {
+        self.folder.join("certificate.pem")
+    }
+
     fn with(more: &str) -> Option<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         if xtask::process::find("docker-registry").is_none() {
@@ -57,6 +70,14 @@ impl Registry {
         .replace("FOLDER", folder.to_str().expect("a plain name"));
         fs::write(folder.join("config.yml"), config).expect("own folder");
         fs::write(folder.join("htpasswd"), HTPASSWD).expect("own folder");
+        if more.contains("tls:") {
+            let key = rcgen::KeyPair::generate().expect("a key");
+            let params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]);
+            let certificate = params.and_then(|params| params.self_signed(&key));
+            let pem = certificate.expect("a certificate").pem();
+            fs::write(folder.join("certificate.pem"), pem).expect("own folder");
+            fs::write(folder.join("key.pem"), key.serialize_pem()).expect("own folder");
+        }
         let mut registry = Self {
             server: None,
             folder,
