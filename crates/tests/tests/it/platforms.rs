@@ -184,7 +184,7 @@ fn files_of_each(setting: Setting) {
         );
     }
     build("type=docker,dest=x.tar").failed().says(&[
-        "docker exporter does not currently support exporting manifest lists",
+        "docker exporter does not support exporting manifest lists, use the oci exporter instead",
         "type=oci",
     ]);
     // One platform has a folder of its own only when it is asked for.
