@@ -1,6 +1,6 @@
 //! Where the program runs: who calls, which store, which namespaces. The only place that reads the environment.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -237,7 +237,17 @@ pub(crate) fn config_files() -> crate::settings::Files {
 
 /// What speaks to registries. The file with the credentials is read when a registry asks for some.
 pub(crate) fn registry_client(credentials: Arc<dyn Credentials>) -> Result<Client> {
-    let mut hosts = crate::settings::registries(&config_files())?;
+    let files = config_files();
+    let mut hosts = crate::settings::registries(&files)?;
+    let homes = files
+        .home
+        .iter()
+        .map(PathBuf::as_path)
+        .chain([Path::new("/etc")]);
+    let folders: Vec<PathBuf> = homes
+        .flat_map(|home| ["docker", "containers"].map(|tool| home.join(tool).join("certs.d")))
+        .collect();
+    crate::settings::add_certificates(&mut hosts, &folders)?;
     if let Some(mirror) = variable("KILN_REGISTRY_MIRROR") {
         let hub = hosts.entry("docker.io".to_owned()).or_default();
         hub.mirrors.insert(0, mirror);

@@ -178,6 +178,50 @@ pub(crate) fn registries(files: &Files) -> Result<BTreeMap<String, HostConfig>> 
     Ok(hosts)
 }
 
+/// Adds what the folders of certificates say that docker and podman have, `certs.d/HOST:PORT`: authorities (`*.crt`), and
+/// the certificate to show with its key (`*.cert`, `*.key`). What `kiln.toml` says of a host stays.
+pub(crate) fn add_certificates(
+    hosts: &mut BTreeMap<String, HostConfig>,
+    folders: &[PathBuf],
+) -> Result<()> {
+    for folder in folders.iter().rev() {
+        let Ok(found) = std::fs::read_dir(folder) else {
+            continue;
+        };
+        for host in found.flatten() {
+            let Ok(name) = host.file_name().into_string() else {
+                continue;
+            };
+            // A folder that this user may not enter is for others.
+            let Ok(files) = std::fs::read_dir(host.path()) else {
+                continue;
+            };
+            let mut paths: Vec<PathBuf> = files.flatten().map(|file| file.path()).collect();
+            paths.sort();
+            let host = hosts.entry(name).or_default();
+            for path in paths {
+                let read =
+                    |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
+                match path.extension().and_then(|end| end.to_str()) {
+                    Some("crt") => {
+                        host.certificates.push(read(&path)?);
+                        // On the loopback interface, too, who has a certificate speaks TLS.
+                        host.plain_http.get_or_insert(false);
+                    }
+                    Some("cert") => {
+                        let key = path.with_extension("key");
+                        let pem = [read(&path)?, b"\n".to_vec(), read(&key)?].concat();
+                        host.identity.get_or_insert(pem);
+                        host.plain_http.get_or_insert(false);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// How much a store may take: as the environment says, else the files, else a share of its disk.
 pub(crate) fn limits(root: &Path) -> Result<SpaceLimits> {
     let disk = Disk::of(root)?;
@@ -240,6 +284,7 @@ fn host(registry: Registry) -> Result<HostConfig> {
             .iter()
             .map(read)
             .collect::<Result<_>>()?,
+        identity: None,
     })
 }
 

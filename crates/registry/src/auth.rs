@@ -285,7 +285,11 @@ async fn fetch(
     };
     let http = endpoint.http.clone();
     let response = net
-        .send_retrying(&endpoint.registry, || request(&http), net::PATIENCE)
+        .send_retrying(
+            &endpoint.registry,
+            || request(&http),
+            net.config.retry.patience,
+        )
         .await?;
     let status = response.status();
     let issued = Instant::now();

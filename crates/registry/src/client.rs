@@ -16,7 +16,7 @@ use crate::Observer;
 use crate::auth::Scopes;
 use crate::config::ClientConfig;
 use crate::error::Error;
-use crate::net::{self, Endpoint, Net, PATIENCE};
+use crate::net::{self, Endpoint, Net};
 
 /// Threads that do the network's work: mostly waiting, and decrypting.
 const THREADS: usize = 2;
@@ -144,11 +144,16 @@ impl Client {
             let scopes = Scopes::push(reference.repository(), None);
             let response = self
                 .net()
-                .send(&endpoint, &scopes, PATIENCE, |http| {
-                    http.put(url.clone())
-                        .header(CONTENT_TYPE, media_type)
-                        .body(bytes.clone())
-                })
+                .send(
+                    &endpoint,
+                    &scopes,
+                    self.net().config.retry.patience,
+                    |http| {
+                        http.put(url.clone())
+                            .header(CONTENT_TYPE, media_type)
+                            .body(bytes.clone())
+                    },
+                )
                 .await?;
             if !response.status().is_success() {
                 return Err(net::failure(response, &endpoint.registry, &what).await);
@@ -171,9 +176,12 @@ impl Client {
             let url = endpoint.base.clone();
             let response = self
                 .net()
-                .send(&endpoint, &Scopes::none(), PATIENCE, |http| {
-                    http.get(url.clone())
-                })
+                .send(
+                    &endpoint,
+                    &Scopes::none(),
+                    self.net().config.retry.patience,
+                    |http| http.get(url.clone()),
+                )
                 .await?;
             if response.status().is_success() {
                 return Ok(());
@@ -251,14 +259,19 @@ impl Client {
         let scopes = Scopes::pull(&endpoint.repository(reference.repository()));
         let response = self
             .net()
-            .send(endpoint, &scopes, PATIENCE, |http| {
-                let request = if head {
-                    http.head(url.clone())
-                } else {
-                    http.get(url.clone())
-                };
-                request.header(ACCEPT, &accept)
-            })
+            .send(
+                endpoint,
+                &scopes,
+                self.net().config.retry.patience,
+                |http| {
+                    let request = if head {
+                        http.head(url.clone())
+                    } else {
+                        http.get(url.clone())
+                    };
+                    request.header(ACCEPT, &accept)
+                },
+            )
             .await?;
         match response.status() {
             StatusCode::OK => Ok(response),

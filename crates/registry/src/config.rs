@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::credentials::{Credentials, NoCredentials};
+use crate::net::PATIENCE;
 
 /// The name of Docker Hub in references.
 pub(crate) const DOCKER_HUB: &str = "docker.io";
@@ -57,6 +58,8 @@ pub struct HostConfig {
     pub insecure: bool,
     /// Certificates of authorities to trust for this registry only, each a PEM file's content.
     pub certificates: Vec<Vec<u8>>,
+    /// The certificate that this machine shows to the registry, and its key: PEM files' contents, one after the other.
+    pub identity: Option<Vec<u8>>,
 }
 
 /// Proxies, as the usual environment variables give them.
@@ -81,6 +84,8 @@ pub struct Retry {
     pub pause: Duration,
     /// No pause is longer. A registry that asks for more is not asked again.
     pub longest_pause: Duration,
+    /// Who says nothing for so long is asked again.
+    pub patience: Duration,
 }
 
 impl Default for Retry {
@@ -90,6 +95,7 @@ impl Default for Retry {
             connects: 3,
             pause: Duration::from_millis(250),
             longest_pause: Duration::from_mins(1),
+            patience: PATIENCE,
         }
     }
 }

@@ -130,7 +130,7 @@ impl Net {
                     speaks
                 } else {
                     let speaks = matches!(
-                        timeout(PATIENCE, http.get(tls.clone()).send()).await,
+                        timeout(self.config.retry.patience, http.get(tls.clone()).send()).await,
                         Ok(Ok(_))
                     );
                     lock(&self.speaks_tls).insert(place.registry.clone(), speaks);
@@ -150,11 +150,8 @@ impl Net {
     /// The connections for a host: shared by all hosts without settings of their own.
     pub(crate) fn http(&self, registry: &str) -> Result<reqwest::Client, Error> {
         let host = self.config.host(registry);
-        let key = if host.insecure || !host.certificates.is_empty() {
-            registry
-        } else {
-            ""
-        };
+        let own = host.insecure || !host.certificates.is_empty() || host.identity.is_some();
+        let key = if own { registry } else { "" };
         let mut clients = lock(&self.clients);
         if let Some(client) = clients.get(key) {
             return Ok(client.clone());
@@ -171,6 +168,9 @@ impl Net {
                 .tls_danger_accept_invalid_certs(host.insecure)
                 // Only what the configuration says, never the environment.
                 .no_proxy();
+            if let Some(pem) = &host.identity {
+                builder = builder.identity(reqwest::Identity::from_pem(pem).map_err(broken)?);
+            }
             let proxies = &self.config.proxies;
             let none = proxies.none.as_deref().and_then(NoProxy::from_string);
             if let Some(url) = &proxies.http {

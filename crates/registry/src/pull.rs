@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use crate::auth::Scopes;
 use crate::client::Client;
 use crate::error::Error;
-use crate::net::{self, PATIENCE};
+use crate::net;
 use crate::{Observer, net::Net};
 
 /// How often the observer hears of progress.
@@ -92,7 +92,7 @@ impl Client {
             let scopes = Scopes::pull(&repository);
             let response = self
                 .net()
-                .send(endpoint, &scopes, PATIENCE, |http| http.head(url.clone()))
+                .send(endpoint, &scopes, net.config.retry.patience, |http| http.head(url.clone()))
                 .await?;
             let what = format!("blob {digest} of {}", reference.name());
             match response.status() {
@@ -168,7 +168,7 @@ impl BlobReader {
                 Some(response) => response,
                 None => self.open(net).await?,
             };
-            let cause = match timeout(PATIENCE, response.chunk()).await {
+            let cause = match timeout(net.config.retry.patience, response.chunk()).await {
                 Ok(Ok(Some(mut chunk))) => {
                     self.response = Some(response);
                     let skipped = (chunk.len() as u64).min(self.skip);
@@ -185,7 +185,10 @@ impl BlobReader {
                 }
                 Ok(Ok(None)) => format!("it ended after {} of {} bytes", self.offset, self.size),
                 Ok(Err(error)) => net::root_cause(&error),
-                Err(_) => format!("nothing more for {} s", PATIENCE.as_secs()),
+                Err(_) => {
+                    let patience = net.config.retry.patience.as_secs();
+                    format!("nothing more for {patience} s")
+                }
             };
             self.failures += 1;
             let Some(pause) = net.pause(self.failures, net.config.retry.attempts, None) else {
@@ -229,7 +232,7 @@ impl BlobReader {
                 })?;
             let host = url.host_str().unwrap_or_default().to_owned();
             let request = ranged(net.http(&host)?.get(url));
-            let response = net::once(request, PATIENCE).await;
+            let response = net::once(request, net.config.retry.patience).await;
             let response = response.map_err(|broken| Error::Unreachable {
                 registry: host.clone(),
                 cause: broken.cause,
@@ -244,7 +247,7 @@ impl BlobReader {
             )?;
             let scopes = Scopes::pull(&endpoint.repository(self.reference.repository()));
             let response = net
-                .send(&endpoint, &scopes, PATIENCE, |http| {
+                .send(&endpoint, &scopes, net.config.retry.patience, |http| {
                     ranged(http.get(url.clone()))
                 })
                 .await?;

@@ -18,7 +18,7 @@ use crate::Observer;
 use crate::auth::Scopes;
 use crate::client::Client;
 use crate::error::Error;
-use crate::net::{self, Endpoint, Net, PATIENCE};
+use crate::net::{self, Endpoint, Net};
 
 /// How long a registry may take to check and store a blob after its last byte.
 const UPLOAD_PATIENCE: Duration = Duration::from_mins(15);
@@ -206,9 +206,12 @@ impl Push<'_> {
         )?;
         let response = self
             .net
-            .send(&self.endpoint, &self.scopes, PATIENCE, |http| {
-                http.head(url.clone())
-            })
+            .send(
+                &self.endpoint,
+                &self.scopes,
+                self.net.config.retry.patience,
+                |http| http.head(url.clone()),
+            )
             .await?;
         match response.status() {
             StatusCode::OK => Ok(true),
@@ -230,9 +233,12 @@ impl Push<'_> {
         }
         let response = self
             .net
-            .send(&self.endpoint, &self.scopes, PATIENCE, |http| {
-                http.post(url.clone()).header(CONTENT_LENGTH, 0)
-            })
+            .send(
+                &self.endpoint,
+                &self.scopes,
+                self.net.config.retry.patience,
+                |http| http.post(url.clone()).header(CONTENT_LENGTH, 0),
+            )
             .await?;
         match response.status() {
             StatusCode::CREATED if mount_from.is_some() => Ok(None),
@@ -245,9 +251,12 @@ impl Push<'_> {
     async fn abandon(&self, location: Url) {
         let _ = self
             .net
-            .send(&self.endpoint, &self.scopes, PATIENCE, |http| {
-                http.delete(location.clone())
-            })
+            .send(
+                &self.endpoint,
+                &self.scopes,
+                self.net.config.retry.patience,
+                |http| http.delete(location.clone()),
+            )
             .await;
     }
 
@@ -313,9 +322,12 @@ impl Push<'_> {
         }
         let response = self
             .net
-            .send(&self.endpoint, &self.scopes, PATIENCE, |http| {
-                http.get(location.clone())
-            })
+            .send(
+                &self.endpoint,
+                &self.scopes,
+                self.net.config.retry.patience,
+                |http| http.get(location.clone()),
+            )
             .await?;
         if !response.status().is_success() {
             return Ok(None);

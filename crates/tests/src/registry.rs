@@ -23,6 +23,8 @@ pub struct Registry {
     port: u16,
 }
 
+const TLS: &str = "  tls: {certificate: FOLDER/certificate.pem, key: FOLDER/key.pem}\n";
+
 impl Registry {
     /// One that everyone may use. None: skipped.
     pub fn start() -> Option<Self> {
@@ -39,15 +41,21 @@ impl Registry {
         Self::with("validation:\n  manifests:\n    urls:\n      allow: [\"^http://127.0.0.1\"]\n")
     }
 
-    /// One that speaks TLS with a certificate that nobody trusts; gives the certificate's file, too. None: skipped.
-    pub fn with_tls() -> Option<(Self, PathBuf)> {
-        if xtask::process::find("openssl").is_none() {
-            skipped("openssl is not installed");
-            return None;
-        }
-        let registry = Self::with("  tls: {certificate: FOLDER/cert.pem, key: FOLDER/key.pem}\n")?;
-        let certificate = registry.folder.join("cert.pem");
-        Some((registry, certificate))
+    /// One with TLS, by a certificate of its own ([`Registry::certificate`]). None: skipped.
+    pub fn with_tls() -> Option<Self> {
+        Self::with(TLS)
+    }
+
+    /// As [`Registry::with_tls`], and it knows only [`USER`]. None: skipped.
+    pub fn with_tls_and_password() -> Option<Self> {
+        Self::with(&format!(
+            "{TLS}auth:\n  htpasswd:\n    realm: test\n    path: FOLDER/htpasswd\n"
+        ))
+    }
+
+    /// The file of its certificate, which nobody trusts.
+    pub fn certificate(&self) -> PathBuf {
+        self.folder.join("certificate.pem")
     }
 
     fn with(more: &str) -> Option<Self> {
@@ -73,8 +81,13 @@ impl Registry {
         .replace("FOLDER", folder.to_str().expect("a plain name"));
         fs::write(folder.join("config.yml"), config).expect("own folder");
         fs::write(folder.join("htpasswd"), HTPASSWD).expect("own folder");
-        if more.contains("tls") {
-            certify(&folder);
+        if more.contains("tls:") {
+            let key = rcgen::KeyPair::generate().expect("a key");
+            let params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]);
+            let certificate = params.and_then(|params| params.self_signed(&key));
+            let pem = certificate.expect("a certificate").pem();
+            fs::write(folder.join("certificate.pem"), pem).expect("own folder");
+            fs::write(folder.join("key.pem"), key.serialize_pem()).expect("own folder");
         }
         let mut registry = Self {
             server: None,
@@ -189,22 +202,6 @@ impl Registry {
     fn log(&self) -> PathBuf {
         Path::new(&self.folder).join("log")
     }
-}
-
-/// Makes a key and a certificate for loopback.
-fn certify(folder: &Path) {
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt"])
-        .args(["ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
-        .args(["-subj", "/CN=kiln-tests", "-addext"])
-        .args(["subjectAltName=IP:127.0.0.1", "-addext"])
-        .args(["basicConstraints=critical,CA:FALSE", "-keyout"])
-        .arg(folder.join("key.pem"))
-        .arg("-out")
-        .arg(folder.join("cert.pem"))
-        .stderr(Stdio::null())
-        .status();
-    assert!(made.is_ok_and(|it| it.success()), "openssl failed");
 }
 
 impl Drop for Registry {

@@ -67,12 +67,16 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
         std::fs::write(path, metadata).with_context(|| path.display().to_string())?;
     }
     if let Some(image) = &built.image {
+        // An index is called as registries have it.
+        let id = match built.pushed.first() {
+            Some(pushed) if image.config == image.manifest => pushed.digest,
+            _ => image.config,
+        };
         if let Some(path) = &args.iidfile {
-            std::fs::write(path, image.config.to_string())
-                .with_context(|| path.display().to_string())?;
+            std::fs::write(path, id.to_string()).with_context(|| path.display().to_string())?;
         }
         if args.quiet || mode == Mode::Quiet {
-            say(&image.config.to_string());
+            say(&id.to_string());
         }
     }
     if is_classic {

@@ -271,7 +271,7 @@ fn output(
             let names = fields.names(tags).map_err(anyhow)?;
             let packing = fields.packing()?;
             if format == Format::Docker && !platforms.is_empty() && fields.0.contains_key("dest") {
-                let what = "docker exporter does not currently support exporting manifest lists";
+                let what = "docker exporter does not support exporting manifest lists, use the oci exporter instead";
                 return Err(BuildError::new(what)
                     .with_hint("an archive for several platforms is made with type=oci"));
             }

@@ -126,6 +126,91 @@ fn a_cut_blob_goes_on_where_it_was() {
     assert_eq!(ranges, [None, Some(300_000), Some(600_000), Some(900_000)]);
 }
 
+/// A client that waits for a moment only.
+fn impatient() -> Client {
+    Client::new(ClientConfig {
+        retry: Retry {
+            patience: Duration::from_millis(300),
+            ..config().retry
+        },
+        ..config()
+    })
+}
+
+#[test]
+fn a_stalled_blob_goes_on_where_it_was() {
+    let bytes = noise(1_000_000);
+    let blob = bytes.clone();
+    let server = Server::start(move |request| {
+        let from = request.range_start().unwrap_or(0);
+        Reply::new(if from > 0 { 206 } else { 200 })
+            .header(
+                "content-range",
+                format!("bytes {from}-{}/{}", blob.len() - 1, blob.len()),
+            )
+            .body(&blob[from..])
+            .stall(400_000)
+    });
+    let started = Instant::now();
+    let pulled = pull(
+        &impatient(),
+        &server.reference("x"),
+        &descriptor(&bytes),
+        &[],
+    );
+    assert!(pulled.unwrap() == bytes);
+    let ranges: Vec<_> = server.requests().iter().map(Request::range_start).collect();
+    assert_eq!(ranges, [None, Some(400_000), Some(800_000)]);
+    assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn who_says_nothing_is_asked_again() {
+    let server = Server::start(script(vec![Reply::silence(), Reply::silence(), manifest()]));
+    impatient().head(&server.reference("x"), &()).unwrap();
+    assert_eq!(server.lines().len(), 3);
+
+    let server = Server::start(|_| Reply::silence());
+    let error = impatient().head(&server.reference("x"), &()).unwrap_err();
+    assert!(
+        matches!(&error, Error::Unreachable { cause, .. } if cause.contains("no answer within")),
+        "{error}"
+    );
+}
+
+/// The errors that a user can do something about, each from what a registry says.
+#[test]
+fn failures_are_told_apart() {
+    let body = |code: &str| format!(r#"{{"errors":[{{"code":"{code}","message":"because"}}]}}"#);
+    let cases = [
+        (404, "MANIFEST_UNKNOWN", "not found"),
+        (404, "NAME_UNKNOWN", "not found"),
+        (401, "UNAUTHORIZED", "access denied, or it does not exist"),
+        (403, "DENIED", "access denied, or it does not exist"),
+        (429, "TOOMANYREQUESTS", "too many requests: because"),
+        (400, "NAME_INVALID", "the registry answers 400: because"),
+        (500, "UNKNOWN", "the registry answers 500: because"),
+    ];
+    for (status, code, words) in cases {
+        let server = Server::start(script(vec![Reply::new(status).body(body(code))]));
+        let error = client()
+            .manifest(&server.reference("x:y"), &digest(b""), &())
+            .unwrap_err();
+        assert!(error.to_string().contains(words), "{status}: {error}");
+        let hint = error.hint().unwrap_or_default();
+        let hinted = match status {
+            404 => "check the name and the tag",
+            401 | 403 => "log in with `kiln login",
+            429 => "requests with an account",
+            _ => "",
+        };
+        assert!(
+            hint.contains(hinted) && hint.is_empty() == hinted.is_empty(),
+            "{hint}"
+        );
+    }
+}
+
 #[test]
 fn a_server_without_ranges_is_read_again() {
     let bytes = noise(500_000);

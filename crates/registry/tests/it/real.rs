@@ -279,3 +279,63 @@ fn an_insecure_host_may_speak_plain_http() {
     config.hosts.insert(registry.address.clone(), host);
     Client::new(config).ping(&registry.address, &()).unwrap();
 }
+
+/// A certificate of an address, signed by itself, and its key.
+fn certificate() -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+#[test]
+fn a_client_shows_its_certificate() {
+    let (server, user) = (certificate(), certificate());
+    let tls = Some((server.0.as_str(), server.1.as_str()));
+    let Some(registry) = Registry::start_for(false, tls, Some(&user.0)) else {
+        return;
+    };
+    let ping = |identity: Option<Vec<u8>>| {
+        let mut config = config();
+        let host = HostConfig {
+            plain_http: Some(false),
+            certificates: vec![server.0.clone().into_bytes()],
+            identity,
+            ..HostConfig::default()
+        };
+        config.hosts.insert(registry.address.clone(), host);
+        Client::new(config).ping(&registry.address, &())
+    };
+    let error = ping(None).unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error}");
+    ping(Some([user.0.as_bytes(), b"\n", user.1.as_bytes()].concat())).unwrap();
+    let error = ping(Some(b"no key".to_vec())).unwrap_err();
+    assert!(matches!(error, Error::Config(_)), "{error}");
+}
+
+#[test]
+fn a_password_is_needed_with_tls_too() {
+    let (pem, key) = certificate();
+    let Some(registry) = Registry::start_with(true, Some((&pem, &key))) else {
+        return;
+    };
+    let ping = |credential: Option<kiln_registry::Credential>| {
+        let mut config = config();
+        let host = HostConfig {
+            plain_http: Some(false),
+            certificates: vec![pem.clone().into_bytes()],
+            ..HostConfig::default()
+        };
+        config.hosts.insert(registry.address.clone(), host);
+        if let Some(credential) = credential {
+            let known = move |_: &str| Ok(Some(credential.clone()));
+            config.credentials = std::sync::Arc::new(known);
+        }
+        Client::new(config).ping(&registry.address, &())
+    };
+    let denied = |error| matches!(error, Err(Error::Denied { .. }));
+    assert!(denied(ping(None)));
+    assert!(denied(ping(Some(crate::support::password(
+        "user", "wrong"
+    )))));
+    ping(Some(crate::support::password("user", "secret"))).unwrap();
+}

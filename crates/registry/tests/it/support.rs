@@ -33,6 +33,15 @@ impl Registry {
 
     /// The same with TLS, by a certificate and its key in PEM.
     pub(crate) fn start_with(with_password: bool, tls: Option<(&str, &str)>) -> Option<Self> {
+        Self::start_for(with_password, tls, None)
+    }
+
+    /// The same for clients alone that show a certificate of this authority.
+    pub(crate) fn start_for(
+        with_password: bool,
+        tls: Option<(&str, &str)>,
+        clients: Option<&str>,
+    ) -> Option<Self> {
         let data = tempfile::tempdir().unwrap();
         let root = data.path().display();
         let mut config = format!(
@@ -48,8 +57,12 @@ impl Registry {
         if let Some((certificate, key)) = tls {
             std::fs::write(data.path().join("cert.pem"), certificate).unwrap();
             std::fs::write(data.path().join("key.pem"), key).unwrap();
-            let tls =
+            let mut tls =
                 format!("  tls:\n    certificate: {root}/cert.pem\n    key: {root}/key.pem\n");
+            if let Some(authority) = clients {
+                std::fs::write(data.path().join("clients.pem"), authority).unwrap();
+                let _ = write!(tls, "    clientcas:\n      - {root}/clients.pem\n");
+            }
             config = config.replace("addr: 127.0.0.1:0\n", &format!("addr: 127.0.0.1:0\n{tls}"));
         }
         let file = data.path().join("config.yml");
@@ -132,6 +145,8 @@ pub(crate) struct Reply {
     body: Vec<u8>,
     /// Close the connection after so many bytes of the body.
     cut: Option<usize>,
+    /// Say nothing more after those bytes, instead of closing.
+    stalls: bool,
     /// Say nothing at all.
     silent: bool,
 }
@@ -166,6 +181,12 @@ impl Reply {
     pub(crate) fn cut(mut self, after: usize) -> Self {
         self.cut = Some(after);
         self
+    }
+
+    /// After so many bytes of the body nothing comes, and the connection stays.
+    pub(crate) fn stall(mut self, after: usize) -> Self {
+        self.stalls = true;
+        self.cut(after)
     }
 }
 
@@ -278,9 +299,15 @@ fn serve(
     stream.write_all(head.as_bytes())?;
     stream.write_all(b"\r\n")?;
     if request.method != "HEAD" {
-        stream.write_all(&reply.body[..reply.cut.unwrap_or(reply.body.len())])?;
+        let end = reply.cut.unwrap_or(reply.body.len());
+        stream.write_all(&reply.body[..end.min(reply.body.len())])?;
     }
-    stream.flush()
+    stream.flush()?;
+    if reply.stalls {
+        // Until the client has enough.
+        let _ = reader.read(&mut [0; 1]);
+    }
+    Ok(())
 }
 
 /// A client that is quick to try again.

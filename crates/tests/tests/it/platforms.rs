@@ -184,7 +184,7 @@ fn files_of_each(setting: Setting) {
         );
     }
     build("type=docker,dest=x.tar").failed().says(&[
-        "docker exporter does not currently support exporting manifest lists",
+        "docker exporter does not support exporting manifest lists, use the oci exporter instead",
         "type=oci",
     ]);
     // One platform has a folder of its own only when it is asked for.
@@ -225,6 +225,15 @@ fn to_registries_and_back() {
             r#"{"architecture":"arm","os":"linux","variant":"v7"}"#,
         ]
     );
+    // A build that pushes tells the same.
+    let (context, iid) = (
+        kiln.context(&[("Dockerfile", SMALL), ("file", &name)]),
+        kiln.file("iid"),
+    );
+    let args = ["--platform", PLATFORMS, "-t", &name, "--push"];
+    kiln.build(&[&args[..], &["--iidfile", text(&iid), &context]].concat())
+        .ok();
+    assert_eq!(fs::read_to_string(&iid).expect("written"), digest);
     // Once more moves nothing.
     registry.forget();
     kiln.run(&["push", &name]).ok().says(&[&digest]);

@@ -333,3 +333,50 @@ fn a_layer_comes_once_for_all() {
         .filter(|it| it.starts_with("GET") && it.ends_with(&digest));
     assert_eq!(fetched.count(), 1, "{asked:?}");
 }
+
+/// The folders of certificates that docker and podman have, for a registry whose certificate nobody knows.
+#[test]
+fn certificates_of_single_registries() {
+    let Some(kiln) = Kiln::fresh(Setting::User, &["busybox"]) else {
+        return;
+    };
+    let Some(registry) = Registry::with_tls_and_password() else {
+        return;
+    };
+    let name = registry.image("app:1");
+    let (user, password) = USER;
+    let login = ["login", "-u", user, "--password-stdin", &registry.name()];
+    let context = kiln.context(&[("Dockerfile", "FROM busybox\nRUN echo x > /x\n")]);
+    kiln.build(&["-t", &name, &context]).ok();
+    for tool in ["docker", "containers"] {
+        let home = kiln.file(".config");
+        let folder = home.join(tool).join("certs.d").join(registry.name());
+        fs::create_dir_all(&folder).expect("own folder");
+        let config = kiln.file("kiln.toml");
+        let tls = format!("[registries.\"{}\"]\nplain-http = false\n", registry.name());
+        fs::write(&config, tls).expect("own folder");
+        let mut unknown = kiln.command(&["pull", &name]);
+        let unknown = unknown
+            .env("KILN_CONFIG", &config)
+            .output()
+            .expect("kiln starts");
+        Outcome::new("kiln pull".to_owned(), &unknown)
+            .failed()
+            .says(&["cannot be reached", "certificate"]);
+        fs::copy(registry.certificate(), folder.join("ca.crt")).expect("own folder");
+        kiln.run(&["push", &name])
+            .failed()
+            .says(&["access denied", "kiln login"]);
+        with_input(&kiln, &login, password).ok();
+        kiln.run(&["push", &name]).ok();
+        kiln.run(&["rmi", &name]).ok();
+        kiln.run(&["pull", &name]).ok();
+        kiln.run(&["logout", &registry.name()]).ok();
+        fs::remove_dir_all(&home).expect("own folder");
+    }
+    // A certificate to show, whose key is missing.
+    let folder = kiln.file(".config/docker/certs.d").join(registry.name());
+    fs::create_dir_all(&folder).expect("own folder");
+    fs::copy(registry.certificate(), folder.join("client.cert")).expect("own folder");
+    kiln.run(&["pull", &name]).failed().says(&["client.key"]);
+}
