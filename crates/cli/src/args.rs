@@ -192,6 +192,14 @@ pub(crate) struct BuildArgs {
     /// Take nothing from the cache in these stages
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     pub(crate) no_cache_filter: Vec<String>,
+    /// Remote cache to read: IMAGE, or type=registry,ref=IMAGE or type=local,src=FOLDER[,tag=TAG|,digest=DIGEST]; may be
+    /// repeated
+    #[arg(long = "cache-from", value_name = "WHERE")]
+    pub(crate) cache_from: Vec<String>,
+    /// Where to write the build's cache: IMAGE, type=registry,ref=IMAGE, type=local,dest=FOLDER or type=inline, with mode=max
+    /// for all steps; may be repeated
+    #[arg(long = "cache-to", value_name = "WHERE")]
+    pub(crate) cache_to: Vec<String>,
     /// Platforms to build for, local for this machine's; several make an index of images; may be repeated
     #[arg(
         long = "platform",
@@ -436,7 +444,10 @@ pub(crate) struct PushArgs {
     /// Push only the image for this platform
     #[arg(long, value_name = "OS/ARCH")]
     pub(crate) platform: Option<String>,
-    /// The image: NAME or NAME:TAG
+    /// Push also layers that only their publisher should give (foreign, not distributable)
+    #[arg(long)]
+    pub(crate) push_foreign_layers: bool,
+    /// The image: NAME or NAME:TAG; docker-daemon:NAME hands it to the Docker Engine at `DOCKER_HOST`
     pub(crate) name: String,
 }
 

@@ -5,6 +5,7 @@ mod build_options;
 mod builder;
 mod builds;
 mod cache;
+mod cache_options;
 mod call;
 mod classic;
 mod containers;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use kiln_engine::Engine;
+use kiln_engine::{BuildError, Engine};
 use kiln_registry::{Client, ClientConfig, Credentials, Proxies};
 use kiln_remote::{GitProgram, Remote};
 use kiln_rootfs::Provider;
@@ -256,6 +256,36 @@ pub(crate) fn docker_config() -> Option<PathBuf> {
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(variable("HOME")?).join(".docker")))?;
     Some(folder.join("config.json"))
+}
+
+/// The Docker Engine that `DOCKER_HOST` names, else the usual one.
+pub(crate) fn docker_host() -> Result<kiln_registry::DockerHost, BuildError> {
+    let Some(text) = variable("DOCKER_HOST") else {
+        return Ok(kiln_registry::DockerHost::default());
+    };
+    let host = text.parse().map_err(|error: kiln_registry::DockerError| {
+        let failed = BuildError::new(error.to_string());
+        match error.hint() {
+            Some(hint) => failed.with_hint(hint),
+            None => failed,
+        }
+    })?;
+    if let kiln_registry::DockerHost::Tcp(_) = host
+        && variable("DOCKER_TLS_VERIFY").is_some()
+    {
+        return Err(
+            BuildError::new("DOCKER_TLS_VERIFY: an engine behind TLS cannot be reached")
+                .with_hint("write an archive: kiln save NAME | docker load"),
+        );
+    }
+    Ok(host)
+}
+
+/// Whether somebody who types `docker` here would reach an engine.
+pub(crate) fn has_docker() -> bool {
+    variable("DOCKER_HOST").is_some()
+        || matches!(kiln_registry::DockerHost::default(),
+            kiln_registry::DockerHost::Unix(path) if path.exists())
 }
 
 /// The host's resolver as a step sees it.

@@ -1,13 +1,14 @@
 //! What a build brings to its graph: images, contexts, sources from the network, secrets.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kiln_graph::SourceOp;
-use kiln_image::{Digest, KeyHasher};
+use kiln_image::{Digest, Distant, Key, KeyHasher};
 use kiln_progress::{Sink, VertexId};
 use kiln_registry::Observer;
 use kiln_remote::{GitAccess, GitAddress, Remote, RemoteError};
-use kiln_solver::{Context, Providers, Snapshot, SourceError, Watch};
+use kiln_solver::{Context, Promise, Providers, Snapshot, SourceError, Watch};
 use kiln_source::{PatternMatcher, StatCache, Wanted};
 use kiln_store::{Lease, StoreError};
 
@@ -15,6 +16,7 @@ use crate::build::BuildRequest;
 use crate::git_access::{git_access, git_source, secret};
 use crate::images::Images;
 use crate::inputs::Inputs;
+use crate::remote_cache::Caches;
 use crate::room::Guard;
 use crate::rows::Row;
 use crate::{CancelFlag, Engine};
@@ -29,6 +31,7 @@ pub(crate) struct Bringing<'a> {
     pub(crate) inputs: &'a Inputs,
     pub(crate) cancel: &'a CancelFlag,
     pub(crate) images: &'a Images<'a>,
+    pub(crate) caches: &'a Caches<'a>,
     pub(crate) lease: &'a Lease,
     pub(crate) sink: &'a dyn Sink,
     /// Keeps the store within its limit.
@@ -38,7 +41,7 @@ pub(crate) struct Bringing<'a> {
 }
 
 /// The digest of an image that the graph names.
-fn pinned(reference: &str) -> Result<Digest, String> {
+pub(crate) fn pinned(reference: &str) -> Result<Digest, String> {
     match reference
         .rsplit_once('@')
         .map(|(_, digest)| digest.parse::<Digest>())
@@ -89,6 +92,32 @@ impl Providers for Bringing<'_> {
         self.image(reference)
             .map_err(failed)?
             .ok_or_else(|| failed(format!("{reference}: gone again")))
+    }
+
+    fn promised_image(&self, reference: &str) -> Option<Promise> {
+        let layers = self.images.distant(pinned(reference).ok()?)?;
+        let layers = layers.into_iter().map(|layer| {
+            Arc::new(Distant {
+                content: self.caches.content_of(layer.diff),
+                ..layer
+            })
+        });
+        Some(Promise {
+            outputs: vec![self.caches.here_or_there(layers)],
+            ..Promise::default()
+        })
+    }
+
+    fn remembered(&self, key: Key) -> Option<Promise> {
+        self.caches.remembered(key)
+    }
+
+    fn bring(&self, promise: &Promise, vertex: VertexId) -> Result<Vec<Snapshot>, SourceError> {
+        let row = Row {
+            sink: self.sink,
+            id: vertex,
+        };
+        self.caches.bring(promise, &row)
     }
 
     fn scan(&self, name: &str, exclude: &[String]) -> Result<Context, String> {

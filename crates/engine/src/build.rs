@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant, SystemTime};
 
 use kiln_dockerfile::{Lines, SourceText, Warning, locate, nearest};
-use kiln_export::{Committed, Published, digest_layer};
+use kiln_export::{CacheSource, Committed, Published, digest_layer};
 use kiln_frontend::{Facts, Need, Outcome, Plan, plan_checked};
 use kiln_graph::{Edge, Graph, Network, OpKind, Security};
 use kiln_image::{LayerId, Platform};
-use kiln_progress::{Event, Finding, Sink};
-use kiln_solver::{OpReport, Options, SolveError, Solver};
+use kiln_progress::{Event, Finding, Sink, VertexId};
+use kiln_solver::{OpReport, Options, Snapshot, SolveError, Solved, Solver};
 use kiln_store::BuildStep;
 
 use crate::bringing::Bringing;
@@ -23,8 +23,9 @@ use crate::images::Images;
 use crate::inputs::Inputs;
 use crate::log::BuildLog;
 use crate::outputs::{Output, PutOut};
+use crate::remote_cache::{CacheTo, Caches};
 use crate::room::Guard;
-use crate::rows::Rows;
+use crate::rows::{Row, Rows};
 use crate::{BuildError, CancelFlag, Engine, StepState, history};
 
 /// A build that finds damaged layers, one after the other, begins anew so often.
@@ -45,6 +46,10 @@ pub struct BuildRequest {
     pub platforms: Vec<Platform>,
     /// What is left behind.
     pub outputs: Vec<Output>,
+    /// Remote caches that are read.
+    pub cache_from: Vec<CacheSource>,
+    /// Where the build's cache is written.
+    pub cache_to: Vec<CacheTo>,
     /// Annotations of the image's documents.
     pub annotations: Vec<Annotation>,
     /// Ask the registry for every image that is named by a tag, also for those in the store.
@@ -324,13 +329,32 @@ impl Engine {
             Some(step) => vec![step],
             None => plans.iter().filter_map(|plan| plan.result).collect(),
         };
-        let (solved, reports) = match &targets[..] {
+        let lazy = goal == Goal::Image
+            && request.platforms.is_empty()
+            && request.outputs.iter().all(Output::is_lazy);
+        let (solved, kept, reports) = match &targets[..] {
             [] if dry => return Ok(Reached::Looked),
-            [] => (Vec::new(), Vec::new()),
+            [] => (Vec::new(), Vec::new(), Vec::new()),
             targets => {
                 let now = SystemTime::now()
                     .duration_since(SystemTime::UNIX_EPOCH)
                     .unwrap_or_default();
+                let caches = Caches {
+                    engine: self,
+                    from: &request.cache_from,
+                    platforms: if request.platforms.is_empty() {
+                        std::slice::from_ref(&request.options.target_platform)
+                    } else {
+                        &request.platforms
+                    },
+                    cancel,
+                    lease: &lease,
+                    sink,
+                    first_row: rows.next,
+                    read: OnceLock::new(),
+                };
+                rows.next += request.cache_from.len() as u32;
+                let first_vertex = rows.next;
                 let digesting = Digesting::default();
                 let guard = Guard::new(self);
                 let mut tries = 1;
@@ -343,6 +367,7 @@ impl Engine {
                         inputs: &inputs,
                         cancel,
                         images: &images,
+                        caches: &caches,
                         lease: &lease,
                         sink,
                         guard: &guard,
@@ -370,7 +395,7 @@ impl Engine {
                                 .map_or((now.as_secs() as i64, now.subsec_nanos()), |seconds| {
                                     (seconds, 0)
                                 }),
-                            first_vertex: rows.next,
+                            first_vertex,
                             origin: history::origin(request),
                             about: request.command.join(" ").replace(['\n', '\r'], " "),
                             uncached: if request.options.no_cache {
@@ -378,6 +403,9 @@ impl Engine {
                             } else {
                                 "--no-cache-filter".to_owned()
                             },
+                            lazy,
+                            keep: !request.cache_to.is_empty(),
+                            scan_first: !request.cache_from.is_empty(),
                         },
                         sealed: &sealed,
                     };
@@ -386,11 +414,28 @@ impl Engine {
                         return Ok(None);
                     }
                     let mut solved = solver.solve(&graph, targets, steps);
-                    // What was damaged is dropped, and made again in the same build.
-                    while tries < MOST_TRIES
-                        && let Err(SolveError::Damaged { layer, message, .. }) = &solved
-                    {
-                        solver.drop_damaged(*layer, message)?;
+                    let mut failed = None;
+                    // What was damaged is dropped, and made again in the same build; so is what a cache had lost.
+                    while tries < MOST_TRIES {
+                        match &mut solved {
+                            Err(SolveError::Damaged { layer, message, .. }) => {
+                                solver.drop_damaged(*layer, message)?;
+                            }
+                            Ok(Solved { layers, .. }) if lazy => {
+                                let id = VertexId(first_vertex + targets[0].op.0 as u32);
+                                let row = Row { sink, id };
+                                let stack = &mut layers[0];
+                                match caches.secure(stack, plan.base_layers, clamp, &row) {
+                                    Ok(true) => break,
+                                    Ok(false) => {}
+                                    Err(error) => {
+                                        failed = Some(error);
+                                        break;
+                                    }
+                                }
+                            }
+                            _ => break,
+                        }
                         tries += 1;
                         solver.options.first_vertex += graph.len() as u32;
                         self.worker.resume();
@@ -403,7 +448,10 @@ impl Engine {
                             self.worker.cancel();
                         }
                     });
-                    solved.map(Some)
+                    match failed {
+                        Some(error) => Ok(Some(Err(error))),
+                        None => solved.map(|solved| Some(Ok(solved))),
+                    }
                 });
                 rows.next += graph.len() as u32 * tries;
                 let solved = solved.map_err(|error| {
@@ -416,7 +464,10 @@ impl Engine {
                     failed
                 })?;
                 match solved {
-                    Some(solved) => (solved.snapshots, solved.reports),
+                    Some(solved) => {
+                        let solved = solved?;
+                        (solved.layers, solved.kept, solved.reports)
+                    }
                     None => return Ok(Reached::Looked),
                 }
             }
@@ -430,23 +481,25 @@ impl Engine {
         }
         if let Some(step) = step {
             let process = in_step(graph.op(step.op), plan, request);
-            let layers = solved.next().unwrap_or_default().layers;
-            let state = StepState::after(process, layers, &lease);
+            let layers = solved.next().unwrap_or_default();
+            let snapshot = Snapshot::here(&layers).unwrap_or_default();
+            let state = StepState::after(process, snapshot.layers, &lease);
             return Ok(Reached::Step(Box::new(state)));
         }
         images.keep_names()?;
         let results = plans.into_iter().map(|plan| {
-            let snapshot = plan.result.and_then(|_| solved.next());
-            let snapshot = snapshot.unwrap_or_default();
-            crate::outputs::Planned { plan, snapshot }
+            let layers = plan.result.and_then(|_| solved.next());
+            crate::outputs::Planned::new(plan, layers.unwrap_or_default())
         });
         let outcome = crate::outputs::Outcome {
             request,
+            graph: &graph,
             results: results.collect(),
             lease: &lease,
             cancel,
         };
-        let PutOut { image, pushed } = self.put_out(&outcome, &mut rows)?;
+        let PutOut { image, pushed } = self.put_out(&outcome, &kept, &mut rows)?;
+        self.put_caches(&outcome, &kept, &mut rows)?;
         Ok(Reached::Image(Box::new(Built {
             image,
             pushed,

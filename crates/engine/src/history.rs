@@ -6,7 +6,7 @@ use kiln_progress::{Event, Sink};
 use kiln_store::{Build, BuildOutcome, BuildStep, NewBuild, Store};
 
 use crate::build::{BuildRequest, DockerfileFrom, Goal, MainContext, Reached};
-use crate::outputs::Output;
+
 use crate::{BuildError, CancelFlag, Engine};
 
 impl Engine {
@@ -66,11 +66,7 @@ impl Engine {
         };
         let mut names = Vec::new();
         for output in &request.outputs {
-            if let Output::Image { names: given, .. } | Output::Archive { names: given, .. } =
-                output
-            {
-                names.extend(given.iter().map(ToString::to_string));
-            }
+            names.extend(output.names().iter().map(ToString::to_string));
         }
         let build = NewBuild {
             origin: origin(request),

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use kiln_export::{ExportError, Found, Layout, Remote, Watch};
 use kiln_frontend::{Context, ImageFact};
-use kiln_image::{Digest, Platform, Reference};
+use kiln_image::{Digest, Distant, Origin, Platform, Reference};
 use kiln_store::Lease;
 
 use crate::{BuildError, BuildRequest, CancelFlag, Engine};
@@ -173,6 +173,22 @@ impl<'a> Images<'a> {
         let found = found.ok_or_else(|| BuildError::new(format!("no image {manifest}")))?;
         self.remote(watch).fetch(&found, lease)?;
         Ok(())
+    }
+
+    /// The layers of an image that was found before, by name.
+    pub(crate) fn distant(&self, manifest: Digest) -> Option<Vec<Distant>> {
+        let store = &self.engine.store;
+        let is_it = |found: &&Found| found.manifest == manifest;
+        let in_layouts = self.known_layouts();
+        let in_layout = in_layouts.iter().find(|(found, _)| is_it(&found));
+        if let Some((found, folder)) = in_layout {
+            let origin = Origin::Folder(folder.clone());
+            return found.distant(store, &origin).ok()?;
+        }
+        let known = self.lock();
+        let found = known.iter().find(is_it)?;
+        let origin = Origin::Registry(found.name.clone());
+        found.distant(store, &origin).ok()?
     }
 
     /// Lets the names that registries were asked for lead to what they said, where its layers are in the store. A new

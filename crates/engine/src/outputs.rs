@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_export::{
-    Committed, ExportError, Format, Member, Packing, Place, Published, Saving, Watch, commit,
-    commit_index,
+    Committed, ExportError, Format, Member, Packing, Place, Published, Saving, Stack, Watch,
+    commit, commit_index,
 };
 use kiln_frontend::Plan;
-use kiln_image::{Digest, Platform, Reference};
-use kiln_solver::Snapshot;
+use kiln_graph::Graph;
+use kiln_image::{Digest, Layer, Platform, Reference};
+use kiln_registry::DockerHost;
+use kiln_solver::{Kept, Snapshot};
 use kiln_store::Lease;
 
 use crate::rows::Rows;
@@ -29,6 +31,8 @@ pub enum Output {
         names: Vec<Reference>,
         /// Push it under these names.
         push: bool,
+        /// The store must have it even if it is pushed.
+        keep: bool,
         /// Its form in registries.
         packing: Packing,
     },
@@ -42,6 +46,13 @@ pub enum Output {
         names: Vec<Reference>,
         /// The image's form in it.
         packing: Packing,
+    },
+    /// An image in a Docker Engine.
+    Docker {
+        /// Which.
+        host: DockerHost,
+        /// The image's names there.
+        names: Vec<Reference>,
     },
     /// The files of the result as one tar.
     Tar {
@@ -61,6 +72,42 @@ pub enum Output {
     },
     /// Nothing: what was built is in the cache.
     Nothing,
+}
+
+impl Output {
+    /// Whether it is an image, and not files.
+    pub fn has_image(&self) -> bool {
+        matches!(
+            self,
+            Self::Image { .. } | Self::Archive { .. } | Self::Docker { .. }
+        )
+    }
+
+    /// The names of the image.
+    pub fn names(&self) -> &[Reference] {
+        match self {
+            Self::Image { names, .. }
+            | Self::Archive { names, .. }
+            | Self::Docker { names, .. } => names,
+            Self::Tar { .. } | Self::Files { .. } | Self::Nothing => &[],
+        }
+    }
+
+    /// Whether layers can stay where they are: nothing of the result comes into the store or into files.
+    pub(crate) fn is_lazy(&self) -> bool {
+        match self {
+            Self::Image {
+                push,
+                keep,
+                packing,
+                ..
+            } => *push && !keep && !packing.force,
+            Self::Nothing => true,
+            Self::Archive { .. } | Self::Docker { .. } | Self::Tar { .. } | Self::Files { .. } => {
+                false
+            }
+        }
+    }
 }
 
 /// Where bytes go.
@@ -84,12 +131,31 @@ pub(crate) struct PutOut {
 /// A plan and what came of it.
 pub(crate) struct Planned {
     pub(crate) plan: Plan,
+    /// Its layers, wherever they are.
+    pub(crate) layers: Vec<Layer>,
+    /// The layers, if all are in the store.
     pub(crate) snapshot: Snapshot,
+    /// Some are not.
+    pub(crate) distant: bool,
+}
+
+impl Planned {
+    pub(crate) fn new(plan: Plan, layers: Vec<Layer>) -> Self {
+        let here = Snapshot::here(&layers);
+        Self {
+            plan,
+            layers,
+            distant: here.is_none(),
+            snapshot: here.unwrap_or_default(),
+        }
+    }
 }
 
 /// What the outputs are made of.
 pub(crate) struct Outcome<'a> {
     pub(crate) request: &'a BuildRequest,
+    /// Of all plans together.
+    pub(crate) graph: &'a Graph,
     /// One for each platform, at least one.
     pub(crate) results: Vec<Planned>,
     pub(crate) lease: &'a Lease,
@@ -101,9 +167,15 @@ impl Engine {
     pub(crate) fn put_out(
         &self,
         outcome: &Outcome<'_>,
+        kept: &[Kept],
         rows: &mut Rows<'_>,
     ) -> Result<PutOut, BuildError> {
         let outputs = &outcome.request.outputs;
+        if let [result] = &outcome.results[..]
+            && result.distant
+        {
+            return self.put_out_from_afar(outcome, result, kept, rows);
+        }
         for Planned { snapshot, .. } in &outcome.results {
             self.store.protect(outcome.lease, &snapshot.layers)?;
         }
@@ -117,10 +189,8 @@ impl Engine {
         } else {
             self.store.images()?
         };
-        let wants_image =
-            |output: &Output| matches!(output, Output::Image { .. } | Output::Archive { .. });
-        if outputs.iter().any(wants_image) {
-            out.image = Some(self.make_images(outcome, keeps, rows)?);
+        if outputs.iter().any(Output::has_image) {
+            out.image = Some(self.make_images(outcome, kept, keeps, rows)?);
         }
         for output in outputs {
             match (output, out.image.as_ref()) {
@@ -129,6 +199,7 @@ impl Engine {
                         names,
                         push: true,
                         packing,
+                        ..
                     },
                     Some(image),
                 ) => {
@@ -159,6 +230,15 @@ impl Engine {
                     let images = [(image.manifest, names.clone())];
                     self.save(&images, *format, packing, to, outcome.request.cores, row)
                 })?,
+                (Output::Docker { host, names }, Some(image)) => {
+                    rows.work(&format!("loading into {host}"), |row| {
+                        let image = (image.manifest, names.clone());
+                        let cores = outcome.request.cores;
+                        self.cancelable(outcome.cancel, || {
+                            self.load_into_docker(host, image, cores, row, outcome.cancel)
+                        })
+                    })?;
+                }
                 (Output::Tar { to, split }, _) => rows.work(&format!("writing {to}"), |_| {
                     self.cancelable(outcome.cancel, || self.write_tree(outcome, *split, to))
                 })?,
@@ -238,10 +318,48 @@ impl Engine {
         })
     }
 
+    /// Pushes a result of which not all layers are here; no image comes into the store.
+    fn put_out_from_afar(
+        &self,
+        outcome: &Outcome<'_>,
+        result: &Planned,
+        kept: &[Kept],
+        rows: &mut Rows<'_>,
+    ) -> Result<PutOut, BuildError> {
+        let cores = NonZero::new(outcome.request.cores).unwrap_or(NonZero::<usize>::MIN);
+        let Planned { plan, layers, .. } = result;
+        let config = self.config(outcome, result, kept)?;
+        let annotations = annotations(outcome.request, Annotated::Manifest, &plan.platform);
+        let mut out = PutOut::default();
+        for output in &outcome.request.outputs {
+            let Output::Image { names, packing, .. } = output else {
+                continue;
+            };
+            let title = names.iter().map(ToString::to_string).collect::<Vec<_>>();
+            let (image, pushed) = rows.work(&format!("pushing {}", title.join(", ")), |row| {
+                self.cancelable(outcome.cancel, || {
+                    let stack = Stack {
+                        layers,
+                        own: layers.len().saturating_sub(plan.base_layers),
+                        config: config.clone(),
+                        clamp: plan.source_date_epoch,
+                        annotations: &annotations,
+                    };
+                    let remote = self.remote(outcome.cancel, row);
+                    Ok(remote.push_stack(stack, names, packing, cores)?)
+                })
+            })?;
+            out.image.get_or_insert(image);
+            out.pushed.extend(pushed);
+        }
+        Ok(out)
+    }
+
     /// The image, or an index of the platforms' images.
     fn make_images(
         &self,
         outcome: &Outcome<'_>,
+        kept: &[Kept],
         keeps: bool,
         rows: &mut Rows<'_>,
     ) -> Result<Committed, BuildError> {
@@ -250,7 +368,7 @@ impl Engine {
             let mut members = Vec::new();
             let mut last = None;
             for result in &outcome.results {
-                let image = self.make_image(request, result)?;
+                let image = self.make_image(outcome, result, kept)?;
                 let platform = result.plan.platform.clone();
                 let annotations = annotations(request, Annotated::ManifestDescriptor, &platform);
                 members.push(Member {
@@ -287,19 +405,20 @@ impl Engine {
 
     fn make_image(
         &self,
-        request: &BuildRequest,
+        outcome: &Outcome<'_>,
         result: &Planned,
+        kept: &[Kept],
     ) -> Result<Committed, BuildError> {
-        let Planned { plan, snapshot } = result;
+        let Planned { plan, snapshot, .. } = result;
         let own = snapshot.layers.len().saturating_sub(plan.base_layers);
         Ok(commit(
             &self.store,
             &self.worker,
             &snapshot.layers,
             own,
-            plan.config.clone(),
+            self.config(outcome, result, kept)?,
             plan.source_date_epoch,
-            &annotations(request, Annotated::Manifest, &plan.platform),
+            &annotations(outcome.request, Annotated::Manifest, &plan.platform),
         )?)
     }
 

@@ -150,7 +150,7 @@ impl Engine {
     }
 
     /// Does work that has rows of its own.
-    fn told<T>(
+    pub(crate) fn told<T>(
         &self,
         sink: &dyn Sink,
         cancel: &CancelFlag,

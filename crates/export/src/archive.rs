@@ -57,7 +57,7 @@ pub struct Saving<'a> {
 /// The identification of a layout (OCI image layout, "oci-layout file").
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 /// Names an image in an index (OCI annotations).
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The same for containerd and docker, which read the whole name.
 const IMAGE_NAME: &str = "io.containerd.image.name";
 
@@ -86,11 +86,7 @@ impl Saving<'_> {
             };
             list(&mut index, &descriptor, names);
         }
-        archive.file(
-            "index.json",
-            &Index::new(media_type::OCI_INDEX, index).to_bytes(),
-        )?;
-        archive.file("oci-layout", LAYOUT)?;
+        archive.layout(index)?;
         if self.format == Format::Docker {
             archive.file(
                 "manifest.json",
@@ -298,13 +294,13 @@ fn blob_path(digest: Digest) -> String {
 }
 
 /// The archive. A tar is written by hand, block by block, because the worker writes layers into the middle of it.
-struct Archive<'a> {
+pub(crate) struct Archive<'a> {
     place: Place<'a>,
     written: Vec<Digest>,
 }
 
 impl<'a> Archive<'a> {
-    fn new(place: Place<'a>) -> Result<Self, ExportError> {
+    pub(crate) fn new(place: Place<'a>) -> Result<Self, ExportError> {
         if let Place::Folder(folder) = place {
             let blobs = folder.join("blobs/sha256");
             fs::create_dir_all(&blobs).map_err(ExportError::io(blobs.display().to_string()))?;
@@ -316,7 +312,7 @@ impl<'a> Archive<'a> {
     }
 
     /// The images that are there already.
-    fn index(&self) -> Result<Vec<Descriptor>, ExportError> {
+    pub(crate) fn index(&self) -> Result<Vec<Descriptor>, ExportError> {
         let Place::Folder(folder) = self.place else {
             return Ok(Vec::new());
         };
@@ -370,7 +366,7 @@ impl<'a> Archive<'a> {
     }
 
     /// Writes a blob, unless the archive has it.
-    fn stream(
+    pub(crate) fn stream(
         &mut self,
         digest: Digest,
         size: u64,
@@ -385,10 +381,17 @@ impl<'a> Archive<'a> {
         self.entry(&name, size, write)
     }
 
-    fn blob(&mut self, digest: Digest, bytes: &[u8]) -> Result<(), ExportError> {
+    pub(crate) fn blob(&mut self, digest: Digest, bytes: &[u8]) -> Result<(), ExportError> {
         self.stream(digest, bytes.len() as u64, |mut out| {
             out.write_all(bytes).map_err(ExportError::io("archive"))
         })
+    }
+
+    /// Writes what makes it a layout.
+    pub(crate) fn layout(&mut self, index: Vec<Descriptor>) -> Result<(), ExportError> {
+        let index = Index::new(media_type::OCI_INDEX, index).to_bytes();
+        self.file("index.json", &index)?;
+        self.file("oci-layout", LAYOUT)
     }
 
     fn end(&mut self) -> Result<(), ExportError> {

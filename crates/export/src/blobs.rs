@@ -175,6 +175,26 @@ impl Read for ReadAt {
     }
 }
 
+/// A file read from its beginning, wherever it is read.
+pub(crate) struct ReadAll<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl<'a> ReadAll<'a> {
+    pub(crate) fn new(file: &'a File) -> Self {
+        Self { file, offset: 0 }
+    }
+}
+
+impl Read for ReadAll<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buffer, self.offset)?;
+        self.offset += count as u64;
+        Ok(count)
+    }
+}
+
 /// A stream as a scratch file, decompressed.
 pub(crate) fn spool(store: &Store, from: &File, path: &str) -> Result<File, ExportError> {
     let spool = || -> io::Result<File> {

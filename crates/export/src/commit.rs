@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use jiff::Timestamp;
 use kiln_image::manifest::{Descriptor, Manifest, media_type};
-use kiln_image::{Digest, ImageConfig, LayerId};
+use kiln_image::{Digest, ImageConfig, Layer, LayerId};
 use kiln_store::{ImageInfo, Store};
 use kiln_worker::Worker;
 use sha2::{Digest as _, Sha256};
@@ -87,6 +87,35 @@ pub fn commit(
         manifest,
         config: config_digest,
     })
+}
+
+/// Completes a config of a stack of which not all layers are here: as [`commit`] does, but no image is kept.
+pub(crate) fn complete(
+    store: &Store,
+    worker: &Worker,
+    layers: &[Layer],
+    own: usize,
+    mut config: ImageConfig,
+    clamp: Option<i64>,
+) -> Result<ImageConfig, ExportError> {
+    let mut created = Vec::with_capacity(layers.len());
+    config.rootfs.diff_ids.clear();
+    for (at, layer) in layers.iter().enumerate() {
+        let clamp = clamp.filter(|_| at + own >= layers.len());
+        let (diff, time) = match layer {
+            Layer::Here(id, _) => {
+                let created = store.layer(*id)?.map(|info| info.created);
+                let time = created.and_then(|created| Timestamp::try_from(created).ok());
+                (digest_layer(store, worker, *id, clamp)?.0, time)
+            }
+            Layer::Distant(distant) => (distant.diff, distant.created),
+        };
+        config.rootfs.diff_ids.push(diff);
+        created.push(time);
+    }
+    let clamp = clamp.and_then(|seconds| Timestamp::from_second(seconds).ok());
+    date(&mut config, &created, clamp);
+    Ok(config)
 }
 
 /// Fills in the times: an entry with a layer has its layer's, one without has that of the entry before it.

@@ -1,8 +1,8 @@
 //! From a digest to an image, through the documents that the store has: index, manifest, config.
 
 use kiln_image::{
-    Descriptor, Digest, Document, ImageConfig, Manifest, Platform, Reference, media_type,
-    parse_manifest,
+    Descriptor, Digest, Distant, Document, ImageConfig, Manifest, Origin, Platform, Reference,
+    media_type, parse_manifest,
 };
 use kiln_store::Store;
 
@@ -39,6 +39,33 @@ impl Found {
             Walk::Found(found) => Some(*found),
             Walk::NoManifest(_) | Walk::NoConfig(_) => None,
         })
+    }
+}
+
+impl Found {
+    /// Its layers by name, had from `origin`; `None` when its documents do not agree.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn distant(
+        &self,
+        store: &Store,
+        origin: &Origin,
+    ) -> Result<Option<Vec<Distant>>, ExportError> {
+        let (image, _) = manifest(store, self.manifest)?;
+        let diffs = &self.config.rootfs.diff_ids;
+        if diffs.len() != image.layers.len() {
+            return Ok(None);
+        }
+        let layers = diffs.iter().zip(image.layers).map(|(diff, blob)| Distant {
+            diff: *diff,
+            content: None,
+            blob,
+            created: None,
+            clamp: None,
+            origin: origin.clone(),
+        });
+        Ok(Some(layers.collect()))
     }
 }
 

@@ -2,7 +2,7 @@
 //! first and layers only when they are needed.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{Read as _, Seek as _};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::SystemTime;
@@ -12,6 +12,7 @@ use kiln_image::{Descriptor, DiffId, Digest, Index, LayerId, Platform, Reference
 use kiln_store::{ImageInfo, Lease, Store};
 use kiln_worker::{TarInput, UnpackJob, Worker};
 
+use crate::blobs::Hashing;
 use crate::commit::sha256;
 use crate::documents::{Walk, manifest, walk};
 use crate::load::{blob_name, keep, seal};
@@ -115,14 +116,14 @@ impl Layout<'_> {
         Ok(self.store.set_image(found.manifest, &info)?)
     }
 
-    fn invalid(&self, what: String) -> ExportError {
+    pub(crate) fn invalid(&self, what: String) -> ExportError {
         ExportError::Invalid {
             path: self.folder.display().to_string(),
             what,
         }
     }
 
-    fn tagged(&self, tag: &str) -> Result<Digest, ExportError> {
+    pub(crate) fn tagged(&self, tag: &str) -> Result<Digest, ExportError> {
         let bytes = self.read("index.json")?;
         let index: Index = match parse_manifest(&bytes, Some(media_type::OCI_INDEX)) {
             Ok(Document::Index(index)) => index,
@@ -161,6 +162,25 @@ impl Layout<'_> {
         }
     }
 
+    /// The file of a blob, whole and checked.
+    pub(crate) fn file(&self, blob: &Descriptor) -> Result<File, ExportError> {
+        let path = self.folder.join(blob_name(blob.digest));
+        let io = || ExportError::io(path.display().to_string());
+        let mut file = File::open(&path).map_err(io())?;
+        let mut hashing = Hashing::new(std::io::sink());
+        std::io::copy(&mut file, &mut hashing).map_err(io())?;
+        let (_, got, _) = hashing.finish();
+        if got != blob.digest {
+            let what = format!(
+                "blob {} is damaged: its bytes have the digest {got}",
+                blob.digest
+            );
+            return Err(self.invalid(what));
+        }
+        file.rewind().map_err(io())?;
+        Ok(file)
+    }
+
     fn read(&self, member: &str) -> Result<Vec<u8>, ExportError> {
         let path = self.folder.join(member);
         let io = || ExportError::io(path.display().to_string());
@@ -175,7 +195,7 @@ impl Layout<'_> {
         Ok(bytes)
     }
 
-    fn blob(&self, digest: Digest) -> Result<Vec<u8>, ExportError> {
+    pub(crate) fn blob(&self, digest: Digest) -> Result<Vec<u8>, ExportError> {
         let bytes = self.read(&blob_name(digest))?;
         let got = sha256(&bytes);
         if got == digest {
@@ -186,7 +206,7 @@ impl Layout<'_> {
         }
     }
 
-    fn layer(
+    pub(crate) fn layer(
         &self,
         blob: &Descriptor,
         diff: DiffId,

@@ -3,6 +3,7 @@
 
 mod archive;
 mod blobs;
+mod cache;
 mod commit;
 mod documents;
 mod import;
@@ -14,6 +15,7 @@ mod pull;
 mod push;
 
 pub use archive::{Format, Place, Saving};
+pub use cache::{CacheContent, CacheForm, CacheFound, CacheLayer, CachePlace, CacheSource};
 pub use commit::{Committed, commit};
 pub use documents::Found;
 pub use import::import;
@@ -22,7 +24,7 @@ pub use layout::Layout;
 pub use load::{Loaded, load};
 pub use packing::Packing;
 pub use pull::{Remote, Unwatched, Watch};
-pub use push::Published;
+pub use push::{Published, Stack};
 
 use kiln_image::{DiffId, LayerId, Platform};
 use kiln_store::{Store, StoreError};

@@ -25,6 +25,8 @@ pub struct Packing {
     pub force: bool,
     /// Whether the manifest is Docker's (schema 2) and not the OCI's; as the image has it if not given.
     pub docker_types: Option<bool>,
+    /// Push layers as all others that only their publisher should give ([`media_type::is_foreign`]).
+    pub distribute_foreign: bool,
 }
 
 impl Default for Packing {
@@ -34,6 +36,7 @@ impl Default for Packing {
             level: None,
             force: false,
             docker_types: None,
+            distribute_foreign: false,
         }
     }
 }
@@ -148,6 +151,23 @@ pub(crate) fn descriptor(blob: &BlobInfo, docker: bool) -> Descriptor {
     Descriptor::new(kind, blob.digest, blob.size)
 }
 
+/// A layer that only its publisher gives, in the words of a manifest's family.
+pub(crate) fn foreign(named: &Descriptor, docker: bool) -> Option<Descriptor> {
+    if !media_type::is_foreign(&named.media_type) || named.urls.as_ref().is_none_or(Vec::is_empty) {
+        return None;
+    }
+    let mut named = named.clone();
+    if Compression::of_media_type(&named.media_type) == Some(Compression::Gzip) {
+        let kind = if docker {
+            media_type::DOCKER_FOREIGN_GZIP
+        } else {
+            media_type::OCI_FOREIGN_GZIP
+        };
+        kind.clone_into(&mut named.media_type);
+    }
+    Some(named)
+}
+
 /// A descriptor of the other family: what it names stays the same.
 pub(crate) fn of_family(named: &Descriptor, docker: bool) -> Descriptor {
     let compression = Compression::of_media_type(&named.media_type);
@@ -165,6 +185,8 @@ pub(crate) fn of_family(named: &Descriptor, docker: bool) -> Descriptor {
     let mut named = named.clone();
     if let Some(kind) = kind {
         kind.clone_into(&mut named.media_type);
+        // Who has the blob is where it is pushed to.
+        named.urls = None;
     }
     named
 }

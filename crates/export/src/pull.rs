@@ -3,19 +3,22 @@
 use std::fs::File;
 use std::io::{self, PipeWriter, Read, Write};
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use kiln_image::{Descriptor, DiffId, Digest, KeyHasher, LayerId, Platform, Reference};
+use kiln_image::{
+    Descriptor, DiffId, Digest, Distant, KeyHasher, LayerId, Origin, Platform, Reference,
+};
 use kiln_registry::{BlobReader, Client, Observer};
 use kiln_store::{BlobInfo, ClaimAttempt, ImageInfo, Lease, Store, StoreError};
 use kiln_worker::{Failure, FailureKind, TarInput, UnpackJob, UnpackedLayer, Worker, WorkerError};
 
 use crate::blobs::{PULLED, keep, unnamed};
 use crate::documents::{Walk, manifest, walk};
-use crate::load::seal;
-use crate::{Committed, ExportError, Found};
+use crate::load::{blob_name, seal};
+use crate::{Committed, ExportError, Found, Layout};
 
 /// Layers that are transferred at once.
 const AT_ONCE: usize = 4;
@@ -216,6 +219,84 @@ impl Remote<'_> {
             manifest: found.manifest,
             config: image.config.digest,
         })
+    }
+
+    /// Brings layers that are elsewhere.
+    ///
+    /// # Errors
+    /// When one cannot be had, or is not what was said.
+    pub fn bring(
+        &self,
+        distant: &[Arc<Distant>],
+        lease: &Lease,
+    ) -> Result<Vec<LayerId>, ExportError> {
+        let stop = Stop::new(self);
+        several(distant.len(), &stop, |at| {
+            let distant = &*distant[at];
+            if let Some(known) = self.known(distant.diff, lease)? {
+                return Ok(known);
+            }
+            let (blob, diff) = (&distant.blob, distant.diff);
+            let layer = match &distant.origin {
+                Origin::Registry(name) => self.layer(name, blob, diff, lease, &stop)?,
+                Origin::Folder(folder) => self.layout(folder).layer(blob, diff, lease)?,
+            };
+            let made = self.store.layer(layer)?.map(|info| info.content_id);
+            if distant.content.is_some() && distant.content != made {
+                return Err(ExportError::Unusable {
+                    name: format!("layer {}", blob.digest),
+                    what: "it holds something else than was said".to_owned(),
+                });
+            }
+            if let Some(created) = distant.created {
+                self.store.set_created(layer, created.into())?;
+            }
+            Ok(layer)
+        })
+    }
+
+    pub(crate) fn layout<'l>(&'l self, folder: &'l Path) -> Layout<'l> {
+        Layout {
+            store: self.store,
+            worker: self.worker,
+            folder,
+        }
+    }
+
+    /// Whether a layer can still be had.
+    ///
+    /// # Errors
+    /// When nobody can be asked.
+    pub fn has(&self, distant: &Distant) -> Result<bool, ExportError> {
+        let blob = &distant.blob;
+        match &distant.origin {
+            Origin::Registry(name) => {
+                Ok(self
+                    .client
+                    .has_blob(name, blob.digest, self.cancel.as_ref())?)
+            }
+            Origin::Folder(folder) => {
+                let file = folder.join(blob_name(blob.digest)).metadata();
+                Ok(file.is_ok_and(|it| it.len() == blob.size))
+            }
+        }
+    }
+
+    /// The blob of a layer that is elsewhere, whole and checked.
+    pub(crate) fn spool(
+        &self,
+        distant: &Distant,
+        observer: Arc<dyn Observer>,
+    ) -> Result<File, ExportError> {
+        let blob = &distant.blob;
+        let name = match &distant.origin {
+            Origin::Registry(name) => name,
+            Origin::Folder(folder) => return self.layout(folder).file(blob),
+        };
+        let mut reader = self.client.blob(name, blob, &mut io::empty(), observer)?;
+        let mut scratch = unnamed(self.store).map_err(ExportError::io("scratch file"))?;
+        io::copy(&mut reader, &mut scratch).map_err(transfer_error)?;
+        Ok(scratch)
     }
 
     /// A layer of the store, under the protection of the lease.

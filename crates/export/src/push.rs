@@ -1,23 +1,25 @@
 //! Images out, to registries. What the registry has, or can take from another of its repositories, is not moved; a layer
 //! is compressed once, and its digest remembered.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::num::NonZero;
 use std::sync::Arc;
 
 use kiln_image::{
-    Compression, Descriptor, DiffId, Digest, Document, ImageConfig, Index, LayerId, Manifest,
-    Platform, Reference, media_type, parse_manifest,
+    Compression, Descriptor, DiffId, Digest, Distant, Document, ImageConfig, Index, Layer, LayerId,
+    Manifest, Origin, Platform, Reference, media_type, parse_manifest,
 };
 use kiln_registry::Observer;
 
 use crate::blobs::{ReadAt, kept, unnamed};
+use crate::commit::complete;
 use crate::documents::{document, manifest};
 use crate::indexes::leaving;
-use crate::packing::{Packer, descriptor, of_family};
+use crate::packing::{Packer, descriptor, foreign, of_family};
 use crate::pull::{Stop, blob_of, several, transfer_error};
-use crate::{ExportError, Packing, Remote, Watch};
+use crate::{Committed, ExportError, Packing, Remote, Watch};
 
 /// An image as a registry has it now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,8 +36,23 @@ struct PushedImage {
     published: Published,
 }
 
+/// What is pushed without being an image of the store.
+#[derive(Debug)]
+pub struct Stack<'a> {
+    /// The layers, lowest first.
+    pub layers: &'a [Layer],
+    /// How many of them, from the top, are the build's own.
+    pub own: usize,
+    /// The config, complete but for times and layers.
+    pub config: ImageConfig,
+    /// The latest time of own layers.
+    pub clamp: Option<i64>,
+    /// Annotations of the manifest.
+    pub annotations: &'a BTreeMap<String, String>,
+}
+
 /// One push.
-struct Push<'a> {
+pub(crate) struct Push<'a> {
     remote: &'a Remote<'a>,
     to: &'a Reference,
     /// Whether the manifest is Docker's and not the OCI's.
@@ -233,30 +250,13 @@ impl Remote<'_> {
         } else {
             media_type::OCI_MANIFEST
         };
-        let push = Push {
-            remote: self,
-            to,
-            docker,
-            packer: Packer {
-                store: self.store,
-                worker: self.worker,
-                watch: self.watch,
-                packing,
-                cores,
-            },
-            siblings: self.siblings(to)?,
-        };
+        let push = self.pushing(to, docker, packing, cores)?;
         let stop = Stop::new(self);
         let layers = several(diffs.len(), &stop, |at| {
             push.layer(info.layers[at], diffs[at], &local.layers[at], &stop)
         })?;
         let named_config = of_family(&local.config, docker);
-        let source = |offset: u64| -> io::Result<Box<dyn Read + Send>> {
-            let rest = config.get(offset as usize..).unwrap_or_default().to_vec();
-            Ok(Box::new(io::Cursor::new(rest)))
-        };
-        self.client
-            .push_blob(to, &named_config, &source, None, stop.as_ref())?;
+        push.bytes(&named_config, &config, &stop)?;
         let bytes = if layers == local.layers && docker == is_docker {
             local_bytes
         } else {
@@ -279,6 +279,90 @@ impl Remote<'_> {
         })
     }
 
+    /// Brings a stack of layers, of which some are elsewhere, to a registry under each of the names as one image. No
+    /// image comes into the store, only its documents. A layer that is elsewhere is moved only if the registry cannot
+    /// take it from one of its own repositories.
+    ///
+    /// # Errors
+    /// When a layer cannot be had, or the registry refuses.
+    pub fn push_stack(
+        &self,
+        stack: Stack<'_>,
+        names: &[Reference],
+        packing: &Packing,
+        cores: NonZero<usize>,
+    ) -> Result<(Committed, Vec<Published>), ExportError> {
+        let Stack {
+            layers,
+            own,
+            config,
+            clamp,
+            annotations,
+        } = stack;
+        let config = complete(self.store, self.worker, layers, own, config, clamp)?;
+        let diffs = config.rootfs.diff_ids.clone();
+        let config = config.to_bytes();
+        let docker = packing.docker_types.unwrap_or(false);
+        let (kind, config_kind) = if docker {
+            (media_type::DOCKER_MANIFEST, media_type::DOCKER_CONFIG)
+        } else {
+            (media_type::OCI_MANIFEST, media_type::OCI_CONFIG)
+        };
+        let config_digest = self.store.put_json(config_kind, &config)?;
+        let named_config = Descriptor::new(config_kind, config_digest, config.len() as u64);
+        let mut image = None;
+        let mut published = Vec::new();
+        for to in names {
+            let stop = Stop::new(self);
+            let push = self.pushing(to, docker, packing, cores)?;
+            let described = several(layers.len(), &stop, |at| match &layers[at] {
+                Layer::Here(id, _) => push.own_layer(*id, diffs[at], &stop),
+                Layer::Distant(distant) => push.distant(distant, &stop),
+            })?;
+            push.bytes(&named_config, &config, &stop)?;
+            let manifest = Manifest {
+                annotations: (!annotations.is_empty()).then(|| annotations.clone()),
+                ..Manifest::new(kind, named_config.clone(), described)
+            };
+            let bytes = manifest.to_bytes();
+            let digest = self.client.push_manifest(to, kind, &bytes, stop.as_ref())?;
+            self.store.put_json(kind, &bytes)?;
+            self.store.tag(to, digest)?;
+            image.get_or_insert(Committed {
+                manifest: digest,
+                config: config_digest,
+            });
+            published.push(Published {
+                digest,
+                size: bytes.len() as u64,
+            });
+        }
+        let missing = || ExportError::NoImage("an image without a name".to_owned());
+        Ok((image.ok_or_else(missing)?, published))
+    }
+
+    pub(crate) fn pushing<'a>(
+        &'a self,
+        to: &'a Reference,
+        docker: bool,
+        packing: &'a Packing,
+        cores: NonZero<usize>,
+    ) -> Result<Push<'a>, ExportError> {
+        Ok(Push {
+            remote: self,
+            to,
+            docker,
+            packer: Packer {
+                store: self.store,
+                worker: self.worker,
+                watch: self.watch,
+                packing,
+                cores,
+            },
+            siblings: self.siblings(to)?,
+        })
+    }
+
     /// What other repositories of the same registry have, as far as the store knows.
     fn siblings(&self, to: &Reference) -> Result<Vec<(String, Vec<LayerId>)>, ExportError> {
         let mut siblings = Vec::new();
@@ -294,6 +378,63 @@ impl Remote<'_> {
 }
 
 impl Push<'_> {
+    /// Brings a document to the registry.
+    pub(crate) fn bytes(
+        &self,
+        named: &Descriptor,
+        bytes: &[u8],
+        stop: &Arc<Stop>,
+    ) -> Result<(), ExportError> {
+        let source = |offset: u64| -> io::Result<Box<dyn Read + Send>> {
+            let rest = bytes.get(offset as usize..).unwrap_or_default().to_vec();
+            Ok(Box::new(io::Cursor::new(rest)))
+        };
+        self.remote
+            .client
+            .push_blob(self.to, named, &source, None, stop.as_ref())?;
+        Ok(())
+    }
+
+    /// Brings a layer to the registry that no manifest names.
+    pub(crate) fn own_layer(
+        &self,
+        layer: LayerId,
+        diff: DiffId,
+        stop: &Arc<Stop>,
+    ) -> Result<Descriptor, ExportError> {
+        let tar = Descriptor::new(media_type::OCI_LAYER, blob_of(diff), 0);
+        self.layer(layer, diff, &tar, stop)
+    }
+
+    /// Brings a layer to the registry that is elsewhere, as it is.
+    pub(crate) fn distant(
+        &self,
+        distant: &Distant,
+        stop: &Arc<Stop>,
+    ) -> Result<Descriptor, ExportError> {
+        if !self.packer.packing.distribute_foreign
+            && let Some(foreign) = foreign(&distant.blob, self.docker)
+        {
+            return Ok(foreign);
+        }
+        let form = of_family(&distant.blob, self.docker);
+        let from = match &distant.origin {
+            Origin::Registry(name)
+                if name.registry() == self.to.registry()
+                    && name.repository() != self.to.repository() =>
+            {
+                Some(name.repository())
+            }
+            _ => None,
+        };
+        if !self.taken(&form, from, stop)? {
+            let observer: Arc<dyn Observer> = stop.clone();
+            let file = self.remote.spool(distant, observer)?;
+            self.remote.upload(self.to, &form, file, stop)?;
+        }
+        Ok(form)
+    }
+
     /// Brings a layer to the registry and says what it is called there.
     fn layer(
         &self,
@@ -304,6 +445,11 @@ impl Push<'_> {
     ) -> Result<Descriptor, ExportError> {
         let store = self.remote.store;
         let packing = self.packer.packing;
+        if !packing.distribute_foreign
+            && let Some(foreign) = self.foreign(diff, named)?
+        {
+            return Ok(foreign);
+        }
         // First as the image's own manifest says, unless that names the tar, which no registry gets unasked.
         let mut forms = Vec::new();
         let fits = Compression::of_media_type(&named.media_type) == Some(packing.compression);
@@ -336,6 +482,28 @@ impl Push<'_> {
         Ok(form)
     }
 
+    /// How a layer is called that only its publisher gives; such a layer is not pushed.
+    fn foreign(&self, diff: DiffId, named: &Descriptor) -> Result<Option<Descriptor>, ExportError> {
+        if let Some(foreign) = foreign(named, self.docker) {
+            return Ok(Some(foreign));
+        }
+        let store = self.remote.store;
+        for blob in store.blobs_of(diff)? {
+            if !media_type::is_foreign(&blob.media_type) {
+                continue;
+            }
+            // The manifest that it came with knows where it can be had.
+            for image in store.images()? {
+                let layers = manifest(store, image.manifest)?.0.layers;
+                let known = layers.iter().find(|layer| layer.digest == blob.digest);
+                if let Some(foreign) = known.and_then(|known| foreign(known, self.docker)) {
+                    return Ok(Some(foreign));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// Whether the registry has a blob, or takes it from another repository.
     fn offer(
         &self,
@@ -343,10 +511,22 @@ impl Push<'_> {
         layer: LayerId,
         stop: &Arc<Stop>,
     ) -> Result<bool, ExportError> {
-        let remote = self.remote;
         let has = |(_, layers): &&(String, Vec<LayerId>)| layers.contains(&layer);
         let sibling = self.siblings.iter().find(has);
-        let from = sibling.map(|(repository, _)| repository.as_str());
+        self.taken(
+            form,
+            sibling.map(|(repository, _)| repository.as_str()),
+            stop,
+        )
+    }
+
+    fn taken(
+        &self,
+        form: &Descriptor,
+        from: Option<&str>,
+        stop: &Arc<Stop>,
+    ) -> Result<bool, ExportError> {
+        let remote = self.remote;
         let taken = remote
             .client
             .offer_blob(self.to, form, from, stop.as_ref())?;

@@ -1,8 +1,10 @@
 //! The data model of container images: identities, references, platforms, configs, manifests, the layer index,
 //! the merged view of several layers, tar and compression. Nothing here touches the file system or the network.
 
+pub mod cache_config;
 pub mod compress;
 pub mod config;
+pub mod distant;
 pub mod id;
 pub mod index;
 pub mod manifest;
@@ -16,6 +18,7 @@ pub mod view;
 
 pub use compress::Compression;
 pub use config::{ImageConfig, RunConfig};
+pub use distant::{Distant, Layer, Origin};
 pub use id::{ContentId, DiffId, Digest, FileDigest, Key, KeyHasher, LayerId};
 pub use index::{Entry, IndexError, Kind, LayerIndex, Xattrs};
 pub use manifest::{Descriptor, Document, Index, Manifest, media_type, parse_manifest};

@@ -53,6 +53,19 @@ pub mod media_type {
         matches!(media_type, OCI_CONFIG | DOCKER_CONFIG)
     }
 
+    /// An OCI layer with gzip that must not be pushed again.
+    pub const OCI_FOREIGN_GZIP: &str =
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
+    /// The same of Docker.
+    pub const DOCKER_FOREIGN_GZIP: &str =
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+
+    /// Whether this is a layer that must not be pushed again: its publisher alone gives it, at the descriptor's `urls`.
+    pub fn is_foreign(media_type: &str) -> bool {
+        is_layer(media_type)
+            && (media_type.contains(".nondistributable.") || media_type.contains(".foreign."))
+    }
+
     /// Whether this is a file-system layer, also one that must not be pushed again (`foreign`, `nondistributable`).
     pub fn is_layer(media_type: &str) -> bool {
         [

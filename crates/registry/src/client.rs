@@ -268,7 +268,7 @@ impl Client {
 
     /// Tries the mirrors in order, then the registry itself, whose error is the one that counts; but where it cannot be
     /// reached at all, as in networks that have mirrors for that reason, that of a mirror which answered.
-    async fn pull<T>(
+    pub(crate) async fn pull<T>(
         &self,
         reference: &Reference,
         attempt: impl AsyncFn(&Endpoint) -> Result<T, Error>,

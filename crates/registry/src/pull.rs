@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
-use kiln_image::{Descriptor, Digest, Reference};
+use kiln_image::{Descriptor, Digest, Reference, media_type};
 use reqwest::header::{CONTENT_RANGE, RANGE};
-use reqwest::{Response, StatusCode};
+use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use sha2::{Digest as _, Sha256};
 use tokio::time::timeout;
 
@@ -48,9 +48,15 @@ impl Client {
             hasher.update(&buffer[..count]);
             offset += count as u64;
         }
+        // Who publishes such a layer gives it himself; a registry may have it all the same.
+        let urls = match &descriptor.urls {
+            Some(urls) if media_type::is_foreign(&descriptor.media_type) => urls.clone(),
+            _ => Vec::new(),
+        };
         let reader = BlobReader {
             client: self.clone(),
             reference: reference.clone(),
+            urls,
             digest: descriptor.digest,
             size: descriptor.size,
             observer,
@@ -69,6 +75,37 @@ impl Client {
         }
         Ok(reader)
     }
+
+    /// Whether the reference's repository has a blob.
+    ///
+    /// # Errors
+    /// When the registry cannot be asked.
+    pub fn has_blob(
+        &self,
+        reference: &Reference,
+        digest: Digest,
+        observer: &dyn Observer,
+    ) -> Result<bool, Error> {
+        let work = self.pull(reference, async |endpoint| {
+            let repository = endpoint.repository(reference.repository());
+            let url = endpoint.url(reference.repository(), &format!("blobs/{digest}"))?;
+            let scopes = Scopes::pull(&repository);
+            let response = self
+                .net()
+                .send(endpoint, &scopes, PATIENCE, |http| http.head(url.clone()))
+                .await?;
+            let what = format!("blob {digest} of {}", reference.name());
+            match response.status() {
+                StatusCode::OK => Ok(()),
+                _ => Err(net::failure(response, &endpoint.registry, &what).await),
+            }
+        });
+        match self.wait(observer, work) {
+            Ok(()) => Ok(true),
+            Err(Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// A blob while it comes. Goes on where it was after lost connections. The last read, which gives 0 bytes, succeeds only
@@ -76,13 +113,15 @@ impl Client {
 pub struct BlobReader {
     client: Client,
     reference: Reference,
+    /// Where else it may be; asked first.
+    urls: Vec<String>,
     digest: Digest,
     size: u64,
     observer: Arc<dyn Observer>,
     hasher: Sha256,
     /// Bytes that are hashed: on disk before, or handed out.
     offset: u64,
-    /// Which of the hosts to pull from is asked.
+    /// Which of the addresses, and then of the hosts to pull from, is asked.
     source: usize,
     response: Option<Response>,
     /// Bytes at the response's beginning that were handed out before.
@@ -162,7 +201,8 @@ impl BlobReader {
     /// Asks for the bytes from the offset on, from the first host that has them.
     async fn open(&mut self, net: &Net) -> Result<Response, Error> {
         loop {
-            let last = self.source + 1 >= net.sources(self.reference.registry());
+            let hosts = net.sources(self.reference.registry());
+            let last = self.source + 1 >= self.urls.len() + hosts;
             match self.open_at(net).await {
                 Err(error) if !last && error.is_local_to_host() => self.source += 1,
                 result => return result,
@@ -171,23 +211,45 @@ impl BlobReader {
     }
 
     async fn open_at(&mut self, net: &Net) -> Result<Response, Error> {
-        let endpoint = net.source(self.reference.registry(), self.source).await?;
-        let url = endpoint.url(
-            self.reference.repository(),
-            &format!("blobs/{}", self.digest),
-        )?;
-        let scopes = Scopes::pull(&endpoint.repository(self.reference.repository()));
         let offset = self.offset;
-        let response = net
-            .send(&endpoint, &scopes, PATIENCE, |http| {
-                let request = http.get(url.clone());
-                if offset > 0 {
-                    request.header(RANGE, format!("bytes={offset}-"))
-                } else {
-                    request
-                }
-            })
-            .await?;
+        let ranged = |request: RequestBuilder| {
+            if offset > 0 {
+                request.header(RANGE, format!("bytes={offset}-"))
+            } else {
+                request
+            }
+        };
+        let (registry, response) = if let Some(url) = self.urls.get(self.source) {
+            let url = Url::parse(url)
+                .ok()
+                .filter(|url| matches!(url.scheme(), "http" | "https"))
+                .ok_or_else(|| Error::Protocol {
+                    what: self.what(),
+                    problem: format!("{url:?} is no address of a file"),
+                })?;
+            let host = url.host_str().unwrap_or_default().to_owned();
+            let request = ranged(net.http(&host)?.get(url));
+            let response = net::once(request, PATIENCE).await;
+            let response = response.map_err(|broken| Error::Unreachable {
+                registry: host.clone(),
+                cause: broken.cause,
+            })?;
+            (host, response)
+        } else {
+            let number = self.source - self.urls.len();
+            let endpoint = net.source(self.reference.registry(), number).await?;
+            let url = endpoint.url(
+                self.reference.repository(),
+                &format!("blobs/{}", self.digest),
+            )?;
+            let scopes = Scopes::pull(&endpoint.repository(self.reference.repository()));
+            let response = net
+                .send(&endpoint, &scopes, PATIENCE, |http| {
+                    ranged(http.get(url.clone()))
+                })
+                .await?;
+            (endpoint.registry, response)
+        };
         let (begin, rest) = match response.status() {
             StatusCode::OK => (0, self.size),
             StatusCode::PARTIAL_CONTENT => {
@@ -208,7 +270,7 @@ impl BlobReader {
             StatusCode::RANGE_NOT_SATISFIABLE => {
                 return Err(self.corrupt(format!("at most {offset} bytes")));
             }
-            _ => return Err(net::failure(response, &endpoint.registry, &self.what()).await),
+            _ => return Err(net::failure(response, &registry, &self.what()).await),
         };
         if begin > offset {
             let problem = format!("bytes from {begin} on were not asked for");

@@ -64,6 +64,11 @@ const FILE: u32 = 2;
 const SOURCE: u32 = 1;
 const MERGE: u32 = 1;
 
+/// What the keys of this version mean, in a few words: of another version's none can be used.
+pub fn semantics() -> String {
+    format!("exec {EXEC}, file {FILE}, source {SOURCE}, merge {MERGE}")
+}
+
 /// The parts of an operation's key; `None` when an input's identity is not known yet, nor, for a source from the
 /// network, its own `identity`.
 pub(crate) fn parts(

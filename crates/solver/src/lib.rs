@@ -18,10 +18,11 @@ mod solve;
 mod value;
 
 pub use error::{NO_EMULATOR, SolveError};
+pub use keys::semantics;
 pub use parts::Parts;
 pub use providers::Providers;
-pub use solve::{OpReport, Options, Solved, Solver, SourceError, Watch};
-pub use value::{Context, Snapshot};
+pub use solve::{Kept, OpReport, Options, Solved, Solver, SourceError, Watch};
+pub use value::{Context, Promise, Snapshot};
 
 /// The layers that the store has recorded, as a snapshot.
 ///

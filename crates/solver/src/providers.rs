@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use kiln_graph::SourceOp;
+use kiln_image::Key;
 use kiln_progress::VertexId;
 
-use crate::value::{Context, Snapshot};
+use crate::value::{Context, Promise, Snapshot};
 use crate::{SourceError, Watch};
 
 /// What a build brings that is not in its graph.
@@ -21,6 +22,29 @@ pub trait Providers: Sync {
     /// # Errors
     /// When they cannot be had, or the user or the worker gave up.
     fn fetch_image(&self, reference: &str, vertex: VertexId) -> Result<Snapshot, SourceError>;
+
+    /// The layers of an image by name, without fetching any that the store lacks; `None` when that is not known.
+    fn promised_image(&self, _reference: &str) -> Option<Promise> {
+        None
+    }
+
+    /// What a remote cache has under a key.
+    fn remembered(&self, _key: Key) -> Option<Promise> {
+        None
+    }
+
+    /// Brings the layers of what [`Providers::remembered`] gave. Called in a thread of its own; `vertex` is the
+    /// operation's row. What cannot be brought is not remembered any more.
+    ///
+    /// # Errors
+    /// When they cannot be had, or are not what was said.
+    fn bring(&self, _promise: &Promise, _vertex: VertexId) -> Result<Vec<Snapshot>, SourceError> {
+        Err(SourceError {
+            message: "there is no remote cache".to_owned(),
+            hint: None,
+            canceled: false,
+        })
+    }
 
     /// Scans a local context, ignoring what the patterns say.
     ///

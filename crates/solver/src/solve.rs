@@ -1,31 +1,36 @@
 //! Decides what must be executed, and runs it: independent operations at once, equal ones once.
 
+mod chain;
 mod dry;
 mod end;
 mod inputs;
 mod order;
+mod promised;
 mod remote;
 mod start;
 mod why;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::Scope;
 use std::time::{Duration, SystemTime};
 
 use kiln_graph::{Edge, Graph, Op, OpId, OpKind, Place, SourceOp};
-use kiln_image::Key;
+use kiln_image::{Key, Layer};
 use kiln_progress::{Event, Sink, VertexId};
 use kiln_store::{BuildStep, Claim, Lease, Record, RecordId, StepState, Store};
 use kiln_worker::{Limits, Trust, Worker};
 
+use self::chain::chain_of;
 use self::why::Earlier;
 use crate::SolveError;
 use crate::explain::Reason;
 use crate::parts::Parts;
 use crate::providers::Providers;
-use crate::value::{Context, LocalTree, Snapshot, Value};
+use crate::value::{Context, LocalTree, Promise, Snapshot, Value};
 
+pub use promised::Kept;
 pub use remote::{SourceError, Watch};
 
 /// How often a wait looks whether the user gave up.
@@ -57,6 +62,13 @@ pub struct Options {
     pub about: String,
     /// Why records are not read where they are not: `--no-cache`.
     pub uncached: String,
+    /// The target's layers need not be in the store.
+    pub lazy: bool,
+    /// Give what all operations gave: [`Solved::kept`].
+    pub keep: bool,
+    /// Nothing else is done before the local contexts are scanned: then all keys are known, and no remote cache is asked
+    /// for what a hit above spares.
+    pub scan_first: bool,
 }
 
 /// What became of one operation.
@@ -79,12 +91,14 @@ pub struct OpReport {
 /// The result of a solve.
 #[derive(Debug)]
 pub struct Solved {
-    /// The layers of each target.
-    pub snapshots: Vec<Snapshot>,
+    /// The layers of each target. All are in the store unless [`Options::lazy`].
+    pub layers: Vec<Vec<Layer>>,
     /// What was executed, in the order of the graph.
     pub reports: Vec<OpReport>,
     /// The records that were used or made.
     pub records: Vec<RecordId>,
+    /// What all operations gave, as far as it is in this store's cache or a remote one, if asked for.
+    pub kept: Vec<Kept>,
 }
 
 /// Solves graphs against one store with one worker.
@@ -116,6 +130,8 @@ enum State {
     /// A source from the network of which it is known what it is, and no more.
     Identified,
     Running,
+    /// What comes of it is known, but not all of its layers are here.
+    Promised(Arc<Promise>),
     Done(Value),
     /// Nothing is executed, and its result is not known.
     Unknown,
@@ -135,6 +151,10 @@ enum Message {
         op: OpId,
         outcome: Result<String, SourceError>,
         started: bool,
+    },
+    Brought {
+        op: OpId,
+        outcome: Result<Vec<Snapshot>, SourceError>,
     },
     Fetched {
         op: OpId,
@@ -177,6 +197,8 @@ struct Run<'s, 'a> {
     reports: Vec<Option<OpReport>>,
     records: Vec<RecordId>,
     claims: Vec<Option<Claim>>,
+    /// What is being brought.
+    promises: HashMap<OpId, Arc<Promise>>,
     /// Found in the cache, and not told yet.
     cached: Vec<OpId>,
     /// Everything is there to start them.
@@ -245,6 +267,7 @@ impl Solver<'_> {
             reports: vec![None; graph.len()],
             records: Vec::new(),
             claims: (0..graph.len()).map(|_| None).collect(),
+            promises: HashMap::new(),
             cached: Vec::new(),
             ready: Vec::new(),
             expected: Vec::new(),
@@ -264,38 +287,6 @@ impl Solver<'_> {
     }
 }
 
-/// The operations whose layers are layers of a target.
-fn chain_of(graph: &Graph, targets: &[Edge]) -> HashSet<OpId> {
-    let mut chain = HashSet::new();
-    let mut pending: Vec<OpId> = targets.iter().map(|target| target.op).collect();
-    while let Some(id) = pending.pop() {
-        if !chain.insert(id) {
-            continue;
-        }
-        let op = graph.op(id);
-        let bases: Vec<usize> = match &op.kind {
-            OpKind::Source(_) => vec![],
-            OpKind::Exec(exec) => exec
-                .mounts
-                .iter()
-                .filter(|mount| mount.dest == "/")
-                .filter_map(|mount| mount.input)
-                .collect(),
-            OpKind::File(file) => file
-                .actions
-                .iter()
-                .filter_map(|action| match action.on {
-                    kiln_graph::FileInput::Input(input) => Some(input),
-                    _ => None,
-                })
-                .collect(),
-            OpKind::Merge | OpKind::Diff { .. } => (0..op.inputs.len()).collect(),
-        };
-        pending.extend(bases.into_iter().map(|input| op.inputs[input].op));
-    }
-    chain
-}
-
 impl<'s> Run<'s, '_> {
     fn drive<'scope, 'env>(
         &mut self,
@@ -308,6 +299,9 @@ impl<'s> Run<'s, '_> {
     {
         for at in 0..self.targets.len() {
             self.want(self.targets[at].op);
+        }
+        if self.solver.options.scan_first {
+            self.scan_all();
         }
         loop {
             if self.failure.is_none() && self.solver.providers.is_canceled() {
@@ -341,8 +335,11 @@ impl<'s> Run<'s, '_> {
 
     /// Whether all is known of the targets that can be.
     fn is_over(&self) -> bool {
-        let over =
-            |target: &Edge| matches!(self.states[target.op.0], State::Done(_) | State::Unknown);
+        let over = |target: &Edge| match self.states[target.op.0] {
+            State::Done(_) | State::Unknown => true,
+            State::Promised(_) => self.dry || self.solver.options.lazy,
+            _ => false,
+        };
         self.targets.iter().all(over)
     }
 
@@ -404,10 +401,14 @@ impl<'s> Run<'s, '_> {
                 if self.is_over() {
                     return Ok(());
                 }
+                let id = OpId(at);
+                if matches!(self.states[at], State::Promised(_)) && self.is_wanted_here(id) {
+                    self.bring_promised(id, scope, sender);
+                    changed = true;
+                }
                 if !matches!(self.states[at], State::Wanted { .. }) {
                     continue;
                 }
-                let id = OpId(at);
                 match self.advance(id, scope, sender) {
                     Ok(advanced) => changed |= advanced,
                     Err(error) => {
@@ -473,7 +474,10 @@ impl<'s> Run<'s, '_> {
                 match snapshot {
                     Some(snapshot) => self.done(id, Value::Trees(vec![snapshot]), true),
                     None if self.dry => self.states[id.0] = State::Unknown,
-                    None => self.fetch_image(id, op, reference, scope, sender),
+                    None => match self.solver.providers.promised_image(reference) {
+                        Some(promise) => self.states[id.0] = State::Promised(Arc::new(promise)),
+                        None => self.fetch_image(id, op, reference, scope, sender),
+                    },
                 }
                 return Ok(true);
             }
@@ -506,8 +510,12 @@ impl<'s> Run<'s, '_> {
             {
                 return Ok(true);
             }
+            if self.remembered(id, key)? {
+                return Ok(true);
+            }
         }
         let mut waiting = false;
+        let mut promised = false;
         let mut changed = false;
         let mut unknown = false;
         let read = looked_up || !readable || matches!(op.kind, OpKind::Merge);
@@ -527,8 +535,12 @@ impl<'s> Run<'s, '_> {
                 }
                 _ => {}
             }
-            unknown |= matches!(self.states[edge.op.0], State::Unknown);
-            waiting |= !matches!(self.states[edge.op.0], State::Done(_) | State::Unknown);
+            match self.states[edge.op.0] {
+                State::Unknown => unknown = true,
+                State::Promised(_) => promised = true,
+                State::Done(_) => {}
+                _ => waiting = true,
+            }
         }
         if waiting {
             return Ok(changed);
@@ -538,6 +550,10 @@ impl<'s> Run<'s, '_> {
             return Ok(true);
         }
         if let OpKind::Merge = op.kind {
+            if promised {
+                self.states[id.0] = State::Promised(Arc::new(self.merge_promised(op)));
+                return Ok(true);
+            }
             let merged = self
                 .input_trees(op)
                 .iter()
@@ -546,17 +562,26 @@ impl<'s> Run<'s, '_> {
             return Ok(true);
         }
         if !by_content && !op.ignore_cache {
-            self.states[id.0] = State::Wanted {
-                looked_up: true,
-                by_content: true,
-            };
-            let content = self.content(id)?;
-            if let Some(record) = self.solver.find(content)? {
-                let definition = self.definition(id)?;
-                if self.hit(id, &record, definition)? {
+            // It may be that the layers of the inputs must be here to tell.
+            if let Some(content) = self.content_if_known(id)? {
+                self.states[id.0] = State::Wanted {
+                    looked_up: true,
+                    by_content: true,
+                };
+                if let Some(record) = self.solver.find(content)? {
+                    let definition = self.definition(id)?;
+                    if self.hit(id, &record, definition)? {
+                        return Ok(true);
+                    }
+                }
+                if self.remembered(id, content)? {
                     return Ok(true);
                 }
             }
+        }
+        if promised {
+            self.bring_inputs(op, scope, sender);
+            return Ok(true);
         }
         if self.dry {
             return self.would_start(id).map(|()| true);

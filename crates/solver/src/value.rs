@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kiln_graph::CopyAction;
 use kiln_image::view::MergedView;
-use kiln_image::{ContentId, Entry, Key, KeyHasher, Kind, LayerId, LayerIndex, LayerPath};
+use kiln_image::{ContentId, Entry, Key, KeyHasher, Kind, Layer, LayerId, LayerIndex, LayerPath};
 use kiln_source::{Scan, StatCache, UNHASHED};
 
 use crate::keys::KeyError;
@@ -23,11 +24,20 @@ pub struct Snapshot {
 impl Snapshot {
     /// The identity of the whole stack's outcome, whatever steps it came from.
     pub fn content_key(&self) -> Key {
-        let mut hasher = KeyHasher::new("snapshot", 1);
-        for content in &self.contents {
-            hasher.part("layer", content.as_bytes());
+        content_key(&self.contents)
+    }
+
+    /// A stack of layers that are all in the store.
+    pub fn here(layers: &[Layer]) -> Option<Self> {
+        let mut snapshot = Self::default();
+        for layer in layers {
+            let Layer::Here(id, content) = layer else {
+                return None;
+            };
+            snapshot.layers.push(*id);
+            snapshot.contents.push(*content);
         }
-        hasher.finish()
+        Some(snapshot)
     }
 
     /// This stack with others on top.
@@ -37,6 +47,59 @@ impl Snapshot {
         stack.layers.extend(&above.layers);
         stack.contents.extend(&above.contents);
         stack
+    }
+}
+
+fn content_key(contents: &[ContentId]) -> Key {
+    let mut hasher = KeyHasher::new("snapshot", 1);
+    for content in contents {
+        hasher.part("layer", content.as_bytes());
+    }
+    hasher.finish()
+}
+
+/// The result of an operation as far as it is known without its layers being here. They are brought when somebody
+/// needs them.
+#[derive(Debug, Clone, Default)]
+pub struct Promise {
+    /// For each output the layers, lowest first.
+    pub outputs: Vec<Vec<Layer>>,
+    /// The keys under which a remote cache has it; none for an image.
+    pub keys: Vec<Key>,
+    /// How long the step took where it was executed.
+    pub took: Duration,
+}
+
+impl Promise {
+    /// The identity of an output's outcome, if that is known of all its layers.
+    pub(crate) fn content_key(&self, output: u32) -> Option<Key> {
+        let contents: Option<Vec<ContentId>> = self
+            .outputs
+            .get(output as usize)?
+            .iter()
+            .map(|layer| match layer {
+                Layer::Here(_, content) => Some(*content),
+                Layer::Distant(distant) => distant.content,
+            })
+            .collect();
+        Some(content_key(&contents?))
+    }
+
+    /// The outputs, if nothing has to be brought.
+    pub(crate) fn here(&self) -> Option<Vec<Snapshot>> {
+        self.outputs
+            .iter()
+            .map(|layers| Snapshot::here(layers))
+            .collect()
+    }
+}
+
+impl From<&Snapshot> for Vec<Layer> {
+    fn from(snapshot: &Snapshot) -> Self {
+        let pairs = snapshot.layers.iter().zip(&snapshot.contents);
+        pairs
+            .map(|(id, content)| Layer::Here(*id, *content))
+            .collect()
     }
 }
 

@@ -142,6 +142,9 @@ impl Lab {
                 origin: String::new(),
                 about: String::new(),
                 uncached: "--no-cache".to_owned(),
+                lazy: false,
+                keep: false,
+                scan_first: false,
             },
             sealed: &|_| {},
         };
@@ -153,7 +156,10 @@ impl Lab {
         let solved = self.try_solve(graph, target).unwrap();
         let executed = solved.reports.iter().filter(|report| report.executed);
         let executed = executed.map(|report| graph.op(report.op).place.step.clone());
-        (self.paths(&solved.snapshots[0]), executed.collect())
+        (
+            self.paths(&Snapshot::here(&solved.layers[0]).expect("all is here")),
+            executed.collect(),
+        )
     }
 
     fn paths(&self, snapshot: &Snapshot) -> Vec<String> {

@@ -140,6 +140,18 @@ impl Store {
         })
     }
 
+    /// Says when the step ended that made a layer, where that was in another store.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn set_created(&self, id: LayerId, created: SystemTime) -> Result<(), StoreError> {
+        self.db.write(|on| {
+            on.prepare_cached("UPDATE layers SET created = ?2 WHERE id = ?1")?
+                .execute(params![id.as_bytes(), db::nanoseconds(created)])?;
+            Ok(())
+        })
+    }
+
     /// Gives up a layer that was begun and not sealed. The worker then deletes the folder, and
     /// [`Store::forget_layers`] ends the row; if that does not happen, a sweep comes back to it.
     ///

@@ -144,6 +144,20 @@ impl Store {
         })
     }
 
+    /// Keys under which a record is found, at most so many.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn keys_of(&self, record: RecordId, most: usize) -> Result<Vec<Key>, StoreError> {
+        let db = self.db.read();
+        let mut query =
+            db.prepare_cached("SELECT key FROM record_keys WHERE record = ?1 LIMIT ?2")?;
+        let key = |row: &Row<'_>| Ok(Key::new(row.get(0)?));
+        Ok(query
+            .query_map(params![record.0, most as i64], key)?
+            .collect::<Result<_, _>>()?)
+    }
+
     /// Makes a record findable under one more key.
     ///
     /// # Errors

@@ -25,6 +25,18 @@ pub use outside::{Outside, SECRET};
 pub use registry::Registry;
 pub use terminal::{OWN_TERMINAL, Terminal};
 
+use sha2::{Digest as _, Sha256};
+
+/// The digest of bytes as OCI names it.
+pub fn digest(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut text = "sha256:".to_owned();
+    for byte in Sha256::digest(bytes) {
+        write!(text, "{byte:02x}").expect("text grows");
+    }
+    text
+}
+
 /// Tells that a test, or part of it, did not run; past the test runner's capturing. With `KILN_TEST_ALL` set, as by
 /// `cargo xtask test` for root, who can run everything, it fails instead.
 pub fn skipped(why: &str) {

@@ -34,6 +34,22 @@ impl Registry {
         Self::with("auth:\n  htpasswd:\n    realm: test\n    path: FOLDER/htpasswd\n")
     }
 
+    /// One that takes manifests with layers that are elsewhere. None: skipped.
+    pub fn with_urls() -> Option<Self> {
+        Self::with("validation:\n  manifests:\n    urls:\n      allow: [\"^http://127.0.0.1\"]\n")
+    }
+
+    /// One that speaks TLS with a certificate that nobody trusts; gives the certificate's file, too. None: skipped.
+    pub fn with_tls() -> Option<(Self, PathBuf)> {
+        if xtask::process::find("openssl").is_none() {
+            skipped("openssl is not installed");
+            return None;
+        }
+        let registry = Self::with("  tls: {certificate: FOLDER/cert.pem, key: FOLDER/key.pem}\n")?;
+        let certificate = registry.folder.join("cert.pem");
+        Some((registry, certificate))
+    }
+
     fn with(more: &str) -> Option<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         if xtask::process::find("docker-registry").is_none() {
@@ -57,6 +73,9 @@ impl Registry {
         .replace("FOLDER", folder.to_str().expect("a plain name"));
         fs::write(folder.join("config.yml"), config).expect("own folder");
         fs::write(folder.join("htpasswd"), HTPASSWD).expect("own folder");
+        if more.contains("tls") {
+            certify(&folder);
+        }
         let mut registry = Self {
             server: None,
             folder,
@@ -170,6 +189,22 @@ impl Registry {
     fn log(&self) -> PathBuf {
         Path::new(&self.folder).join("log")
     }
+}
+
+/// Makes a key and a certificate for loopback.
+fn certify(folder: &Path) {
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt"])
+        .args(["ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=kiln-tests", "-addext"])
+        .args(["subjectAltName=IP:127.0.0.1", "-addext"])
+        .args(["basicConstraints=critical,CA:FALSE", "-keyout"])
+        .arg(folder.join("key.pem"))
+        .arg("-out")
+        .arg(folder.join("cert.pem"))
+        .stderr(Stdio::null())
+        .status();
+    assert!(made.is_ok_and(|it| it.success()), "openssl failed");
 }
 
 impl Drop for Registry {

@@ -66,6 +66,11 @@ impl Peers {
         inside
     }
 
+    /// The socket of its Docker Engine, as it is reached from here.
+    pub fn docker_socket(&self) -> PathBuf {
+        self.root.join("run/docker.sock")
+    }
+
     /// A new folder that both sides see, and its name inside.
     pub fn shared(&self) -> Result<(tempfile::TempDir, PathBuf)> {
         let share = self.root.join("share");

@@ -80,6 +80,12 @@ pub(super) fn build(place: &Place, args: &BuildArgs) -> Result<ExitCode> {
     } else if args.summary || matches!(mode, Mode::Tty | Mode::Plain) {
         summary::tell(&engine, &request, &built, args.summary)?;
     }
+    if mode != Mode::Quiet
+        && !is_classic
+        && let Some(hint) = outputs::hint(args)
+    {
+        complain(&format!("hint: {hint}"));
+    }
     if worked {
         engine.sweep()?;
     }

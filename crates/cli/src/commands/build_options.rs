@@ -130,6 +130,8 @@ pub(super) fn request(args: &BuildArgs) -> Result<BuildRequest> {
         folders,
         platforms,
         outputs,
+        cache_from: super::cache_options::sources(&args.cache_from)?,
+        cache_to: super::cache_options::targets(&args.cache_to)?,
         annotations,
         pull: args.pull,
         secrets: args

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::reference;
 use crate::args::BuildArgs;
 
-const KINDS: &str = "type=image, registry, docker, oci, tar, local or cacheonly";
+const KINDS: &str = "type=image, registry, docker, docker-daemon, oci, tar, local or cacheonly";
 
 /// What the build leaves behind, and the annotations of its manifest.
 pub(super) fn outputs(
@@ -45,12 +45,14 @@ pub(super) fn outputs(
         outputs.push(Output::Image {
             names: tags,
             push: args.push,
+            keep: args.load,
             packing: Packing::default(),
         });
     } else if args.push {
         for output in &mut outputs {
-            if let Output::Image { push, .. } = output {
+            if let Output::Image { push, keep, .. } = output {
                 *push = true;
+                *keep |= args.load;
             }
         }
     }
@@ -65,9 +67,7 @@ pub(super) fn outputs(
                 .into());
         }
     }
-    let has_image =
-        |output: &Output| matches!(output, Output::Image { .. } | Output::Archive { .. });
-    if args.iidfile.is_some() && !outputs.iter().any(has_image) {
+    if args.iidfile.is_some() && !outputs.iter().any(Output::has_image) {
         return Err(
             BuildError::new("--iidfile: the outputs are files, there is no image")
                 .with_hint("add -o type=image, or leave --iidfile out")
@@ -75,6 +75,19 @@ pub(super) fn outputs(
         );
     }
     Ok((outputs, annotations))
+}
+
+/// What may surprise who expects the image in Docker: with docker, `--load` and `type=docker` put it there.
+pub(super) fn hint(args: &BuildArgs) -> Option<&'static str> {
+    let into_docker = |text: &String| {
+        let fields = parse(text).unwrap_or_default();
+        fields.get("type").is_some_and(|kind| kind == "docker") && !fields.contains_key("dest")
+    };
+    let surprising = args.load || args.outputs.iter().any(into_docker);
+    let other = |text: &String| text.contains("docker-daemon");
+    (surprising && !args.outputs.iter().any(other) && crate::context::has_docker()).then_some(
+        "the image is in Kiln's own store; -o type=docker-daemon or kiln push docker-daemon:NAME hands it to Docker",
+    )
 }
 
 /// `KEY=VALUE`, or with words before it that say what is annotated: `manifest,index[linux/amd64]:KEY=VALUE`.
@@ -135,14 +148,14 @@ fn is_annotation_kind(text: &str) -> bool {
 }
 
 /// The options of one `--output`, each taken once.
-struct Fields(BTreeMap<String, String>);
+pub(super) struct Fields(pub(super) BTreeMap<String, String>);
 
 impl Fields {
-    fn take(&mut self, key: &str) -> Option<String> {
+    pub(super) fn take(&mut self, key: &str) -> Option<String> {
         self.0.remove(key)
     }
 
-    fn flag(&mut self, key: &str) -> Result<Option<bool>, BuildError> {
+    pub(super) fn flag(&mut self, key: &str) -> Result<Option<bool>, BuildError> {
         match self.take(key).as_deref() {
             None => Ok(None),
             Some("true" | "1") => Ok(Some(true)),
@@ -160,7 +173,7 @@ impl Fields {
         }
     }
 
-    fn packing(&mut self) -> Result<Packing, BuildError> {
+    pub(super) fn packing(&mut self) -> Result<Packing, BuildError> {
         let mut packing = Packing::default();
         if let Some(kind) = self.take("compression") {
             packing.compression = match kind.as_str() {
@@ -189,6 +202,7 @@ impl Fields {
         }
         packing.force = self.flag("force-compression")?.unwrap_or_default();
         packing.docker_types = self.flag("oci-mediatypes")?.map(|oci| !oci);
+        packing.distribute_foreign = self.flag("prefer-nondist-layers")? == Some(false);
         Ok(packing)
     }
 
@@ -239,10 +253,12 @@ fn output(
         "image" | "registry" => {
             let push = fields.flag("push")?.unwrap_or(kind == "registry");
             // The store has every image unpacked, and names what has no name by its id.
-            let _ = (fields.flag("unpack")?, fields.flag("store")?);
+            let unpack = fields.flag("unpack")?;
+            let store = fields.flag("store")?.or(unpack);
             Output::Image {
                 names: fields.names(tags).map_err(anyhow)?,
                 push,
+                keep: store.unwrap_or(kind == "image"),
                 packing: fields.packing()?,
             }
         }
@@ -273,6 +289,7 @@ fn output(
                         Output::Image {
                             names,
                             push: false,
+                            keep: true,
                             packing,
                         },
                     );
@@ -286,6 +303,14 @@ fn output(
                 packing,
             }
         }
+        "docker-daemon" if !platforms.is_empty() => {
+            let what = "a Docker Engine takes an image for one platform";
+            return Err(BuildError::new(what).with_hint("leave --platform out, or name one"));
+        }
+        "docker-daemon" => Output::Docker {
+            host: crate::context::docker_host()?,
+            names: fields.names(tags).map_err(anyhow)?,
+        },
         "tar" => Output::Tar {
             to: match fields.destination() {
                 Some(path) if path != "-" => To::File(path.into()),
@@ -325,7 +350,7 @@ fn finish(kind: &str, fields: Fields, output: Output) -> Result<Output, BuildErr
 }
 
 /// Fields separated by commas; one in double quotes may have commas in it (RFC 4180).
-fn parse(text: &str) -> Result<BTreeMap<String, String>, BuildError> {
+pub(super) fn parse(text: &str) -> Result<BTreeMap<String, String>, BuildError> {
     let mut fields = Vec::new();
     let mut rest = text;
     loop {
@@ -397,10 +422,7 @@ pub(super) fn metadata(engine: &Engine, built: &Built, outputs: &[Output]) -> Re
         let kind = engine.store.json(image.manifest)?.map(|(kind, _)| kind);
         let mut names: Vec<String> = Vec::new();
         for output in outputs {
-            if let Output::Image { names: more, .. } | Output::Archive { names: more, .. } = output
-            {
-                names.extend(more.iter().map(ToString::to_string));
-            }
+            names.extend(output.names().iter().map(ToString::to_string));
         }
         let mut known = std::collections::BTreeSet::new();
         names.retain(|name| known.insert(name.clone()));
@@ -460,11 +482,11 @@ mod tests {
             ("type=local", "dest=FOLDER is missing"),
             (
                 "dest=a",
-                "type is missing (type=image, registry, docker, oci, tar, local or cacheonly)",
+                "type is missing (type=image, registry, docker, docker-daemon, oci, tar, local or cacheonly)",
             ),
             (
                 "type=zip",
-                "unknown type zip (type=image, registry, docker, oci, tar, local or cacheonly)",
+                "unknown type zip (type=image, registry, docker, docker-daemon, oci, tar, local or cacheonly)",
             ),
             ("type=tar,dest=a,mode=copy", "type=tar has no option mode"),
             (
@@ -496,6 +518,7 @@ mod tests {
         let Output::Image {
             names,
             push: true,
+            keep: false,
             packing,
         } = output(text, &tags, &[], &mut annotations).unwrap()
         else {

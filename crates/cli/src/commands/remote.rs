@@ -57,7 +57,41 @@ pub(super) fn pull(place: &Place, args: &PullArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Hands an image to the Docker Engine.
+fn push_to_docker(place: &Place, args: &PushArgs, text: &str) -> Result<ExitCode> {
+    let host = crate::context::docker_host()?;
+    let (name, _) = named(text)?;
+    if name.digest().is_some() {
+        return Err(
+            BuildError::new(format!("{text}: Docker takes no digest as a name"))
+                .with_hint("give the image a tag: kiln tag")
+                .into(),
+        );
+    }
+    let mode = display::mode(args.quiet, &args.progress)?;
+    let engine = place.engine()?;
+    let wanted = args.platform.as_deref().map(|text| platform(Some(text)));
+    let image = find_image_for(&engine.store, text, wanted.transpose()?.as_ref())?;
+    let cancel = crate::signals::give_up_on_signal()?;
+    let display = kiln_progress::display(display::options(mode));
+    let names = vec![name.clone()];
+    let said = engine.push_to_docker(&host, (image, names), cores(), &display, &cancel);
+    // Who closes standard error does not want to see it.
+    let _ = display.finish();
+    let said = said.inspect_err(|_| engine.worker.end())?;
+    say(if args.quiet || said.trim().is_empty() {
+        name.familiar()
+    } else {
+        said.trim().to_owned()
+    }
+    .as_str());
+    Ok(ExitCode::SUCCESS)
+}
+
 pub(super) fn push(place: &Place, args: &PushArgs) -> Result<ExitCode> {
+    if let Some(name) = args.name.strip_prefix("docker-daemon:") {
+        return push_to_docker(place, args, name);
+    }
     let (name, added) = named(&args.name)?;
     let Some(tag) = name.tag().filter(|_| name.digest().is_none()) else {
         return Err(
@@ -89,7 +123,10 @@ pub(super) fn push(place: &Place, args: &PushArgs) -> Result<ExitCode> {
     let request = PushRequest {
         image,
         name: name.clone(),
-        packing: kiln_export::Packing::default(),
+        packing: kiln_export::Packing {
+            distribute_foreign: args.push_foreign_layers,
+            ..kiln_export::Packing::default()
+        },
         cores: cores(),
     };
     let display = kiln_progress::display(display::options(mode));

@@ -55,11 +55,13 @@ pub(super) fn tell(
             (together(store, &index)?.size, manifests)
         }
         None => {
-            let found = store.image(image.manifest)?;
-            (
-                found.map_or(0, |found| found.info.size),
-                vec![image.manifest],
-            )
+            let Some(found) = store.image(image.manifest)? else {
+                // Layers that nobody needed here stayed where they were.
+                let _ = write!(line, ", image {} in the registry", short(&image.config));
+                complain(&line);
+                return Ok(());
+            };
+            (found.info.size, vec![image.manifest])
         }
     };
     let _ = write!(line, ", image {} ({})", short(&image.config), size(bytes));

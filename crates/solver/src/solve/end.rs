@@ -9,7 +9,7 @@ use kiln_store::{BuildStep, StepState};
 
 use super::{Message, Run, Solved, State};
 use crate::SolveError;
-use crate::value::{Context, Snapshot, Value};
+use crate::value::{Context, Value};
 
 impl Run<'_, '_> {
     pub(super) fn take(&mut self, message: Message) {
@@ -25,6 +25,7 @@ impl Run<'_, '_> {
                 outcome,
                 started,
             } => self.fetched(op, *outcome, started),
+            Message::Brought { op, outcome } => self.brought(op, outcome),
             Message::Claimed { op, claim } => {
                 // Looked up again, as if it had not been: the owner may have finished it, or died.
                 self.claims[op.0] = Some(claim);
@@ -65,6 +66,9 @@ impl Run<'_, '_> {
                         if let Some(report) = &mut self.reports[id.0] {
                             report.took = executed.took;
                         }
+                        if let OpKind::Source(_) = self.graph.op(id).kind {
+                            self.forget_contents();
+                        }
                         self.done(id, Value::Trees(executed.outputs), false);
                     }
                     Err(SolveError::Canceled) => {
@@ -87,18 +91,26 @@ impl Run<'_, '_> {
     pub(super) fn finish(&mut self) -> Result<Solved, SolveError> {
         for (id, _) in self.graph.ops() {
             match self.states[id.0] {
-                State::Idle | State::Wanted { .. } => self.cached.push(id),
+                // Nobody needed it, or its layers.
+                State::Idle | State::Wanted { .. } | State::Promised(_) => self.cached.push(id),
                 State::Identified if !self.told[id.0] => self.cached.push(id),
                 _ => {}
             }
         }
         self.tell_cached();
-        let snapshot = |target: &Edge| match &self.states[target.op.0] {
-            State::Done(value) => value.tree(target.output).cloned().unwrap_or_default(),
+        let layers = |target: &Edge| match &self.states[target.op.0] {
+            State::Done(value) => value.tree(target.output).map(Vec::from),
+            State::Promised(promise) => promise.outputs.get(target.output as usize).cloned(),
             // Nothing was executed.
-            _ => Snapshot::default(),
+            _ => None,
         };
-        let snapshots = self.targets.iter().map(snapshot).collect();
+        let targets = self.targets.iter();
+        let layers = targets.map(|it| layers(it).unwrap_or_default()).collect();
+        let kept = if self.solver.options.keep {
+            self.kept()?
+        } else {
+            Vec::new()
+        };
         for state in &self.states {
             if let State::Done(Value::Local(local)) = state {
                 let mut context = local.lock();
@@ -114,7 +126,8 @@ impl Run<'_, '_> {
         let keys: Vec<Key> = definitions.map(|(key, _)| *key).collect();
         self.solver.store.touch(&self.records, &keys)?;
         Ok(Solved {
-            snapshots,
+            layers,
+            kept,
             reports: self.reports.iter().flatten().cloned().collect(),
             records: std::mem::take(&mut self.records),
         })
@@ -130,7 +143,7 @@ impl Run<'_, '_> {
             }
             let state = match (&self.states[id.0], self.ends[id.0]) {
                 (_, Some(end)) => end,
-                (State::Done(_), None) => StepState::Cached,
+                (State::Done(_) | State::Promised(_), None) => StepState::Cached,
                 (State::Unknown, None) => StepState::May,
                 // A hit further up made it needless.
                 _ if well => StepState::Cached,

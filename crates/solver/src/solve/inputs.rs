@@ -1,6 +1,9 @@
 //! The keys of an operation's inputs: by what they are made by, and by what is in them.
 
-use kiln_graph::{CopyAction, Op, OpId, OpKind, SourceOp};
+use std::cell::Cell;
+use std::sync::Arc;
+
+use kiln_graph::{CopyAction, Edge, Op, OpId, OpKind, SourceOp};
 use kiln_image::view::MergedView;
 use kiln_image::{Key, KeyHasher};
 use kiln_store::Store;
@@ -8,7 +11,7 @@ use kiln_store::Store;
 use super::{Run, State};
 use crate::SolveError;
 use crate::keys::{self, InputKeys, KeyError};
-use crate::value::{LocalTree, Snapshot, Value};
+use crate::value::{LocalTree, Promise, Snapshot, Value};
 
 /// Keys of inputs by definition: what they are made by.
 pub(super) struct ByDefinition<'r> {
@@ -31,24 +34,40 @@ impl InputKeys for ByDefinition<'_> {
 }
 
 /// Keys of inputs by what is in them.
-pub(super) struct ByContent<'r> {
-    pub(super) op: &'r Op,
-    pub(super) store: &'r Store,
-    pub(super) values: Vec<Value>,
+struct ByContent<'r> {
+    op: &'r Op,
+    store: &'r Store,
+    values: Vec<Known>,
+    /// Set when it turned out that something has to be brought first.
+    lacking: Cell<bool>,
+}
+
+/// What is known of an input.
+enum Known {
+    Value(Value),
+    Promise(Arc<Promise>),
 }
 
 impl InputKeys for ByContent<'_> {
     fn whole(&self, input: usize) -> Option<Key> {
-        self.values[input]
-            .tree(self.op.inputs[input].output)
-            .map(Snapshot::content_key)
+        let output = self.op.inputs[input].output;
+        let key = match &self.values[input] {
+            Known::Value(value) => value.tree(output).map(Snapshot::content_key),
+            Known::Promise(promise) => promise.content_key(output),
+        };
+        self.lacking.set(self.lacking.get() || key.is_none());
+        key
     }
 
     fn selected(&self, input: usize, copy: &CopyAction) -> Result<Option<Key>, KeyError> {
         match &self.values[input] {
-            Value::Local(local) => local_selection(local, copy).map(Some),
-            Value::Trees(_) => {
-                let Some(tree) = self.values[input].tree(self.op.inputs[input].output) else {
+            Known::Promise(_) => {
+                self.lacking.set(true);
+                Ok(None)
+            }
+            Known::Value(Value::Local(local)) => local_selection(local, copy).map(Some),
+            Known::Value(value) => {
+                let Some(tree) = value.tree(self.op.inputs[input].output) else {
                     return Ok(None);
                 };
                 let indexes: Result<Vec<_>, _> = tree
@@ -117,28 +136,39 @@ impl Run<'_, '_> {
         Ok(Some(key))
     }
 
+    /// The content key of an operation whose inputs are done.
     pub(super) fn content(&mut self, id: OpId) -> Result<Key, SolveError> {
+        let key = self.content_if_known(id)?;
+        Ok(key.expect("all inputs are done, so all their keys are known"))
+    }
+
+    /// The content key; `None` when it cannot be told without layers that are not here.
+    pub(super) fn content_if_known(&mut self, id: OpId) -> Result<Option<Key>, SolveError> {
         if let Some((key, _)) = &self.contents[id.0] {
-            return Ok(*key);
+            return Ok(Some(*key));
         }
         let op = self.graph.op(id);
-        let values = self.input_values(op);
-        let parts = keys::parts(
+        let known = |edge: &Edge| match &self.states[edge.op.0] {
+            State::Done(value) => Known::Value(value.clone()),
+            State::Promised(promise) => Known::Promise(Arc::clone(promise)),
+            _ => unreachable!("asked only when the inputs are known"),
+        };
+        let inputs = ByContent {
             op,
-            None,
-            &ByContent {
-                op,
-                store: self.solver.store,
-                values,
-            },
-        )
-        .map_err(|error| SolveError::key(&op.place, error))?
-        .expect("all inputs are done, so all their keys are known");
+            store: self.solver.store,
+            values: op.inputs.iter().map(known).collect(),
+            lacking: Cell::new(false),
+        };
+        let parts =
+            keys::parts(op, None, &inputs).map_err(|error| SolveError::key(&op.place, error))?;
+        let Some(parts) = parts.filter(|_| !inputs.lacking.get()) else {
+            return Ok(None);
+        };
         let key = KeyHasher::new("content", 1)
             .part("key", parts.key().as_bytes())
             .finish();
         self.contents[id.0] = Some((key, parts));
-        Ok(key)
+        Ok(Some(key))
     }
 
     pub(super) fn input_values(&self, op: &Op) -> Vec<Value> {

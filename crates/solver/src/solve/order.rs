@@ -31,7 +31,7 @@ impl Run<'_, '_> {
                 self.expected.push(known.unwrap_or(unknown));
             }
         }
-        let open = |at: usize| !matches!(self.states[at], State::Done(_));
+        let open = |at: usize| !matches!(self.states[at], State::Done(_) | State::Promised(_));
         let own = |at: usize| {
             if open(at) {
                 self.expected[at]
