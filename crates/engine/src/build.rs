@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread::Scope;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use kiln_dockerfile::{Lines, SourceText, Warning, locate, nearest};
 use kiln_export::{CacheSource, Committed, Published, digest_layer};
@@ -18,6 +18,7 @@ use kiln_store::BuildStep;
 
 use crate::bringing::Bringing;
 use crate::debug::{find_step, in_step};
+use crate::digesting::Digesting;
 use crate::error::Place;
 use crate::images::Images;
 use crate::inputs::Inputs;
@@ -662,50 +663,6 @@ pub(crate) fn find_out(
         }
     }
     Ok(())
-}
-
-/// Layers that are being digested beside the build.
-#[derive(Default)]
-struct Digesting {
-    /// One at a time: the steps need the processors more.
-    turn: Mutex<()>,
-    under_way: Mutex<usize>,
-    ended: Condvar,
-}
-
-impl Digesting {
-    fn under_way(&self) -> MutexGuard<'_, usize> {
-        self.under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn begin(&self) -> Begun<'_> {
-        *self.under_way() += 1;
-        Begun(self)
-    }
-
-    /// Waits until all have ended, and looks after the build meanwhile.
-    fn wait(&self, look: impl Fn()) {
-        let mut under_way = self.under_way();
-        while *under_way > 0 {
-            look();
-            let waited = self
-                .ended
-                .wait_timeout(under_way, Duration::from_millis(50));
-            under_way = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-}
-
-/// One that is counted until it is dropped, however its thread ends.
-struct Begun<'a>(&'a Digesting);
-
-impl Drop for Begun<'_> {
-    fn drop(&mut self) {
-        *self.0.under_way() -= 1;
-        self.0.ended.notify_all();
-    }
 }
 
 /// A warning of a check.

@@ -9,6 +9,7 @@ mod caches;
 mod check;
 mod copy;
 mod debug;
+mod digesting;
 mod docker;
 mod error;
 mod git_access;
