@@ -49,20 +49,16 @@ pub(super) fn tell(
     };
     let store = &engine.store;
     // One image, or those of several platforms.
-    let (bytes, manifests) = match store.index(image.manifest)? {
-        Some(index) => {
-            let manifests = index.images.iter().map(|image| image.manifest).collect();
-            (together(store, &index)?.size, manifests)
-        }
-        None => {
-            let Some(found) = store.image(image.manifest)? else {
-                // Layers that nobody needed here stayed where they were.
-                let _ = write!(line, ", image {} in the registry", short(&image.config));
-                complain(&line);
-                return Ok(());
-            };
-            (found.info.size, vec![image.manifest])
-        }
+    let (bytes, manifests) = if let Some(index) = store.index(image.manifest)? {
+        let manifests = index.images.iter().map(|image| image.manifest).collect();
+        (together(store, &index)?.size, manifests)
+    } else if let Some(found) = store.image(image.manifest)? {
+        (found.info.size, vec![image.manifest])
+    } else {
+        // Layers that nobody needed here stayed where they were.
+        let _ = write!(line, ", image {} in the registry", short(&image.config));
+        complain(&line);
+        return Ok(());
     };
     let _ = write!(line, ", image {} ({})", short(&image.config), size(bytes));
     complain(&line);

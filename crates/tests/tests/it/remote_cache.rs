@@ -215,9 +215,16 @@ fn min_max_and_inline() {
 
     // Who builds upon an image with a cache in it does not inherit it.
     let upon = maker.context(&[("Dockerfile", &format!("FROM {inline}\nENV X=y\n"))]);
-    maker.build(&["-t", "upon", &upon]).ok();
-    let config = maker.run(&["image", "inspect", "upon"]).ok().stdout;
-    assert!(!config.contains("kiln.cache"), "{config}");
+    let name = place.registry.image("upon");
+    maker.build(&["-t", &name, "--push", &upon]).ok();
+    let config = |repository: &str, tag: &str| {
+        let manifest = place.registry.manifest(repository, tag);
+        let manifest: Value = serde_json::from_slice(&manifest).expect("JSON");
+        let digest = manifest["config"]["digest"].as_str().expect("a digest");
+        fs::read_to_string(place.registry.blob(digest)).expect("text")
+    };
+    assert!(config("inline", "1").contains("kiln.cache"));
+    assert!(!config("upon", "latest").contains("kiln.cache"));
     let kiln = Kiln::fresh(Setting::Root, &[]).expect("as before");
     let base = place.base.clone();
     kiln.build(&["--cache-from", &base, &context])
