@@ -8,6 +8,32 @@ use kiln_tests::{Kiln, Setting, in_each_setting};
 
 in_each_setting! { nothing_is_left killed_workers_leftovers }
 
+/// As on kernels before 6.5, which take all folders of an overlay in one text.
+#[test]
+fn mounted_as_by_old_kernels() {
+    let Some(kiln) = Kiln::fresh(Setting::Root, &["busybox"]) else {
+        return;
+    };
+    let context = kiln.context(&[("Dockerfile", DOCKERFILE)]);
+    let id = |rootfs: &str| {
+        let args = [
+            "build",
+            "-q",
+            "--no-cache",
+            "--build-arg",
+            "SOURCE_DATE_EPOCH=0",
+        ];
+        kiln.run(&[&["--rootfs", rootfs][..], &args, &[&context]].concat())
+            .ok()
+            .stdout
+    };
+    assert_eq!(id("overlay-mount"), id("overlay"));
+    kiln.run(&["--rootfs", "overlay-mount", "info"])
+        .ok()
+        .says(&["mount(2)"]);
+    assert_eq!(scratch(&kiln), [] as [PathBuf; 0]);
+}
+
 const DOCKERFILE: &str = "FROM busybox\nRUN mkdir /a && touch /a/b\nRUN rm -r /a\nRUN true\n";
 
 /// What is in the store's folder for short-lived things.
