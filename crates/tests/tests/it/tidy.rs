@@ -36,6 +36,12 @@ fn mounted_as_by_old_kernels() {
 
 const DOCKERFILE: &str = "FROM busybox\nRUN mkdir /a && touch /a/b\nRUN rm -r /a\nRUN true\n";
 
+/// A store of its own whose files can be seen from here.
+fn fresh(setting: Setting) -> Option<Kiln> {
+    // That one is in another mount namespace.
+    (setting != Setting::Overlay).then(|| Kiln::fresh(setting, &["busybox"]))?
+}
+
 /// What is in the store's folder for short-lived things.
 fn scratch(kiln: &Kiln) -> Vec<PathBuf> {
     let entries = fs::read_dir(kiln.store().join("tmp")).expect("a store has it");
@@ -43,9 +49,7 @@ fn scratch(kiln: &Kiln) -> Vec<PathBuf> {
 }
 
 fn nothing_is_left(setting: Setting) {
-    let Some(kiln) = Kiln::fresh(setting, &["busybox"]) else {
-        return;
-    };
+    let Some(kiln) = fresh(setting) else { return };
     let context = kiln.context(&[("Dockerfile", DOCKERFILE)]);
     kiln.build(&["-t", "tidy", &context]).ok();
     kiln.run(&["run", "--rm", "tidy", "touch", "/x"]).ok();
@@ -63,9 +67,7 @@ fn nothing_is_left(setting: Setting) {
 }
 
 fn killed_workers_leftovers(setting: Setting) {
-    let Some(kiln) = Kiln::fresh(setting, &["busybox"]) else {
-        return;
-    };
+    let Some(kiln) = fresh(setting) else { return };
     // As a worker leaves it that is killed after a step: the kernel closes its own folder to everybody.
     let own = kiln
         .store()
