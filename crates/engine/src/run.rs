@@ -390,9 +390,8 @@ impl Engine {
                 "cannot remove container {:?}: container is running",
                 container.name
             );
-            return Err(
-                BuildError::new(text).with_hint("end the kiln run or kiln start that runs it")
-            );
+            return Err(BuildError::new(text)
+                .with_hint("end the kiln run or kiln start that runs it, or take kiln rm -f"));
         }
         self.store.remove_container(&container.id)?;
         Ok(())

@@ -483,6 +483,8 @@ impl<'a> Builder<'a> {
     /// Finishes the files and gives the index. It is on disk then, too.
     pub(crate) fn finish(mut self) -> Result<(LayerIndex, Vec<LayerPath>), FileOpError> {
         self.flush()?;
+        // Large contexts need the memory.
+        self.new = HashMap::new();
         let mut entries: Vec<Entry> = self.entries.into_iter().flatten().collect();
         let mut names: HashMap<u32, usize> = HashMap::new();
         for group in entries.iter().filter_map(|entry| entry.hardlink) {

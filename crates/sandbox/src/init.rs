@@ -23,6 +23,8 @@ pub(crate) fn split(terminal: bool, report: RawFd) -> Result<()> {
     // SAFETY: only numbers and a text. The memory is the worker's: no process of the container may look into it, nor open
     // the worker's program through `/proc/1/exe`. Executing the program ends this for the child.
     sys::check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }.into())?;
+    // SAFETY: a text that ends with a null. Executing the program gives the child another name.
+    unsafe { libc::prctl(libc::PR_SET_NAME, c"init".as_ptr(), 0, 0, 0) };
     set_mask(ALL)?;
     // SAFETY: a plain fork on a copy of this stack.
     let child = sys::check(unsafe {
@@ -38,11 +40,8 @@ pub(crate) fn split(terminal: bool, report: RawFd) -> Result<()> {
     if child == 0 {
         return become_foreground(terminal);
     }
-    // SAFETY: a text that ends with a null; the descriptor belongs to nobody else in this process.
-    unsafe {
-        libc::prctl(libc::PR_SET_NAME, c"init".as_ptr(), 0, 0, 0);
-        libc::close(report);
-    }
+    // SAFETY: the descriptor belongs to nobody else in this process.
+    unsafe { libc::close(report) };
     attend(child as libc::pid_t)
 }
 

@@ -281,12 +281,13 @@ fn cut(value: &str, at: usize) -> String {
 }
 
 /// The step of an earlier build that is the same one: by its text, the `nth` where several have the same one, else, in the
-/// latest build, by its place in the stage, if the text there is not among the `texts` of the stage now.
+/// latest build, by its place in the stage, if the text there is not one of those of the stage now, of which `texts` tells how
+/// many there are.
 pub(crate) fn counterpart<'b>(
     builds: &'b [Vec<BuildStep>],
     (stage, step, nth): (&str, &str, usize),
     title: &str,
-    texts: &dyn Fn(&str) -> bool,
+    texts: &dyn Fn(&str) -> usize,
 ) -> Vec<&'b BuildStep> {
     let known = |step: &&BuildStep| step.state != StepState::NotReached;
     let same: Vec<&BuildStep> = builds
@@ -309,12 +310,15 @@ pub(crate) fn counterpart<'b>(
         return Vec::new();
     };
     let there = |steps: &'b Vec<BuildStep>| {
-        steps.iter().filter(known).find(|it| {
-            it.stage == stage
+        let at = steps.iter().position(|it| {
+            known(&it)
+                && it.stage == stage
                 && place(&it.title).as_ref() == Some(&here)
                 && word(&it.step) == word(step)
-                && !texts(&it.step)
-        })
+        })?;
+        let (before, it) = (&steps[..at], &steps[at]);
+        let same = |other: &&BuildStep| other.stage == stage && other.step == it.step;
+        (before.iter().filter(same).count() >= texts(&it.step)).then_some(it)
     };
     builds.iter().find_map(there).into_iter().collect()
 }
@@ -468,9 +472,12 @@ mod tests {
             .iter()
             .enumerate()
         {
-            let same = counterpart(&twice, ("build", "RUN a", nth), "", &|_| true);
+            let same = counterpart(&twice, ("build", "RUN a", nth), "", &|_| 2);
             assert_eq!(same[0].title, *title);
         }
+        let one = counterpart(&twice, ("build", "RUN b", 0), "[build 3/3] RUN b", &|_| 1);
+        assert_eq!(one[0].title, "[build 3/3] RUN a");
+        assert!(counterpart(&twice, ("build", "RUN b", 0), "[build 2/3] RUN b", &|_| 1).is_empty());
         let builds = [
             vec![
                 step("[build 2/3] RUN a", "RUN a", StepState::Done),
@@ -479,7 +486,9 @@ mod tests {
             vec![step("[build 3/3] RUN b", "RUN b", StepState::Cached)],
         ];
         let found = |text: &str, title: &str, now: &[&str]| {
-            let steps = counterpart(&builds, ("build", text, 0), title, &|it| now.contains(&it));
+            let steps = counterpart(&builds, ("build", text, 0), title, &|it| {
+                usize::from(now.contains(&it))
+            });
             steps.iter().map(|it| it.title.clone()).collect::<Vec<_>>()
         };
         assert_eq!(

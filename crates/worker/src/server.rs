@@ -48,6 +48,12 @@ impl Shared {
         })
     }
 
+    /// Keeps the index of a layer that was made just now.
+    pub(crate) fn remember(&self, layer: LayerId, index: LayerIndex) {
+        let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+        indexes.insert(layer, Arc::new(index));
+    }
+
     /// A layer's index. Layers never change, so that each is read once.
     pub(crate) fn index(&self, layer: LayerId) -> Result<Arc<LayerIndex>, Failure> {
         let indexes = || self.indexes.lock().unwrap_or_else(PoisonError::into_inner);

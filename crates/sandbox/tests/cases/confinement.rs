@@ -1,7 +1,5 @@
 //! What a program may not do.
 
-use std::fs;
-
 use kiln_sandbox::{Confinement, Exit};
 
 use super::{Privilege, Root, output, run};
@@ -23,7 +21,7 @@ pub(super) fn filter(_: Privilege) {
 }
 
 /// A program for i386: the code lies at 0x08048088, behind five bytes of text at 0x08048080.
-fn i386(code: &[u8]) -> Vec<u8> {
+pub(super) fn i386(code: &[u8]) -> Vec<u8> {
     let mut file = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x03\0\x01\0\0\0".to_vec();
     // Entry, program headers at 0x34, no sections, flags; then sizes, and one program header.
     for word in [0x0804_8088u32, 0x34, 0, 0] {

@@ -4,6 +4,7 @@ use std::fs;
 
 use kiln_sandbox::{Exit, UserSpec};
 
+use super::confinement::i386;
 use super::{Privilege, Root, output, run};
 
 pub(super) fn users(privilege: Privilege) {

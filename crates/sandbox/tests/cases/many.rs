@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kiln_sandbox::{Cancel, Exit, Network, spawn};
 
-use super::{Privilege, Root, chain, run};
+use super::{Privilege, Root, chain, children, run};
 
 pub(super) fn many_in_a_row(_: Privilege) {
     let root = Root::new();

@@ -135,3 +135,13 @@ fn chain(error: &dyn std::error::Error) -> String {
         .source()
         .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
+
+/// Processes whose parent is this one.
+fn children() -> usize {
+    let mut count = 0;
+    for task in fs::read_dir("/proc/self/task").unwrap() {
+        let list = fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default();
+        count += list.split_whitespace().count();
+    }
+    count
+}

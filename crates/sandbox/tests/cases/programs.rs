@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use kiln_sandbox::{Cancel, Exit, SandboxError, Stdio, Ulimit, UlimitKind, UserSpec, spawn};
 
-use super::{Privilege, Root, chain, output, run};
+use super::{Privilege, Root, chain, children, output, run};
 
 pub(super) fn exit_codes(_: Privilege) {
     let root = Root::new();
@@ -171,16 +171,6 @@ pub(super) fn cancel_and_kill(_: Privilege) {
         running.wait(&Cancel::new().unwrap()).unwrap(),
         Exit::Code(7)
     );
-}
-
-/// Processes whose parent is this one.
-fn children() -> usize {
-    let mut count = 0;
-    for task in fs::read_dir("/proc/self/task").unwrap() {
-        let list = fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default();
-        count += list.split_whitespace().count();
-    }
-    count
 }
 
 pub(super) fn limits(_: Privilege) {

@@ -131,7 +131,7 @@ impl Solver<'_> {
         let Place {
             title, step, stage, ..
         } = &question.place;
-        let in_stage = |text: &str| question.texts.iter().any(|it| it == text);
+        let in_stage = |text: &str| question.texts.iter().filter(|it| *it == text).count();
         let mut forgotten = false;
         for before in explain::counterpart(
             &question.earlier,

@@ -13,6 +13,8 @@ in_each_setting! {
     run_options
     exit_codes
     signals
+    removed_while_it_runs
+    process_one
     terminals
 }
 
@@ -459,5 +461,56 @@ fn terminals(setting: Setting) {
     kiln.run(&["run", "-it", "--rm", "busybox", "true"])
         .failed()
         .says(&["not a TTY"]);
+    kiln.leaves_nothing();
+}
+
+/// `rm -f` of a container that runs: the program is killed, and whoever ran it is told so.
+fn removed_while_it_runs(setting: Setting) {
+    let Some(kiln) = fresh(setting) else { return };
+    let name = format!("--name={}", marker(&kiln));
+    let script = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
+    for options in [&[][..], &["--rm"]] {
+        let args = [&["run", &name], options, &["busybox", "sh", "-c", script]].concat();
+        let mut terminal = Terminal::start(kiln.wrapped(&OWN_TERMINAL, &args));
+        terminal.shows("ready");
+        assert_eq!(
+            kiln.run(&["rm", "-f", &marker(&kiln)]).ok().stdout,
+            format!("{}\n", marker(&kiln))
+        );
+        assert_eq!(terminal.ends().code(), Some(137), "{}", terminal.shown);
+        kiln.run(&["ps", "-a"]).ok().silent_about(&[&marker(&kiln)]);
+        kiln.leaves_nothing();
+    }
+}
+
+fn process_one(setting: Setting) {
+    let Some(kiln) = fresh(setting) else { return };
+    let script = "echo I am $$; exit 5";
+    let without = kiln.run(&["run", "--rm", "busybox", "sh", "-c", script]);
+    assert_eq!(without.failed().stdout, "I am 1\n");
+    let with = kiln.run(&["run", "--rm", "--init", "busybox", "sh", "-c", script]);
+    assert_eq!(
+        (with.status.code(), &*with.stdout),
+        (Some(5), "I am 2\n"),
+        "{with}"
+    );
+    // The terminal's keys go to the program, which has a group of its own.
+    let mut terminal = Terminal::start(kiln.wrapped(
+        &OWN_TERMINAL,
+        &[
+            "run",
+            "--rm",
+            "-it",
+            "--init",
+            "busybox",
+            "sh",
+            "-c",
+            "trap 'echo got INT; exit 3' INT; echo ready; while :; do sleep 0.05; done",
+        ],
+    ));
+    terminal.shows("ready");
+    terminal.send("\u{3}");
+    terminal.shows("got INT");
+    assert_eq!(terminal.ends().code(), Some(3), "{}", terminal.shown);
     kiln.leaves_nothing();
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use kiln_tests::{Kiln, Outcome, Setting, in_each_setting};
 
 in_each_setting! {
-    figures_add_up a_step_cannot_pass_the_limit least_recently_used_goes_first what_runs_keeps_its_layers
+    figures_add_up a_step_cannot_pass_the_limit a_container_cannot_pass_the_limit least_recently_used_goes_first what_runs_keeps_its_layers
     pruned_by_hand many_builds_in_a_small_store
 }
 
@@ -327,4 +327,37 @@ fn many_builds_in_a_small_store(setting: Setting) {
     });
     kiln.run(&["system", "check", "--deep"]).ok();
     kiln.leaves_nothing();
+}
+
+fn a_container_cannot_pass_the_limit(setting: Setting) {
+    let Some(kiln) = Kiln::fresh(setting, &["busybox"]) else {
+        return;
+    };
+    let limit = (du(&kiln) + (20 << 20)).to_string();
+    let endless = "while :; do head -c 1048576 /dev/urandom >> /big; sleep 0.01; done";
+    let started = Instant::now();
+    limited(
+        &kiln,
+        &limit,
+        &["run", "--rm", "busybox", "sh", "-c", endless],
+    )
+    .failed()
+    .says(&["no space left in the store: it would take"]);
+    assert!(started.elapsed() < Duration::from_secs(30));
+    kiln.leaves_nothing();
+    limited(&kiln, &limit, &["run", "--rm", "busybox", "true"]).ok();
+    // One that ends before anybody looks.
+    limited(
+        &kiln,
+        &limit,
+        &[
+            "run",
+            "busybox",
+            "sh",
+            "-c",
+            "head -c 30000000 /dev/urandom > /big",
+        ],
+    )
+    .failed()
+    .says(&["no space left in the store"]);
 }

@@ -8,7 +8,39 @@ use kiln_tests::{Kiln, Setting, in_each_setting};
 
 in_each_setting! { nothing_is_left killed_workers_leftovers }
 
+/// As on kernels before 6.5, which take all folders of an overlay in one text.
+#[test]
+fn mounted_as_by_old_kernels() {
+    let Some(kiln) = Kiln::fresh(Setting::Root, &["busybox"]) else {
+        return;
+    };
+    let context = kiln.context(&[("Dockerfile", DOCKERFILE)]);
+    let id = |rootfs: &str| {
+        let args = [
+            "build",
+            "-q",
+            "--no-cache",
+            "--build-arg",
+            "SOURCE_DATE_EPOCH=0",
+        ];
+        kiln.run(&[&["--rootfs", rootfs][..], &args, &[&context]].concat())
+            .ok()
+            .stdout
+    };
+    assert_eq!(id("overlay-mount"), id("overlay"));
+    kiln.run(&["--rootfs", "overlay-mount", "info"])
+        .ok()
+        .says(&["mount(2)"]);
+    assert_eq!(scratch(&kiln), [] as [PathBuf; 0]);
+}
+
 const DOCKERFILE: &str = "FROM busybox\nRUN mkdir /a && touch /a/b\nRUN rm -r /a\nRUN true\n";
+
+/// A store of its own whose files can be seen from here.
+fn fresh(setting: Setting) -> Option<Kiln> {
+    // That one is in another mount namespace.
+    (setting != Setting::Overlay).then(|| Kiln::fresh(setting, &["busybox"]))?
+}
 
 /// What is in the store's folder for short-lived things.
 fn scratch(kiln: &Kiln) -> Vec<PathBuf> {
@@ -17,9 +49,7 @@ fn scratch(kiln: &Kiln) -> Vec<PathBuf> {
 }
 
 fn nothing_is_left(setting: Setting) {
-    let Some(kiln) = Kiln::fresh(setting, &["busybox"]) else {
-        return;
-    };
+    let Some(kiln) = fresh(setting) else { return };
     let context = kiln.context(&[("Dockerfile", DOCKERFILE)]);
     kiln.build(&["-t", "tidy", &context]).ok();
     kiln.run(&["run", "--rm", "tidy", "touch", "/x"]).ok();
@@ -37,9 +67,7 @@ fn nothing_is_left(setting: Setting) {
 }
 
 fn killed_workers_leftovers(setting: Setting) {
-    let Some(kiln) = Kiln::fresh(setting, &["busybox"]) else {
-        return;
-    };
+    let Some(kiln) = fresh(setting) else { return };
     // As a worker leaves it that is killed after a step: the kernel closes its own folder to everybody.
     let own = kiln
         .store()

@@ -116,7 +116,7 @@ impl Tree {
                 failure("cannot remove the layer of the host's certificates", &error)
             })?;
         }
-        made(shared, self.layer, &index)
+        made(shared, self.layer, index)
     }
 }
 

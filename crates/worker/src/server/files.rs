@@ -32,16 +32,19 @@ pub(super) fn stack(
     Ok((MergedView::new(indexes), dirs))
 }
 
-pub(super) fn made(shared: &Shared, layer: LayerId, index: &LayerIndex) -> Result<Made, Failure> {
+/// What the front is told of a new layer. Its index is remembered, since its tar is asked for next.
+pub(super) fn made(shared: &Shared, layer: LayerId, index: LayerIndex) -> Result<Made, Failure> {
     let space = kiln_store::space_of(&shared.layer_dir(layer))
         .map_err(|error| failure(&format!("cannot measure layer {layer}"), &error))?;
-    Ok(Made {
+    let made = Made {
         layer,
         content_id: index.content_id(),
         size: index.size(),
         entries: index.entries().len() as u64,
         space,
-    })
+    };
+    shared.remember(layer, index);
+    Ok(made)
 }
 
 pub(super) fn file(shared: &Shared, job: FileJob) -> Result<Response, Failure> {
@@ -88,7 +91,7 @@ pub(super) fn file(shared: &Shared, job: FileJob) -> Result<Response, Failure> {
     let layers = job
         .into
         .iter()
-        .zip(&applied.layers)
+        .zip(applied.layers)
         .map(|(layer, index)| made(shared, *layer, index))
         .collect::<Result<_, _>>()?;
     let changed = applied.changed.iter().map(ToString::to_string).collect();
