@@ -49,18 +49,15 @@ pub(super) fn tell(
     };
     let store = &engine.store;
     // One image, or those of several platforms.
-    let (bytes, manifests) = match store.index(image.manifest)? {
-        Some(index) => {
-            let manifests = index.images.iter().map(|image| image.manifest).collect();
-            (together(store, &index)?.size, manifests)
-        }
-        None => {
-            let found = store.image(image.manifest)?;
-            (
-                found.map_or(0, |found| found.info.size),
-                vec![image.manifest],
-            )
-        }
+    let (bytes, manifests) = if let Some(index) = store.index(image.manifest)? {
+        let manifests = index.images.iter().map(|image| image.manifest).collect();
+        (together(store, &index)?.size, manifests)
+    } else {
+        let found = store.image(image.manifest)?;
+        (
+            found.map_or(0, |found| found.info.size),
+            vec![image.manifest],
+        )
     };
     let _ = write!(line, ", image {} ({})", short(&image.config), size(bytes));
     complain(&line);
