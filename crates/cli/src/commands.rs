@@ -62,11 +62,19 @@ pub(crate) fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let parsed = command_line::grammar(&defaults)
-        .try_get_matches_from(command_line::prepared(args))
-        .and_then(|matches| Cli::from_arg_matches(&matches));
-    let mut cli = match parsed {
+    let grammar = command_line::grammar(&defaults);
+    let args = command_line::prepared(args, &grammar);
+    let parse = |grammar: clap::Command| {
+        let matches = grammar.try_get_matches_from(&args)?;
+        Cli::from_arg_matches(&matches)
+    };
+    let mut cli = match parse(grammar) {
         Ok(cli) => cli,
+        Err(error) if error.kind() == clap::error::ErrorKind::DisplayHelp => {
+            // Only what is read needs the voice.
+            let again = parse(command_line::voiced(command_line::grammar(&defaults)));
+            return command_line::refuse(&again.err().unwrap_or(error));
+        }
         Err(error) => return command_line::refuse(&error),
     };
     if cli.version {
