@@ -216,7 +216,7 @@ const ABSENT: [(&[&str], &str); 11] = [
         "kiln builds images; it has no such thing",
     ),
     (
-        &["bake", "use", "dial-stdio"],
+        &["bake", "dial-stdio"],
         "kiln build builds one target of one Dockerfile; there is one builder",
     ),
 ];

@@ -77,6 +77,7 @@ pub(crate) fn main() -> ExitCode {
         }
         Err(error) => return command_line::refuse(&error),
     };
+    crate::context::set_docker_config(cli.global.config.take());
     if cli.version {
         say(&info::version_line());
         return ExitCode::SUCCESS;
@@ -167,6 +168,11 @@ fn dispatch(global: &Global, command: Command) -> Result<ExitCode> {
         Command::Buildx(command) => match command {
             BuildxCommand::Ls(args) => builder::ls(&args),
             BuildxCommand::Inspect(args) => builder::inspect(&place, &args),
+            BuildxCommand::Create(args) => builder::create(&args),
+            BuildxCommand::Use(args) | BuildxCommand::Stop(args) | BuildxCommand::Rm(args) => {
+                builder::nothing_to_do(&args);
+                Ok(ExitCode::SUCCESS)
+            }
             BuildxCommand::Imagetools(ImagetoolsCommand::Inspect(args)) => {
                 builder::inspect_in_registry(&args)
             }

@@ -100,6 +100,14 @@ fn proxies_of_dockers_configuration_reach_steps_and_nothing_else() {
     kiln.run(&["history", "--no-trunc", "proxied"])
         .ok()
         .silent_about(&["proxy.corp"]);
+    let mut command = kiln.command(&["--config", config.to_str().expect("a plain name"), "build"]);
+    command.args(["--no-cache", "-t", "proxied", &context]);
+    run(command).ok();
+    let seen = kiln
+        .run(&["run", "--rm", "proxied", "cat", "/seen"])
+        .ok()
+        .stdout;
+    assert!(seen.contains("proxy.corp"), "--config: {seen}");
     let again = build("http://another.corp:3128");
     assert_eq!(
         again.executed(),
