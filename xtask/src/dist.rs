@@ -12,7 +12,7 @@ use crate::{bases, say, target_dir, workspace};
 /// The name of the image.
 const IMAGE: &str = "kiln:latest";
 
-/// Builds both into `target/dist`.
+/// Builds both into `target/dist`, and the manual's pages into `man` there.
 pub fn run_all() -> Result<()> {
     install(&[ID_MAPS])?;
     let folder = target_dir().join("dist");
@@ -31,6 +31,8 @@ pub fn run_all() -> Result<()> {
     let archive = folder.join("kiln.image.tar");
     run(kiln.command(["save", "-o"]).arg(&archive).arg(IMAGE))?;
     run(&mut kiln.command(["run", "--rm", IMAGE, "version"]))?;
+    // Pages for man.
+    run(kiln.command(["reference"]).arg(folder.join("man")))?;
     say(&format!("{}\n{}", shipped.display(), archive.display()));
     Ok(())
 }

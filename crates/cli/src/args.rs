@@ -54,6 +54,9 @@ pub(crate) struct Global {
     /// (user namespace with one id)
     #[arg(long, global = true, env = "KILN_ISOLATION", value_name = "KIND")]
     pub(crate) isolation: Option<String>,
+    /// Folder with docker's config.json, for credentials and proxies [default: ~/.docker]
+    #[arg(long, global = true, env = "DOCKER_CONFIG", value_name = "DIR")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

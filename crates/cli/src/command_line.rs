@@ -23,9 +23,8 @@ pub(crate) fn program() -> &'static str {
 }
 
 /// The command line with Go's way to write options that are on or off (`--pull=true`, `--rm=false`) in clap's words.
-pub(crate) fn prepared(args: Vec<OsString>) -> Vec<OsString> {
-    let cli = Cli::command();
-    let mut command = &cli;
+pub(crate) fn prepared(args: Vec<OsString>, cli: &Command) -> Vec<OsString> {
+    let mut command = cli;
     let mut prepared = Vec::with_capacity(args.len());
     let mut words = args.into_iter();
     prepared.extend(words.next());
@@ -40,7 +39,7 @@ pub(crate) fn prepared(args: Vec<OsString>) -> Vec<OsString> {
                 None => (long, None),
             };
             match (
-                find(&cli, command, |arg| arg.get_long() == Some(name)),
+                find(cli, command, |arg| arg.get_long() == Some(name)),
                 value,
             ) {
                 (Some(arg), Some(value)) if !takes_value(arg) => match value {
@@ -60,7 +59,7 @@ pub(crate) fn prepared(args: Vec<OsString>) -> Vec<OsString> {
             prepared.push(word);
             let mut letters = text.chars().skip(1).peekable();
             while let Some(letter) = letters.next() {
-                let found = find(&cli, command, |arg| arg.get_short() == Some(letter));
+                let found = find(cli, command, |arg| arg.get_short() == Some(letter));
                 if found.is_some_and(takes_value) {
                     if letters.peek().is_none() {
                         prepared.extend(words.next());
@@ -104,12 +103,12 @@ fn is_optional(arg: &Arg) -> bool {
         .is_some_and(|range| range.min_values() == 0)
 }
 
-/// The grammar. Its doc comments begin in upper case, as Rust's do; what people read begins in lower case.
+/// The grammar as people read it. Its doc comments begin in upper case, as Rust's do; help begins in lower case.
 pub(crate) fn cli() -> Command {
     voiced(Cli::command())
 }
 
-fn voiced(command: Command) -> Command {
+pub(crate) fn voiced(command: Command) -> Command {
     let about = command.get_about().map(|text| lower(&text.to_string()));
     let command = match about {
         Some(about) => command.about(about),
@@ -152,7 +151,7 @@ pub(crate) fn grammar(defaults: &Defaults) -> Command {
     ];
     // The grammar keeps what it is given as long as the program runs.
     let kept = |text: &String| -> &'static str { Box::leak(text.clone().into_boxed_str()) };
-    let mut cli = cli();
+    let mut cli = Cli::command();
     for (name, value) in &defaults.global {
         let value = kept(value);
         cli = cli.mut_arg(*name, |arg| arg.default_value(value));
@@ -217,7 +216,7 @@ const ABSENT: [(&[&str], &str); 11] = [
         "kiln builds images; it has no such thing",
     ),
     (
-        &["bake", "use", "dial-stdio"],
+        &["bake", "dial-stdio"],
         "kiln build builds one target of one Dockerfile; there is one builder",
     ),
 ];
@@ -352,7 +351,11 @@ mod tests {
                     .chain(words)
                     .collect::<Vec<_>>()
             };
-            assert_eq!(prepared(words(given)), words(taken), "{given}");
+            assert_eq!(
+                prepared(words(given), &Cli::command()),
+                words(taken),
+                "{given}"
+            );
         }
     }
 

@@ -63,13 +63,22 @@ pub(crate) fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let parsed = command_line::grammar(&defaults)
-        .try_get_matches_from(command_line::prepared(args))
-        .and_then(|matches| Cli::from_arg_matches(&matches));
-    let mut cli = match parsed {
+    let grammar = command_line::grammar(&defaults);
+    let args = command_line::prepared(args, &grammar);
+    let parse = |grammar: clap::Command| {
+        let matches = grammar.try_get_matches_from(&args)?;
+        Cli::from_arg_matches(&matches)
+    };
+    let mut cli = match parse(grammar) {
         Ok(cli) => cli,
+        Err(error) if error.kind() == clap::error::ErrorKind::DisplayHelp => {
+            // Only what is read needs the voice.
+            let again = parse(command_line::voiced(command_line::grammar(&defaults)));
+            return command_line::refuse(&again.err().unwrap_or(error));
+        }
         Err(error) => return command_line::refuse(&error),
     };
+    crate::context::set_docker_config(cli.global.config.take());
     if cli.version {
         say(&info::version_line());
         return ExitCode::SUCCESS;
@@ -160,6 +169,11 @@ fn dispatch(global: &Global, command: Command) -> Result<ExitCode> {
         Command::Buildx(command) => match command {
             BuildxCommand::Ls(args) => builder::ls(&args),
             BuildxCommand::Inspect(args) => builder::inspect(&place, &args),
+            BuildxCommand::Create(args) => builder::create(&args),
+            BuildxCommand::Use(args) | BuildxCommand::Stop(args) | BuildxCommand::Rm(args) => {
+                builder::nothing_to_do(&args);
+                Ok(ExitCode::SUCCESS)
+            }
             BuildxCommand::Imagetools(ImagetoolsCommand::Inspect(args)) => {
                 builder::inspect_in_registry(&args)
             }

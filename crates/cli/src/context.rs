@@ -1,7 +1,7 @@
 //! Where the program runs: who calls, which store, which namespaces. The only place that reads the environment.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, Result};
 use kiln_engine::{BuildError, Engine};
@@ -260,11 +260,19 @@ pub(crate) fn registry_client(credentials: Arc<dyn Credentials>) -> Result<Clien
     }))
 }
 
-/// Docker's configuration: `config.json` in `DOCKER_CONFIG`, else in `~/.docker`. Nothing where there is no home.
+/// The folder that `--config` or `DOCKER_CONFIG` names.
+static DOCKER_CONFIG: OnceLock<Option<PathBuf>> = OnceLock::new();
+
+/// Takes what the command line says of Docker's configuration, once, before anything asks for it.
+pub(crate) fn set_docker_config(folder: Option<PathBuf>) {
+    let folder = folder.filter(|folder| !folder.as_os_str().is_empty());
+    let _ = DOCKER_CONFIG.set(folder);
+}
+
+/// Docker's configuration: `config.json` in `--config`, `DOCKER_CONFIG`, else in `~/.docker`. Nothing where there is no home.
 pub(crate) fn docker_config() -> Option<PathBuf> {
-    let folder = variable("DOCKER_CONFIG")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(variable("HOME")?).join(".docker")))?;
+    let given = DOCKER_CONFIG.get().cloned().flatten();
+    let folder = given.or_else(|| Some(PathBuf::from(variable("HOME")?).join(".docker")))?;
     Some(folder.join("config.json"))
 }
 

@@ -72,6 +72,16 @@ impl BuildFlags {
         if !self.policy.is_empty() {
             return refuse("policy", "kiln evaluates no policies", "leave it out");
         }
+        // Who sets them relies on what they forbid.
+        for name in [
+            "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY",
+            "BUILDX_DEFAULT_POLICY",
+        ] {
+            if crate::context::variable(name).is_some() {
+                let error = BuildError::new(format!("{name}: kiln evaluates no policies"));
+                return Err(error.with_hint("unset it for builds that need none"));
+            }
+        }
         if self.print.is_some() {
             return refuse(
                 "print",

@@ -105,6 +105,18 @@ pub(crate) enum BuildxCommand {
     Inspect(BuilderInspectArgs),
     /// List the one builder that there is
     Ls(BuilderLsArgs),
+    /// Accepted for docker's sake: there is one builder
+    #[command(hide = true)]
+    Create(BuilderCreateArgs),
+    /// Accepted for docker's sake: there is one builder
+    #[command(hide = true)]
+    Use(BuilderNamesArgs),
+    /// Accepted for docker's sake: there is one builder
+    #[command(hide = true)]
+    Stop(BuilderNamesArgs),
+    /// Accepted for docker's sake: there is one builder
+    #[command(hide = true)]
+    Rm(BuilderNamesArgs),
     /// Show the version
     Version(VersionArgs),
 }
@@ -141,6 +153,47 @@ pub(crate) struct BuilderLsArgs {
     /// Accepted for docker's sake
     #[arg(long, hide = true)]
     pub(crate) no_trunc: bool,
+}
+
+/// `kiln buildx create`.
+#[derive(Debug, Args)]
+pub(crate) struct BuilderCreateArgs {
+    /// Name of the builder
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Kind of builder: docker or docker-container
+    #[arg(long, value_name = "KIND", value_parser = ["docker", "docker-container"])]
+    pub(crate) driver: Option<String>,
+    /// Accepted for docker's sake
+    #[arg(long, value_name = "OPTION")]
+    pub(crate) driver_opt: Vec<String>,
+    /// Accepted for docker's sake
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Vec<String>,
+    /// Accepted for docker's sake
+    #[arg(long = "use")]
+    pub(crate) make_usual: bool,
+    /// Accepted for docker's sake
+    #[arg(long)]
+    pub(crate) bootstrap: bool,
+    /// Accepted for docker's sake
+    pub(crate) endpoint: Option<String>,
+}
+
+/// `kiln buildx use`, `stop`, `rm`.
+#[derive(Debug, Args)]
+pub(crate) struct BuilderNamesArgs {
+    /// Accepted for docker's sake
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Accepted for docker's sake
+    #[arg(long = "default")]
+    pub(crate) make_default: bool,
+    /// Accepted for docker's sake
+    #[arg(long)]
+    pub(crate) keep_state: bool,
+    /// Names of builders
+    pub(crate) names: Vec<String>,
 }
 
 /// `kiln buildx inspect`.

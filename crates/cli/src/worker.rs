@@ -135,6 +135,7 @@ fn settle(args: &[OsString]) -> anyhow::Result<()> {
         root: Some(PathBuf::from(root)),
         rootfs: None,
         isolation: isolation.to_str().map(str::to_owned),
+        config: None,
     })?;
     place.engine()?.tidy()?;
     Ok(())

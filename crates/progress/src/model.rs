@@ -8,7 +8,7 @@ use crate::event::{Event, VertexId};
 use crate::text::{self, Lines};
 
 /// Output kept in memory for each running step, in bytes. Beyond it the oldest lines go.
-const KEPT_OUTPUT: usize = 32 << 20;
+pub(crate) const KEPT_OUTPUT: usize = 32 << 20;
 /// What a line costs beside its text.
 const LINE_COST: usize = 64;
 /// Work that ends within this time needs no clock on the screen.

@@ -1,13 +1,12 @@
 //! The display for log files: lines with the number of their vertex, one vertex at a time.
 
-use std::collections::VecDeque;
 use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
 use crate::color::Colors;
 use crate::display::Renderer;
 use crate::event::Event;
-use crate::model::{Line, Model, Output, State, Vertex, since};
+use crate::model::{KEPT_OUTPUT, Model, Output, State, Vertex, since};
 use crate::text;
 
 /// A vertex that is shown stays for this time although others have something to say, so that lines that belong
@@ -15,7 +14,7 @@ use crate::text;
 const STAY: Duration = Duration::from_secs(5);
 /// A status row that is not done is repeated this often.
 const REPEAT: Duration = Duration::from_secs(5);
-/// Lines of a failed step that are repeated at the end; all of them were shown before.
+/// Lines of a failed step that are repeated at the end when all of them stand together before it; else all are.
 const REPEATED_LINES: usize = 10;
 
 /// What a vertex has to say.
@@ -28,7 +27,10 @@ struct Printed {
     pending_since: Option<SystemTime>,
     /// When each status row was last shown.
     statuses: Vec<SystemTime>,
-    last_lines: VecDeque<Line>,
+    /// What a failure would repeat.
+    output: Output,
+    /// Something else was printed since the first line of output, so that a reader has to put it together.
+    interrupted: bool,
 }
 
 pub(crate) struct Plain {
@@ -59,10 +61,7 @@ impl Plain {
         let (vertex, printed) = (&self.model.vertices[at], &mut self.printed[at]);
         for line in change.lines {
             printed.say(now, &format!("{} {}", text::log_time(line.time), line.text));
-            if printed.last_lines.len() == REPEATED_LINES {
-                printed.last_lines.pop_front();
-            }
-            printed.last_lines.push_back(line);
+            printed.output.keep([line], KEPT_OUTPUT);
         }
         match event {
             Event::Cached { .. } => printed.say(now, "CACHED"),
@@ -85,6 +84,7 @@ impl Plain {
                 }
             }
             Event::Finished { .. } => {
+                printed.output = Output::default();
                 printed.say(now, &format!("DONE {}", text::seconds(vertex.time(now))));
             }
             Event::Failed { .. } => {
@@ -171,6 +171,9 @@ impl Plain {
             let _ = writeln!(text, "#{number} {}", self.model.vertices[at].title);
             self.current = Some((at, now));
             self.began = true;
+            for (other, printed) in self.printed.iter_mut().enumerate() {
+                printed.interrupted |= other != at && printed.output.tail(1).count() > 0;
+            }
         }
         for line in pending.lines() {
             let _ = writeln!(text, "#{number} {line}");
@@ -242,8 +245,13 @@ impl Renderer for Plain {
             self.print(next, now, out);
         }
         for (vertex, printed) in self.model.vertices.iter_mut().zip(&mut self.printed) {
-            vertex.output = Output::default();
-            vertex.output.keep(printed.last_lines.drain(..), usize::MAX);
+            vertex.output = if printed.interrupted {
+                std::mem::take(&mut printed.output)
+            } else {
+                let mut last = Output::default();
+                last.keep(printed.output.tail(REPEATED_LINES).cloned(), usize::MAX);
+                last
+            };
         }
         self.model.write_failures(out);
         self.model.write_warnings(&Colors::default(), out);

@@ -9,12 +9,13 @@ use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
 
+use crate::classic::Classic;
 use crate::display::Renderer;
 use crate::plain::Plain;
 use crate::quiet::Quiet;
 use crate::rawjson::RawJson;
 use crate::tty::Tty;
-use crate::{Colors, Event, Mode, Options, Sink, Stream, VertexId, display};
+use crate::{ClassicStep, Colors, Event, Mode, Options, Sink, Stream, VertexId, display};
 
 fn at(millis: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000) + Duration::from_millis(millis)
@@ -622,4 +623,100 @@ proptest! {
             prop_assert!(!text.contains(char::is_control), "{text:?}");
         }
     }
+}
+
+fn classic_step(text: &str, stage: &str, number: Option<usize>) -> ClassicStep {
+    ClassicStep {
+        text: text.to_owned(),
+        stage: stage.to_owned(),
+        number,
+    }
+}
+
+#[test]
+fn classic_shows_steps_in_the_order_of_the_file() {
+    let steps = vec![
+        classic_step("FROM a AS one", "one", Some(1)),
+        classic_step("RUN slow", "one", Some(2)),
+        classic_step("FROM b AS never", "never", Some(1)),
+        classic_step("RUN never", "never", Some(2)),
+        classic_step("FROM c", "stage-2", Some(1)),
+        classic_step("ENV A=b", "stage-2", None),
+        classic_step("RUN fast", "stage-2", Some(2)),
+        classic_step("COPY --from=one /x /", "stage-2", Some(3)),
+    ];
+    let mut script = Script::new(Classic::new(steps, "stage-2".to_owned()));
+    script.vertices(&[
+        "[internal] load build definition from Dockerfile",
+        "[one 1/2] FROM a",
+        "[one 2/2] RUN slow",
+        "[stage-2 1/3] FROM c",
+        "[stage-2 2/3] RUN fast",
+        "[stage-2 3/3] COPY --from=one /x /",
+    ]);
+    for id in [1, 3] {
+        script.emit(Event::Cached { id: VertexId(id) });
+    }
+    script.start(2);
+    script.start(4);
+    script.log(4, "fast output\n");
+    script.log(2, "first\n");
+    let finish = |script: &mut Script<Classic>, id| {
+        let at = at(script.millis);
+        script.emit(Event::Finished {
+            id: VertexId(id),
+            at,
+        });
+    };
+    script.wait(100);
+    finish(&mut script, 4);
+    script.log(2, "second\n");
+    finish(&mut script, 2);
+    script.emit(Event::Cached { id: VertexId(5) });
+    script.renderer.finish(at(200), &mut script.out);
+    let shown = String::from_utf8(script.out).unwrap();
+    let without_names: String = shown
+        .lines()
+        .map(|line| match line.rsplit_once(' ') {
+            Some((rest, name)) if name.len() == 12 && !name.contains('/') => {
+                format!("{rest} NAME\n")
+            }
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    insta::assert_snapshot!(without_names);
+}
+
+#[test]
+fn plain_repeats_output_that_was_interrupted() {
+    let mut script = Script::new(Plain::new());
+    script.vertices(&["[a 1/1] RUN fails", "[b 1/1] RUN other"]);
+    script.start(0);
+    script.start(1);
+    for number in 0..20 {
+        script.log(0, format!("before {number}\n"));
+    }
+    script.wait(6000);
+    script.log(1, "other\n");
+    script.wait(6000);
+    script.log(0, "behind\n");
+    let error = "exit code: 1".to_owned();
+    let at = at(script.millis);
+    script.emit(Event::Failed {
+        id: VertexId(0),
+        error,
+        at,
+    });
+    script.emit(Event::Canceled {
+        id: VertexId(1),
+        at,
+    });
+    script.renderer.finish(at, &mut script.out);
+    let shown = String::from_utf8(script.out).unwrap();
+    let block = shown.split(" > [a 1/1] RUN fails:\n").nth(1).unwrap();
+    assert!(
+        block.contains(" before 0\n") && block.contains(" behind\n"),
+        "{shown}"
+    );
+    assert!(!block.contains("other"), "{shown}");
 }

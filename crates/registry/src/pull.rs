@@ -90,9 +90,11 @@ impl Client {
             let repository = endpoint.repository(reference.repository());
             let url = endpoint.url(reference.repository(), &format!("blobs/{digest}"))?;
             let scopes = Scopes::pull(&repository);
-            let response = self
-                .net()
-                .send(endpoint, &scopes, net.config.retry.patience, |http| http.head(url.clone()))
+            let net = self.net();
+            let response = net
+                .send(endpoint, &scopes, net.config.retry.patience, |http| {
+                    http.head(url.clone())
+                })
                 .await?;
             let what = format!("blob {digest} of {}", reference.name());
             match response.status() {

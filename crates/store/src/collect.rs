@@ -64,7 +64,7 @@ impl Store {
             Ok((doomed, collect_blobs(on, grace)?))
         })?;
         if !doomed.is_empty() || !blobs.is_empty() {
-            self.db.sync(&self.root)?;
+            Db::sync(&self.root)?;
         }
         for digest in blobs {
             remove_if_there(&self.blob_path(digest))?;

@@ -275,7 +275,7 @@ impl Db {
 
     /// Brings what was committed to the disk. In WAL mode all of it is in the log, since checkpoints sync by themselves;
     /// the rollback journal of network file systems is synced with each commit.
-    pub(crate) fn sync(&self, root: &Path) -> Result<(), StoreError> {
+    pub(crate) fn sync(root: &Path) -> Result<(), StoreError> {
         let path = root.join(format!("{FILE}-wal"));
         match std::fs::File::open(&path).and_then(|log| log.sync_data()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

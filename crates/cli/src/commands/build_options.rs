@@ -408,6 +408,12 @@ pub(super) fn extra_hosts(list: &[String]) -> Result<Vec<(String, String)>> {
                     BuildError::new(format!("--add-host {text:?}: expected NAME:ADDRESS"))
                 })?;
             let address = address.trim_start_matches('[').trim_end_matches(']');
+            // Steps and containers have the machine's network, so that it is where they are.
+            let address = if address == "host-gateway" {
+                "127.0.0.1"
+            } else {
+                address
+            };
             if address.parse::<std::net::IpAddr>().is_err() {
                 return Err(BuildError::new(format!(
                     "--add-host {text:?}: {address:?} is no IP address"
@@ -567,10 +573,12 @@ mod tests {
             "a:1.2.3.4".to_owned(),
             "b=::1".to_owned(),
             "c=[::1]".to_owned(),
+            "host.docker.internal:host-gateway".to_owned(),
         ])
         .unwrap();
         assert_eq!(hosts[0], ("a".to_owned(), "1.2.3.4".to_owned()));
         assert_eq!((hosts[1].1.as_str(), hosts[2].1.as_str()), ("::1", "::1"));
+        assert_eq!(hosts[3].1, "127.0.0.1");
         assert!(extra_hosts(&["a".to_owned()]).is_err());
         assert!(extra_hosts(&["a:b".to_owned()]).is_err());
     }

@@ -11,9 +11,11 @@ use serde_json::json;
 
 use super::reference;
 use crate::context::{Place, registry_client};
-use crate::format::{say, say_all};
+use crate::format::{complain, say, say_all};
 use crate::listing::{Listing, print_one};
-use crate::long_names::{BuilderInspectArgs, BuilderLsArgs, ImagetoolsInspectArgs};
+use crate::long_names::{
+    BuilderCreateArgs, BuilderInspectArgs, BuilderLsArgs, BuilderNamesArgs, ImagetoolsInspectArgs,
+};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -64,9 +66,34 @@ pub(super) fn ls(args: &BuilderLsArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What scripts for CI begin with: it changes nothing, and what they do next works.
+pub(super) fn create(args: &BuilderCreateArgs) -> Result<ExitCode> {
+    if !args.driver_opt.is_empty() || args.endpoint.is_some() {
+        bail!("there is one builder, this program: it has neither options nor an endpoint");
+    }
+    complain("note: there is one builder, this program; nothing was made");
+    say(args.name.as_deref().unwrap_or("default"));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `use`, `stop`, `rm`.
+pub(super) fn nothing_to_do(args: &BuilderNamesArgs) {
+    let names = args.names.join(", ");
+    let of = if names.is_empty() {
+        String::new()
+    } else {
+        format!(" for {names}")
+    };
+    complain(&format!(
+        "note: there is one builder, this program; nothing was done{of}"
+    ));
+}
+
 pub(super) fn inspect(place: &Place, args: &BuilderInspectArgs) -> Result<ExitCode> {
     if let Some(name) = args.name.as_deref().filter(|name| *name != "default") {
-        bail!("no builder {name:?} found: there is one, default");
+        complain(&format!(
+            "note: there is one builder, this program; {name} is another name for it"
+        ));
     }
     let limits = crate::settings::limits(&place.root)?;
     for (name, value) in [

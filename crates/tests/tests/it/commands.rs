@@ -259,6 +259,7 @@ fn what_docker_has_and_kiln_has_not_is_refused_by_name() {
         ("volume ls", 1, "kiln keeps no volumes"),
         ("compose up", 1, "kiln reads no compose files"),
         ("buildx bake", 1, "one builder"),
+        ("buildx create --driver=kubernetes", 125, "kubernetes"),
         ("image nope", 1, "unknown command: kiln image nope"),
         ("build", 1, "an argument is missing"),
     ] {
@@ -277,6 +278,50 @@ fn what_docker_has_and_kiln_has_not_is_refused_by_name() {
     ] {
         kiln.build(&[flag, &context]).ok().says(&[note]);
     }
+    for line in [
+        "create --name ci --use",
+        "inspect --bootstrap ci",
+        "use ci",
+        "rm ci",
+    ] {
+        let words: Vec<&str> = ["buildx"].into_iter().chain(line.split(' ')).collect();
+        kiln.run(&words)
+            .ok()
+            .says(&["note: there is one builder, this program"]);
+    }
+    assert_eq!(
+        kiln.run(&["buildx", "create", "--name", "ci"]).ok().stdout,
+        "ci\n"
+    );
+    let mut policy = kiln.command(&["build", &context]);
+    policy.env("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY", "/policy.json");
+    let output = policy.output().expect("kiln starts");
+    kiln_tests::Outcome::new("with a policy".to_owned(), &output)
+        .failed()
+        .says(&["EXPERIMENTAL_BUILDKIT_SOURCE_POLICY: kiln evaluates no policies"]);
     kiln.build(&["--provenance=false", "--sbom=false", &context])
         .ok();
+}
+
+#[test]
+fn what_is_shipped_and_never_seen() {
+    let Some(kiln) = Kiln::fresh(Setting::Root, &["busybox"]) else {
+        return;
+    };
+    let file = "FROM busybox\nCOPY f /f\nRUN dd if=/dev/zero of=/big bs=1M count=3\nRUN chmod 600 /big\nRUN rm /big && sleep 1\n";
+    let context = kiln.context(&[("Dockerfile", file), ("f", "1")]);
+    let build = ["--summary", "-t", "heavy", &context];
+    let said = kiln.build(&build).ok();
+    for text in [
+        "6.29MB of the layers are shipped and never seen",
+        "ships 3.15MB again with the same content: COPY --chown",
+        "removes 3.15MB that is shipped all the same",
+        "hint: ",
+    ] {
+        assert!(said.stderr.contains(text), "{text}: {said}");
+    }
+    std::fs::write(format!("{context}/f"), "2").expect("own file");
+    kiln.build(&build)
+        .ok()
+        .says(&["of steps ran again because of [2/5] COPY f /f: those that need nothing of it can stand before it"]);
 }

@@ -6,6 +6,7 @@ mod cached;
 mod caches;
 mod checks;
 mod commands;
+mod configuration;
 mod conformance;
 mod containers;
 mod contexts;

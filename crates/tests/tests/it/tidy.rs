@@ -79,7 +79,7 @@ fn killed_workers_leftovers(setting: Setting) {
         std::os::unix::fs::chown(own.join(path), Some(owner.uid()), Some(owner.gid()))
             .expect("tests run as root");
     }
-    fs::set_permissions(own.join("work"), fs::Permissions::from_mode(0)).expect("own folder");
+    fs::set_permissions(own.join("work"), fs::Permissions::from_mode(0o000)).expect("own folder");
     kiln.run(&["system", "df"]).ok();
     let context = kiln.context(&[("Dockerfile", DOCKERFILE)]);
     kiln.build(&[&context]).ok();
