@@ -503,7 +503,7 @@ mod tests {
         assert!(found("COPY a", "[build 2/4] COPY a", &[]).is_empty());
         assert!(
             counterpart(&builds, ("other", "RUN a", 0), "[other 2/3] RUN a", &|_| {
-                false
+                0
             })
             .is_empty()
         );

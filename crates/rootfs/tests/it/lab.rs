@@ -436,3 +436,8 @@ pub(crate) fn words(index: &LayerIndex) -> Vec<String> {
     };
     index.entries().iter().map(word).collect()
 }
+
+/// Removes what a probe leaves.
+pub(crate) fn remove_old(folder: impl AsRef<Path>) {
+    kiln_store::layer_fs::delete_layer(folder.as_ref()).expect("own folder");
+}

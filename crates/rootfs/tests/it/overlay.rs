@@ -5,8 +5,8 @@ use kiln_rootfs::{Provider, Rootfs, RootfsError, probe};
 use kiln_store::layer_fs::Ids;
 
 use crate::lab::{
-    Inside, Lab, MTIME, but_root_time, dir, file, implied, link, timeless_dirs, view, visible,
-    whiteout, words,
+    Inside, Lab, MTIME, but_root_time, dir, file, implied, link, remove_old, timeless_dirs, view,
+    visible, whiteout, words,
 };
 
 type Program = fn(&Inside);
@@ -473,14 +473,14 @@ fn marks_that_tie_layers_together_are_refused() {
 #[test]
 fn probing() {
     let Some(lab) = Lab::new() else { return };
-    let (provider, why) = probe(lab.path());
+    let (provider, why) = probe(lab.path(), remove_old);
     assert_eq!(provider, Provider::Overlay, "{why}");
     assert!(crate::lab::names(&lab.path().join("tmp")).is_empty());
     // An overlay cannot be the upper folder of another one.
     let rootfs = Rootfs::prepare(Provider::Overlay, &[], &lab.layer_dir(), Ids::Real).unwrap();
     let inside = Inside::new(&rootfs);
     inside.mkdir("store");
-    let (provider, why) = probe(&inside.path("store"));
+    let (provider, why) = probe(&inside.path("store"), remove_old);
     assert_eq!(provider, Provider::PlainTree, "{why}");
     assert!(why.contains("cannot mount an overlay"), "{why}");
     assert!(crate::lab::names(&inside.path("store/tmp")).is_empty());

@@ -59,7 +59,7 @@ fn inside_a_user_namespace() {
     let Some(dir) = std::env::var_os(DIR) else {
         return;
     };
-    let (provider, why) = probe(Path::new(&dir));
+    let (provider, why) = probe(Path::new(&dir), crate::lab::remove_old);
     assert_eq!(provider, Provider::Overlay, "{why}");
     let ids = [Provider::Overlay, Provider::PlainTree]
         .map(|provider| change(provider).unwrap().to_string());
