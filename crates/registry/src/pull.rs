@@ -92,9 +92,12 @@ impl Client {
             let scopes = Scopes::pull(&repository);
             let net = self.net();
             let response = net
-                .send(endpoint, &scopes, net.config.retry.patience, |http| {
-                    http.head(url.clone())
-                })
+                .send(
+                    endpoint,
+                    &scopes,
+                    self.net().config.retry.patience,
+                    |http| http.head(url.clone()),
+                )
                 .await?;
             let what = format!("blob {digest} of {}", reference.name());
             match response.status() {
