@@ -423,6 +423,15 @@ fn secret(mount: &RunMount, cwd: &str) -> Result<Mount, Wrong> {
             "invalid secret mount. one of source, target required",
         ));
     }
+    if let Some(name) = mount.env.as_deref()
+        && (name.is_empty() || name.contains(['=', '\0']))
+    {
+        return Err(Wrong::new(format!(
+            "invalid secret mount: {name:?} cannot be the name of a variable"
+        ))
+        .at("--mount")
+        .hint("env is the name of the variable that gets the secret, as in env=TOKEN"));
+    }
     let file = mount.env.is_none() || !mount.target.is_empty();
     let dest = match (file, mount.target.as_str()) {
         (false, _) => String::new(),
