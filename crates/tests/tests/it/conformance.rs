@@ -56,7 +56,7 @@ macro_rules! groups {
     };
 }
 
-groups! { add args copy env errors exclude from heredoc ignore metadata mounts onbuild parents run stages workdir }
+groups! { add args behaviours copy env errors exclude from heredoc ignore metadata mounts onbuild parents run stages workdir }
 
 mod by_a_plain_user {
     use super::{Setting, check};
@@ -72,5 +72,5 @@ mod by_a_plain_user {
         };
     }
 
-    groups! { add copy from ignore mounts parents run workdir }
+    groups! { add behaviours copy from ignore mounts parents run workdir }
 }
