@@ -182,6 +182,7 @@ pub(crate) fn lease_is_live(folder: &Path, name: &str) -> Result<bool, StoreErro
 
 /// The process that holds the lease; `None` if nobody does, or nobody whom this process can see.
 pub(crate) fn lease_holder(folder: &Path, name: &str) -> Result<Option<u32>, StoreError> {
+    const TRIES: u32 = 20;
     let path = folder.join(name);
     let failed = StoreError::io("read", &path);
     let read = || {
@@ -194,11 +195,20 @@ pub(crate) fn lease_holder(folder: &Path, name: &str) -> Result<Option<u32>, Sto
         Err(err) if io::Error::kind(&err) == io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(failed)?,
     };
-    // The number may be one of another namespace, where it is somebody else's here. So the kernel is asked as well.
+    let Some(pid) = text.lines().next().and_then(|line| line.parse().ok()) else {
+        return Ok(None);
+    };
+    // The number may be one of another namespace, where it is somebody else's here. So the kernel is asked as well: more
+    // than once, since it gives its list page by page, and one that is passed over when others go is not the lock's end.
     let locks = Path::new("/proc/locks");
-    let locks = fs::read_to_string(locks).map_err(StoreError::io("read", locks))?;
-    let holder = text.lines().next().and_then(|line| line.parse().ok());
-    Ok(holder.filter(|pid| locks.lines().any(|line| is_lock_of(line, *pid, inode))))
+    for _ in 0..TRIES {
+        let list = fs::read_to_string(locks).map_err(StoreError::io("read", locks))?;
+        if list.lines().any(|line| is_lock_of(line, pid, inode)) {
+            return Ok(Some(pid));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(None)
 }
 
 /// Whether a line of `/proc/locks` (`1: FLOCK ADVISORY WRITE 4711 fe:00:12345 0 EOF`, proc(5)) tells of a lock of this
