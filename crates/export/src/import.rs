@@ -53,7 +53,8 @@ pub fn import(
         keep(store, file, 0, len, unpacked.diff_id, path)?;
     }
     config.history.push(History {
-        comment: format!("Imported from {path}"),
+        // As docker writes it of files: where they were is nobody's business who gets the image.
+        comment: "Imported from -".to_owned(),
         ..History::default()
     });
     commit(store, worker, &[layer], 1, config, None, &BTreeMap::new())

@@ -63,6 +63,17 @@ fn normalised(mode: char, text: &str) -> String {
         out.push_str(&rest[..step]);
         rest = &rest[step..];
     }
+    // The base may have been imported when the comment still named the file.
+    out = out
+        .split_inclusive('\n')
+        .map(|line| match line.split_once("Imported from ") {
+            Some((before, from)) => {
+                let end = if from.ends_with('\n') { "\n" } else { "" };
+                format!("{before}Imported from -{end}")
+            }
+            None => line.to_owned(),
+        })
+        .collect();
     for ago in ["Less than a second ago", "About a minute ago"] {
         out = out.replace(ago, "<ago>");
     }
