@@ -4,9 +4,33 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
-use kiln_tests::{Kiln, Setting, in_each_setting};
+use kiln_tests::{Kiln, Setting};
 
-in_each_setting! { nothing_is_left killed_workers_leftovers }
+/// The settings whose stores can be looked into from here: the one on an overlay is in another mount namespace.
+macro_rules! where_files_are_seen {
+    ($($name:ident)*) => {$(
+        mod $name {
+            use super::Setting;
+
+            #[test]
+            fn as_root() {
+                super::$name(Setting::Root);
+            }
+
+            #[test]
+            fn as_plain_user() {
+                super::$name(Setting::User);
+            }
+
+            #[test]
+            fn with_one_id() {
+                super::$name(Setting::OneId);
+            }
+        }
+    )*};
+}
+
+where_files_are_seen! { nothing_is_left killed_workers_leftovers }
 
 /// As on kernels before 6.5, which take all folders of an overlay in one text.
 #[test]
@@ -36,12 +60,6 @@ fn mounted_as_by_old_kernels() {
 
 const DOCKERFILE: &str = "FROM busybox\nRUN mkdir /a && touch /a/b\nRUN rm -r /a\nRUN true\n";
 
-/// A store of its own whose files can be seen from here.
-fn fresh(setting: Setting) -> Option<Kiln> {
-    // That one is in another mount namespace.
-    (setting != Setting::Overlay).then(|| Kiln::fresh(setting, &["busybox"]))?
-}
-
 /// What is in the store's folder for short-lived things.
 fn scratch(kiln: &Kiln) -> Vec<PathBuf> {
     let entries = fs::read_dir(kiln.store().join("tmp")).expect("a store has it");
@@ -49,7 +67,9 @@ fn scratch(kiln: &Kiln) -> Vec<PathBuf> {
 }
 
 fn nothing_is_left(setting: Setting) {
-    let Some(kiln) = fresh(setting) else { return };
+    let Some(kiln) = Kiln::fresh(setting, &["busybox"]) else {
+        return;
+    };
     let context = kiln.context(&[("Dockerfile", DOCKERFILE)]);
     kiln.build(&["-t", "tidy", &context]).ok();
     kiln.run(&["run", "--rm", "tidy", "touch", "/x"]).ok();
@@ -67,7 +87,9 @@ fn nothing_is_left(setting: Setting) {
 }
 
 fn killed_workers_leftovers(setting: Setting) {
-    let Some(kiln) = fresh(setting) else { return };
+    let Some(kiln) = Kiln::fresh(setting, &["busybox"]) else {
+        return;
+    };
     // As a worker leaves it that is killed after a step: the kernel closes its own folder to everybody.
     let own = kiln
         .store()
