@@ -15,7 +15,7 @@ use std::ptr;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{
-    Access, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, access, fstat, openat, openat2,
+    Access, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, access, fstat, openat,
 };
 use rustix::io::{DupFlags, Errno, Result, dup2, dup3};
 use rustix::mount::{MountAttrFlags, UnmountFlags, unmount};
@@ -23,6 +23,7 @@ use rustix::process::{Signal, chdir, fchdir, pivot_root, set_parent_process_deat
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
 use crate::init;
+use crate::resolve::open_inside;
 use crate::seccomp::Instruction;
 use crate::sys;
 use crate::tree::Places;
@@ -454,7 +455,8 @@ fn enter(cwd: &CStr) -> Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let root = openat(CWD, c"/", flags, Mode::empty())?;
-    fchdir(&openat2(&root, cwd, flags, Mode::empty(), resolve)?)
+    let folder = open_inside(root.as_fd(), cwd, flags, Mode::empty(), resolve)?;
+    fchdir(&folder)
 }
 
 fn drop_privileges(plan: &Plan) -> std::result::Result<(), Failure> {

@@ -12,6 +12,7 @@ use rustix::fs::{
     fstat, mkdirat, openat, openat2, readlinkat,
 };
 use rustix::io::{Errno, Result};
+use rustix::path::Arg;
 
 use crate::process::RootSource;
 
@@ -47,7 +48,7 @@ pub fn read_in_root(
         return Ok(None);
     }
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = openat2(root, path, flags, Mode::empty(), in_root())?;
+    let file = open_inside(root, path, flags, Mode::empty(), in_root())?;
     let after = fstat(&file)?;
     if (before.st_dev, before.st_ino) != (after.st_dev, after.st_ino) {
         return Err(std::io::Error::other(format!(
@@ -85,13 +86,32 @@ pub(crate) fn open_in_root(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd>
     } else {
         path
     };
-    openat2(
-        root,
-        path,
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        in_root(),
-    )
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    open_inside(root, path, flags, Mode::empty(), in_root())
+}
+
+/// How often a lookup is begun again. One is disturbed by chance and only where it meets `..`, so that a few times are
+/// enough on the busiest machine; the limit is for those who rename without end.
+const MOST_LOOKUPS: usize = 10_000;
+
+/// `openat2` that stays inside of `root`.
+///
+/// While something is renamed or mounted, anywhere on the machine, the kernel cannot tell whether a `..` stayed inside,
+/// and answers `EAGAIN` (openat2(2)): the lookup is begun again.
+pub(crate) fn open_inside<P: Arg + Copy>(
+    root: BorrowedFd<'_>,
+    path: P,
+    flags: OFlags,
+    mode: Mode,
+    resolve: ResolveFlags,
+) -> Result<OwnedFd> {
+    for _ in 1..MOST_LOOKUPS {
+        match openat2(root, path, flags, mode, resolve) {
+            Err(Errno::AGAIN) => {}
+            other => return other,
+        }
+    }
+    openat2(root, path, flags, mode, resolve)
 }
 
 /// What to do where something is missing.
@@ -254,6 +274,31 @@ mod tests {
         let root = open_folder(root).unwrap();
         let place = open_or_make(root.as_fd(), Path::new(path), missing)?;
         Ok(place.made.iter().map(ToString::to_string).collect())
+    }
+
+    /// A step failed with "resource temporarily unavailable" when something else was renamed in the same moment.
+    #[test]
+    fn renames_elsewhere_do_not_disturb_a_lookup() {
+        let temp = tempfile::tempdir().unwrap();
+        let (root, elsewhere) = (temp.path().join("root"), temp.path().join("elsewhere"));
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        fs::create_dir_all(elsewhere.join("x")).unwrap();
+        symlink("../../../../../a/../a/b/../../a/b", root.join("a/b/link")).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (x, y) = (elsewhere.join("x"), elsewhere.join("y"));
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    fs::rename(&x, &y).unwrap();
+                    fs::rename(&y, &x).unwrap();
+                }
+            });
+            let root = open_folder(&root).unwrap();
+            let failed =
+                (0..20_000).find_map(|_| open_in_root(root.as_fd(), Path::new("/a/b/link")).err());
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(failed, None);
+        });
     }
 
     #[test]

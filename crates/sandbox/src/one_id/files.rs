@@ -17,6 +17,7 @@ use super::calls::{CREATES, Call};
 use super::credentials::KEEP;
 use super::listener::{Answer, Question, read, read_path, write};
 use super::{State, argument, layout, word};
+use crate::resolve::open_inside;
 
 /// What a call is about.
 enum Subject {
@@ -40,13 +41,12 @@ struct Start {
 impl Start {
     fn open(&self, path: &CStr, flags: OFlags, mode: Mode, more: ResolveFlags) -> Result<OwnedFd> {
         let from = self.folder.as_ref().map_or(CWD, AsFd::as_fd);
-        openat2(
-            from,
-            path,
-            flags | OFlags::CLOEXEC,
-            mode,
-            self.resolve | more,
-        )
+        let (flags, resolve) = (flags | OFlags::CLOEXEC, self.resolve | more);
+        if self.resolve.is_empty() {
+            openat2(from, path, flags, mode, resolve)
+        } else {
+            open_inside(from, path, flags, mode, resolve)
+        }
     }
 }
 
