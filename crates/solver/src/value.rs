@@ -1,13 +1,12 @@
 //! What flows along the edges of a graph while it is solved.
 
-use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kiln_graph::CopyAction;
 use kiln_image::view::MergedView;
-use kiln_image::{ContentId, Entry, Key, KeyHasher, Kind, Layer, LayerId, LayerIndex, LayerPath};
+use kiln_image::{ContentId, Entry, Key, KeyHasher, Kind, Layer, LayerId, LayerIndex};
 use kiln_source::{Scan, StatCache, UNHASHED};
 
 use crate::keys::KeyError;
@@ -143,8 +142,9 @@ impl LocalTree {
     /// The context in which everything that `copy` selects has its digest.
     pub(crate) fn index_for(&self, copy: &CopyAction) -> Result<Arc<LayerIndex>, KeyError> {
         let Context { scan, cache, .. } = &mut *self.lock();
-        let listing = MergedView::new([scan.index(|_| false, cache)?]);
-        // Nothing else is looked for: the paths of large contexts would take much memory.
+        let index = scan.index_at(&[], cache)?;
+        let listing = MergedView::new([Arc::clone(&index)]);
+        // Nothing else is looked for, and by its position: the paths of large contexts would take much memory.
         let open = |entry: &&Entry| {
             entry.is_dir()
                 || matches!(
@@ -155,14 +155,17 @@ impl LocalTree {
                     }
                 )
         };
-        let selected: HashSet<LayerPath> = kiln_fileop::selection(copy, &listing)
+        let mut selected: Vec<usize> = kiln_fileop::selection(copy, &listing)
             .map_err(|error| self.named(error.into()))?
             .into_iter()
             .filter(open)
-            .map(|entry| entry.path.clone())
+            .filter_map(|entry| index.position(&entry.path))
             .collect();
-        drop(listing);
-        Ok(scan.index(|path| selected.contains(path), cache)?)
+        selected.sort_unstable();
+        selected.dedup();
+        // Else the scan would have to copy its index.
+        drop((listing, index));
+        Ok(scan.index_at(&selected, cache)?)
     }
 }
 

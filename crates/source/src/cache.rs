@@ -82,18 +82,43 @@ const HEAD: usize = 8 + 32;
 /// What is read at once of what is stored.
 const AHEAD: usize = 128 * 1024;
 
-/// What is known of many paths, sorted by path, as it is stored but for the count in front.
+/// What is known of many paths, sorted by path, as it is stored but for the count in front. In pieces, since one that
+/// grows would take three times as much memory while it is moved.
 #[derive(Debug, Default)]
 struct Encoded {
     count: usize,
-    bytes: Vec<u8>,
+    pieces: Vec<Vec<u8>>,
 }
+
+/// The size of a piece, and what the last path that goes into one should find.
+const PIECE: usize = 1024 * 1024;
+const ROOM: usize = 8 * 1024;
 
 impl Encoded {
     fn push(&mut self, known: &Known) {
         self.count += 1;
-        let bytes = std::mem::take(&mut self.bytes);
-        self.bytes = postcard::to_extend(known, bytes).expect("it goes into memory");
+        let piece = match self.pieces.pop() {
+            Some(last) if last.len() + ROOM <= PIECE => last,
+            last => {
+                self.pieces.extend(last);
+                Vec::with_capacity(PIECE)
+            }
+        };
+        let piece = postcard::to_extend(known, piece).expect("it goes into memory");
+        self.pieces.push(piece);
+    }
+
+    fn known(&self) -> impl Iterator<Item = Known> {
+        let mut pieces = self.pieces.iter();
+        let mut left: &[u8] = &[];
+        std::iter::from_fn(move || {
+            if left.is_empty() {
+                left = pieces.next()?;
+            }
+            let (known, rest) = postcard::take_from_bytes(left).ok()?;
+            left = rest;
+            Some(known)
+        })
     }
 }
 
@@ -191,7 +216,10 @@ impl StatCache {
         };
         let count = postcard::to_stdvec(&learnt.count).map_err(io::Error::other)?;
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&count).update(&learnt.bytes);
+        hasher.update(&count);
+        for piece in &learnt.pieces {
+            hasher.update(piece);
+        }
         // Two builds may write at once: each has a name of its own, the later rename wins.
         let mut name = file.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{}", std::process::id()));
@@ -200,7 +228,9 @@ impl StatCache {
         out.write_all(MAGIC)?;
         out.write_all(hasher.finalize().as_bytes())?;
         out.write_all(&count)?;
-        out.write_all(&learnt.bytes)?;
+        for piece in &learnt.pieces {
+            out.write_all(piece)?;
+        }
         fs::rename(&temporary, file)?;
         self.file = Some(file.to_owned());
         self.stored.take();
@@ -223,15 +253,11 @@ impl StatCache {
 
     /// What is known, by path.
     pub(crate) fn known(&self) -> impl Iterator<Item = Known> {
-        let (mut learnt, stored) = match &self.learnt {
-            Some(learnt) => (&learnt.bytes[..], None),
-            None => (&[][..], self.stored()),
+        let stored = match self.learnt {
+            Some(_) => None,
+            None => self.stored(),
         };
-        let learnt = std::iter::from_fn(move || {
-            let (known, rest) = postcard::take_from_bytes(learnt).ok()?;
-            learnt = rest;
-            Some(known)
-        });
+        let learnt = self.learnt.iter().flat_map(Encoded::known);
         learnt.chain(stored.into_iter().flat_map(Stored::known))
     }
 
@@ -243,7 +269,6 @@ impl StatCache {
         } else {
             merge(self.known(), learnt, |known| encoded.push(&known));
         }
-        encoded.bytes.shrink_to_fit();
         self.learnt = Some(encoded);
         self.stored.take();
     }

@@ -179,13 +179,31 @@ impl Scan {
         selected: impl Fn(&LayerPath) -> bool,
         cache: &mut StatCache,
     ) -> Result<Arc<LayerIndex>, ScanError> {
+        let entries = self.index.entries().iter().enumerate();
+        let selected: Vec<usize> = entries
+            .filter(|(_, entry)| selected(&entry.path))
+            .map(|(at, _)| at)
+            .collect();
+        self.index_at(&selected, cache)
+    }
+
+    /// As [`Scan::index`]; what is selected is given by its positions in the index, in their order.
+    ///
+    /// # Errors
+    /// When a selected file or folder cannot be read, naming it.
+    pub fn index_at(
+        &mut self,
+        selected: &[usize],
+        cache: &mut StatCache,
+    ) -> Result<Arc<LayerIndex>, ScanError> {
         let unreadable = |root: &Path, path: &LayerPath, source: io::Error| ScanError::Unreadable {
             root: root.to_owned(),
             path: path.clone(),
             source,
         };
         let mut open = Vec::new();
-        for (at, (entry, mark)) in self.index.entries().iter().zip(&self.marks).enumerate() {
+        for &at in selected {
+            let (entry, mark) = (&self.index.entries()[at], &self.marks[at]);
             let unhashed = matches!(
                 entry.kind,
                 Kind::File {
@@ -193,12 +211,10 @@ impl Scan {
                     ..
                 }
             );
-            if !unhashed && mark.unlisted.is_none() || !selected(&entry.path) {
-                continue;
-            }
             match mark.unlisted {
                 Some(errno) => return Err(unreadable(&self.root, &entry.path, errno.into())),
-                None => open.push(at),
+                None if unhashed => open.push(at),
+                None => {}
             }
         }
         // In parts: what is known of a file while it is hashed takes as much memory as its entry.

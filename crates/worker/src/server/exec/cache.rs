@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use kiln_image::{Entry, LayerId, LayerIndex, LayerPath};
 use kiln_store::layer_fs::{Content, LayerFs};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 
 use super::super::files::stack;
 use super::super::{Shared, failure};
@@ -33,12 +35,24 @@ pub(super) fn folder(
     };
     let new = shared.layer_dir(scratch);
     fill(shared, &new, mode, owner, seed, failed)?;
-    match fs::rename(new.join("fs"), &folder) {
-        // Another step was faster.
-        Err(_) if folder.is_dir() => {}
-        other => other.map_err(failed)?,
-    }
+    name(&new.join("fs"), &folder).map_err(failed)?;
     Ok(dir.into())
+}
+
+/// Gives a complete folder its name, unless another step was faster.
+///
+/// A plain rename puts a folder in the place of an empty one, and a new cache is empty: the faster step would go on in a
+/// folder that is deleted, where nothing can be made.
+fn name(new: &Path, folder: &Path) -> io::Result<()> {
+    match renameat_with(CWD, new, CWD, folder, RenameFlags::NOREPLACE) {
+        Err(Errno::EXIST) => Ok(()),
+        // File systems that cannot tell.
+        Err(Errno::INVAL | Errno::NOSYS) => match fs::rename(new, folder) {
+            Err(_) if folder.is_dir() => Ok(()),
+            other => other,
+        },
+        other => Ok(other?),
+    }
 }
 
 fn fill(
@@ -95,4 +109,23 @@ fn copy(
         entries.push(entry);
     }
     Ok(LayerIndex::new(entries))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `npm` turned in circles: two steps made one cache at once, and the slower one replaced the folder of the faster.
+    #[test]
+    fn the_cache_of_a_faster_step_is_not_replaced() {
+        let temp = tempfile::tempdir().unwrap();
+        let (cache, other) = (temp.path().join("cache"), temp.path().join("other"));
+        for new in [&cache, &other] {
+            fs::create_dir(new).unwrap();
+        }
+        let mounted = File::open(&cache).unwrap();
+        name(&other, &cache).unwrap();
+        rustix::fs::mkdirat(&mounted, "made", rustix::fs::Mode::RWXU).unwrap();
+        assert!(cache.join("made").is_dir());
+    }
 }
