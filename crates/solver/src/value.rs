@@ -141,7 +141,11 @@ impl LocalTree {
 
     /// The context in which everything that `copy` selects has its digest.
     pub(crate) fn index_for(&self, copy: &CopyAction) -> Result<Arc<LayerIndex>, KeyError> {
-        let Context { scan, cache, .. } = &mut *self.lock();
+        let Context {
+            scan,
+            cache,
+            cache_file,
+        } = &mut *self.lock();
         let index = scan.index_at(&[], cache)?;
         let listing = MergedView::new([Arc::clone(&index)]);
         // Nothing else is looked for, and by its position: the paths of large contexts would take much memory.
@@ -165,7 +169,10 @@ impl LocalTree {
         selected.dedup();
         // Else the scan would have to copy its index.
         drop((listing, index));
-        Ok(scan.index_at(&selected, cache)?)
+        let index = scan.index_at(&selected, cache)?;
+        // What cannot be remembered is found out again next time.
+        let _ = cache.save_if_large(cache_file);
+        Ok(index)
     }
 }
 

@@ -93,6 +93,8 @@ struct Encoded {
 /// The size of a piece, and what the last path that goes into one should find.
 const PIECE: usize = 1024 * 1024;
 const ROOM: usize = 8 * 1024;
+/// More pieces than a small context has: some 50,000 files.
+const LARGE: usize = 6;
 
 impl Encoded {
     fn push(&mut self, known: &Known) {
@@ -236,6 +238,17 @@ impl StatCache {
         self.stored.take();
         self.learnt = None;
         Ok(true)
+    }
+
+    /// [`save`](Self::save) if there is so much that it should not stay in memory until the end of a build.
+    ///
+    /// # Errors
+    /// As `save`.
+    pub fn save_if_large(&mut self, file: &Path) -> io::Result<bool> {
+        match &self.learnt {
+            Some(learnt) if learnt.pieces.len() > LARGE => self.save(file),
+            _ => Ok(false),
+        }
     }
 
     /// How many paths are known.

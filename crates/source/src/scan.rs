@@ -89,7 +89,7 @@ struct Mark {
 /// The stamps of a scan's entries, one for each entry of its index, for whoever copies its files later: content that was
 /// copied under another stamp is not the content that was hashed.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-pub struct Stamps(Vec<Stamp>);
+pub struct Stamps(Arc<[Stamp]>);
 
 impl Stamps {
     /// The stamp of one path of the scan's index.
