@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_graph::SourceOp;
-use kiln_image::{Digest, Distant, Key, KeyHasher};
+use kiln_image::{Digest, Distant, Key, KeyHasher, LayerIndex};
 use kiln_progress::{Sink, VertexId};
 use kiln_registry::Observer;
 use kiln_remote::{GitAccess, GitAddress, Remote, RemoteError};
@@ -98,7 +98,10 @@ impl Providers for Bringing<'_> {
         let layers = self.images.distant(pinned(reference).ok()?)?;
         let layers = layers.into_iter().map(|layer| {
             Arc::new(Distant {
-                content: self.caches.content_of(layer.diff),
+                content: self.caches.content_of(layer.diff).or_else(|| {
+                    let index = self.engine.store.known_index(layer.diff)?;
+                    Some(index.content_id())
+                }),
                 ..layer
             })
         });
@@ -106,6 +109,10 @@ impl Providers for Bringing<'_> {
             outputs: vec![self.caches.here_or_there(layers)],
             ..Promise::default()
         })
+    }
+
+    fn index(&self, layer: &Distant) -> Option<Arc<LayerIndex>> {
+        self.engine.store.known_index(layer.diff)
     }
 
     fn remembered(&self, key: Key) -> Option<Promise> {

@@ -274,6 +274,9 @@ impl Engine {
             self.store.give_up(&layers)?;
         }
         self.sweep()?;
+        if what.all && what.before.is_none() && what.kinds.is_empty() && what.keep.is_none() {
+            self.store.forget_indexes()?;
+        }
         collected.freed = before.content().saturating_sub(self.filled()?.content());
         Ok(collected)
     }
@@ -295,7 +298,11 @@ impl Engine {
             keep: Some(filled.cache.saturating_sub(over)),
             ..Prune::default()
         };
-        self.prune(&goal).map(drop)
+        self.prune(&goal)?;
+        if filled.cache <= over {
+            self.store.forget_indexes()?;
+        }
+        Ok(())
     }
 
     /// Collects if the store is near its limit. Called when a build has ended, off its time.

@@ -19,8 +19,8 @@ use kiln_worker::{
 
 use crate::SolveError;
 use crate::keys::{MOUNTED, mount_selection};
-use crate::solve::{Executed, Solver, Task, step_name};
-use crate::value::{Snapshot, Value};
+use crate::solve::{Executed, Solver, Task, step_name, upon};
+use crate::value::{Outline, Promise, Snapshot, Value};
 
 /// What a step's host is called where nothing else is said: as under BuildKit, since programs may print it.
 const HOSTNAME: &str = "buildkitsandbox";
@@ -49,12 +49,20 @@ impl Solver<'_> {
             OpKind::Merge => unreachable!("merging makes no layers and is done by the scheduler"),
         };
         let took = started.elapsed();
+        let on: Vec<_> = task.inputs.iter().filter_map(outline).collect();
         if !keep {
             return Ok(Executed {
                 outputs,
                 record: None,
                 took,
+                on,
             });
+        }
+        let mut keys = task.keys;
+        if !on.is_empty() {
+            for key in &mut keys {
+                *key = upon(*key);
+            }
         }
         let record = NewRecord {
             outputs: outputs.iter().map(|tree| tree.layers.clone()).collect(),
@@ -63,13 +71,14 @@ impl Solver<'_> {
             parts: task.parts,
             step: step_name(&task.op.place),
         };
-        let record = self.store.put_record(&task.keys, &record)?;
+        let record = self.store.put_record(&keys, &record)?;
         // Released only now: whoever waits for the same step finds the record.
         drop(task.claim);
         Ok(Executed {
             outputs,
             record: Some(record),
             took,
+            on,
         })
     }
 
@@ -95,6 +104,7 @@ impl Solver<'_> {
         for (at, value) in task.inputs.iter().enumerate() {
             inputs.push(match value {
                 Value::Trees(_) => FileTree::Layers(Self::tree(task, at).layers),
+                Value::Outline(outline) => FileTree::Outline(outline.layers.clone()),
                 Value::Local(local) => {
                     // Digests are found copy by copy, and what is known stays known: the last index has them all.
                     let mut index = Arc::default();
@@ -209,7 +219,7 @@ impl Solver<'_> {
                     let mut selector = mount.selector.clone();
                     let tree = match mount.input {
                         Some(input) => match &task.inputs[input] {
-                            Value::Trees(_) => Self::tree(task, input),
+                            Value::Trees(_) | Value::Outline(_) => Self::tree(task, input),
                             Value::Local(_) => {
                                 MOUNTED.clone_into(&mut selector);
                                 self.materialize(task, input, mount_selection(mount))?
@@ -450,11 +460,19 @@ impl Solver<'_> {
     }
 }
 
+/// What an input of an operation was promised to be, if that is all that is known of it.
+fn outline(input: &Value) -> Option<Arc<Promise>> {
+    match input {
+        Value::Outline(Outline { of, .. }) => Some(Arc::clone(of)),
+        Value::Trees(_) | Value::Local(_) => None,
+    }
+}
+
 /// The bytes of the contexts' files that a job may copy, at least one.
 fn file_size(job: &FileJob) -> u64 {
     let sizes = job.inputs.iter().map(|input| match input {
         FileTree::Local { index, .. } => index.size(),
-        FileTree::Layers(_) => 0,
+        FileTree::Layers(_) | FileTree::Outline(_) => 0,
     });
     sizes.sum::<u64>().max(1)
 }
@@ -471,7 +489,7 @@ fn copies_from(file: &FileOp, input: usize) -> impl Iterator<Item = &CopyAction>
 }
 
 /// For each output of a file operation the input that its chain of actions starts from.
-fn output_bases(file: &FileOp) -> Vec<Option<usize>> {
+pub(crate) fn output_bases(file: &FileOp) -> Vec<Option<usize>> {
     let mut outputs: Vec<(u32, Option<usize>)> = Vec::new();
     for action in &file.actions {
         let Some(output) = action.output else {

@@ -1,9 +1,10 @@
 //! What the solver is given from outside its graph.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use kiln_graph::SourceOp;
-use kiln_image::Key;
+use kiln_image::{Distant, Key, LayerIndex};
 use kiln_progress::VertexId;
 
 use crate::value::{Context, Promise, Snapshot};
@@ -25,6 +26,11 @@ pub trait Providers: Sync {
 
     /// The layers of an image by name, without fetching any that the store lacks; `None` when that is not known.
     fn promised_image(&self, _reference: &str) -> Option<Promise> {
+        None
+    }
+
+    /// What is in a layer that is elsewhere, if that is known without its content.
+    fn index(&self, _layer: &Distant) -> Option<Arc<LayerIndex>> {
         None
     }
 

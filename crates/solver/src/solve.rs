@@ -8,6 +8,7 @@ mod order;
 mod promised;
 mod remote;
 mod start;
+mod upon;
 mod why;
 
 use std::collections::{HashMap, HashSet};
@@ -23,6 +24,7 @@ use kiln_store::{BuildStep, Claim, Lease, Record, RecordId, StepState, Store};
 use kiln_worker::{Limits, Trust, Worker};
 
 use self::chain::chain_of;
+use self::upon::Upon;
 use self::why::Earlier;
 use crate::SolveError;
 use crate::explain::Reason;
@@ -32,6 +34,7 @@ use crate::value::{Context, LocalTree, Promise, Snapshot, Value};
 
 pub use promised::Kept;
 pub use remote::{SourceError, Watch};
+pub(crate) use upon::upon;
 
 /// How often a wait looks whether the user gave up.
 const TICK: Duration = Duration::from_millis(50);
@@ -168,6 +171,8 @@ pub(crate) struct Executed {
     pub(crate) outputs: Vec<Snapshot>,
     pub(crate) record: Option<RecordId>,
     pub(crate) took: Duration,
+    /// What it was executed on and is elsewhere: then the outputs are what stands on that.
+    pub(crate) on: Vec<Arc<Promise>>,
 }
 
 /// Everything that an executing thread needs of its operation.
@@ -199,6 +204,8 @@ struct Run<'s, 'a> {
     claims: Vec<Option<Claim>>,
     /// What is being brought.
     promises: HashMap<OpId, Arc<Promise>>,
+    /// What was put on trees that are not here.
+    upon: Upon,
     /// Found in the cache, and not told yet.
     cached: Vec<OpId>,
     /// Everything is there to start them.
@@ -268,6 +275,7 @@ impl Solver<'_> {
             records: Vec::new(),
             claims: (0..graph.len()).map(|_| None).collect(),
             promises: HashMap::new(),
+            upon: Upon::new(),
             cached: Vec::new(),
             ready: Vec::new(),
             expected: Vec::new(),
@@ -561,6 +569,9 @@ impl<'s> Run<'s, '_> {
             self.done(id, Value::Trees(vec![merged]), false);
             return Ok(true);
         }
+        if self.upon.contains_key(&id) && !promised {
+            return self.hit_upon(id);
+        }
         if !by_content && !op.ignore_cache {
             // It may be that the layers of the inputs must be here to tell.
             if let Some(content) = self.content_if_known(id)? {
@@ -574,12 +585,12 @@ impl<'s> Run<'s, '_> {
                         return Ok(true);
                     }
                 }
-                if self.remembered(id, content)? {
+                if self.hit_upon(id)? || self.remembered(id, content)? {
                     return Ok(true);
                 }
             }
         }
-        if promised {
+        if promised && (self.contents[id.0].is_none() || self.outlines(id).is_none()) {
             self.bring_inputs(op, scope, sender);
             return Ok(true);
         }

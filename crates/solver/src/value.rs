@@ -8,6 +8,7 @@ use kiln_graph::CopyAction;
 use kiln_image::view::MergedView;
 use kiln_image::{ContentId, Entry, Key, KeyHasher, Kind, Layer, LayerId, LayerIndex};
 use kiln_source::{Scan, StatCache, UNHASHED};
+pub(crate) use kiln_worker::Outlined;
 
 use crate::keys::KeyError;
 
@@ -176,6 +177,15 @@ impl LocalTree {
     }
 }
 
+/// A tree of which some layers are elsewhere, and only the entries matter.
+#[derive(Clone)]
+pub(crate) struct Outline {
+    /// What was promised.
+    pub(crate) of: Arc<Promise>,
+    /// The layers, lowest first.
+    pub(crate) layers: Vec<Outlined>,
+}
+
 /// The result of an operation.
 #[derive(Clone)]
 pub(crate) enum Value {
@@ -183,6 +193,8 @@ pub(crate) enum Value {
     Trees(Vec<Snapshot>),
     /// A local context.
     Local(LocalTree),
+    /// What is known of a tree that is elsewhere; made for the operation that is about to be executed.
+    Outline(Outline),
 }
 
 impl Value {
@@ -190,7 +202,7 @@ impl Value {
     pub(crate) fn tree(&self, output: u32) -> Option<&Snapshot> {
         match self {
             Self::Trees(trees) => trees.get(output as usize),
-            Self::Local(_) => None,
+            Self::Local(_) | Self::Outline(_) => None,
         }
     }
 }

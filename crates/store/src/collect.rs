@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
-use kiln_image::{Digest, LayerId};
+use kiln_image::{DiffId, Digest, LayerId};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use crate::containers::DOOMED as CONTAINER_DOOMED;
@@ -46,7 +46,7 @@ impl Store {
         let folders = list(&self.root.join("layers"))?;
         let leases = list(&self.leases())?;
         self.remove_old_stat_files()?;
-        let (doomed, blobs) = self.db.write(|on| {
+        let (doomed, blobs, moved) = self.db.write(|on| {
             release_leases(self, on, &leases)?;
             // Whoever is about to refer to a blob has a lease.
             let grace = if self.live_leases()?.is_empty() { 0 } else { GRACE };
@@ -57,15 +57,17 @@ impl Store {
                 [DOOMED, SEALED],
             )?;
             adopt_strays(on, &folders)?;
+            let moved = doomed_that_moved(on)?;
             on.execute("DELETE FROM diffs WHERE layer IN (SELECT id FROM layers WHERE state = ?1)", [DOOMED])?;
             collect_json(on)?;
             let mut query = on.prepare("SELECT id FROM layers WHERE state = ?1")?;
             let doomed = query.query_map([DOOMED], layer_id)?.collect::<Result<Vec<_>, _>>()?;
-            Ok((doomed, collect_blobs(on, grace)?))
+            Ok((doomed, collect_blobs(on, grace)?, moved))
         })?;
         if !doomed.is_empty() || !blobs.is_empty() {
             Db::sync(&self.root)?;
         }
+        self.keep_indexes(&moved)?;
         for digest in blobs {
             remove_if_there(&self.blob_path(digest))?;
         }
@@ -349,6 +351,18 @@ fn collect_json(on: &Transaction<'_>) -> Result<(), StoreError> {
         [db::now() - GRACE],
     )?;
     Ok(())
+}
+
+/// The doomed layers that came from elsewhere or went there, with their tars: they may be met again.
+fn doomed_that_moved(on: &Transaction<'_>) -> Result<Vec<(LayerId, DiffId)>, StoreError> {
+    let mut query = on.prepare(
+        "SELECT layer, diff FROM diffs JOIN layers ON layers.id = layer WHERE state = ?1 AND clamp = ?2
+         AND EXISTS (SELECT 1 FROM blobs WHERE blobs.diff = diffs.diff)",
+    )?;
+    let pair = |row: &Row<'_>| Ok((LayerId::new(row.get(0)?), DiffId::new(row.get(1)?)));
+    Ok(query
+        .query_map([DOOMED, i64::MIN], pair)?
+        .collect::<Result<_, _>>()?)
 }
 
 /// Gives the blobs whose files may go.

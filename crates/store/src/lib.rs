@@ -14,6 +14,7 @@ mod header;
 mod history;
 mod images;
 mod indexes;
+mod known;
 pub mod layer_fs;
 mod layers;
 mod lock;

@@ -56,6 +56,8 @@ pub struct Store {
     pub(crate) db: Db,
     pub(crate) report: OpenReport,
     pub(crate) indexes: Mutex<HashMap<LayerId, Arc<LayerIndex>>>,
+    /// Indexes of layers that are not here.
+    pub(crate) known: Mutex<crate::known::Known>,
     /// Layers whose folder has been seen.
     pub(crate) seen: Mutex<HashSet<LayerId>>,
     /// Layers that a record has and that have no folder.
@@ -105,6 +107,7 @@ impl Store {
             db,
             report,
             indexes: Mutex::default(),
+            known: Mutex::default(),
             seen: Mutex::default(),
             missing: Mutex::default(),
         })
@@ -166,7 +169,7 @@ pub fn boot_id() -> Result<String, StoreError> {
 }
 
 /// Only the owner gets in: images bring programs with set-id bits.
-fn make_folder(path: &Path) -> Result<(), StoreError> {
+pub(crate) fn make_folder(path: &Path) -> Result<(), StoreError> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

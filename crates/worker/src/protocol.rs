@@ -253,6 +253,8 @@ pub struct FileJob {
 pub enum FileTree {
     /// A stack of layers.
     Layers(Stacked),
+    /// A stack of which some layers are elsewhere: no file of it is read.
+    Outline(Vec<Outlined>),
     /// A folder of the machine with what was found in it.
     Local {
         /// Absolute path.
@@ -262,6 +264,15 @@ pub enum FileTree {
         /// The state of its files when they were hashed.
         stamps: Stamps,
     },
+}
+
+/// A layer of which only the entries are wanted.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Outlined {
+    /// In the store.
+    Here(LayerId),
+    /// Elsewhere.
+    Elsewhere(Arc<LayerIndex>),
 }
 
 /// A tar to make a layer of.

@@ -7,6 +7,7 @@ use kiln_image::Key;
 use kiln_progress::Event;
 use kiln_store::{BuildStep, StepState};
 
+use super::upon::Above;
 use super::{Message, Run, Solved, State};
 use crate::SolveError;
 use crate::value::{Context, Value};
@@ -69,7 +70,22 @@ impl Run<'_, '_> {
                         if let OpKind::Source(_) = self.graph.op(id).kind {
                             self.forget_contents();
                         }
-                        self.done(id, Value::Trees(executed.outputs), false);
+                        if executed.on.is_empty() {
+                            self.done(id, Value::Trees(executed.outputs), false);
+                        } else if self.stands(id, &executed.on) {
+                            let above = Above {
+                                outputs: executed.outputs,
+                                took: executed.took,
+                            };
+                            if let Err(error) = self.put_upon(id, above) {
+                                self.fail(error);
+                            }
+                        } else {
+                            self.states[id.0] = State::Wanted {
+                                looked_up: false,
+                                by_content: false,
+                            };
+                        }
                     }
                     Err(SolveError::Canceled) => {
                         self.solver.sink.emit(Event::Canceled { id: vertex, at });
@@ -92,7 +108,11 @@ impl Run<'_, '_> {
         for (id, _) in self.graph.ops() {
             match self.states[id.0] {
                 // Nobody needed it, or its layers.
-                State::Idle | State::Wanted { .. } | State::Promised(_) => self.cached.push(id),
+                State::Idle | State::Wanted { .. } | State::Promised(_)
+                    if self.reports[id.0].is_none() =>
+                {
+                    self.cached.push(id);
+                }
                 State::Identified if !self.told[id.0] => self.cached.push(id),
                 _ => {}
             }

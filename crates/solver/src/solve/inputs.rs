@@ -171,12 +171,13 @@ impl Run<'_, '_> {
         Ok(Some(key))
     }
 
-    pub(super) fn input_values(&self, op: &Op) -> Vec<Value> {
+    /// What the inputs of an operation are; `None` when one of them is elsewhere.
+    pub(super) fn input_values(&self, op: &Op) -> Option<Vec<Value>> {
         op.inputs
             .iter()
             .map(|edge| match &self.states[edge.op.0] {
-                State::Done(value) => value.clone(),
-                _ => unreachable!("asked only when the inputs are done"),
+                State::Done(value) => Some(value.clone()),
+                _ => None,
             })
             .collect()
     }

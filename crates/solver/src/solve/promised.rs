@@ -117,6 +117,13 @@ impl<'s> Run<'s, '_> {
         }
         let op = graph.op(id);
         match &op.kind {
+            _ if self.upon.contains_key(&id) => {
+                self.states[id.0] = State::Wanted {
+                    looked_up: true,
+                    by_content: true,
+                };
+                self.bring_inputs(op, scope, sender);
+            }
             OpKind::Merge => {
                 self.states[id.0] = State::Wanted {
                     looked_up: true,
@@ -163,6 +170,7 @@ impl<'s> Run<'s, '_> {
                     by_content: false,
                 };
                 self.forget_contents();
+                self.forget_upon();
             }
         }
     }
@@ -210,7 +218,16 @@ impl<'s> Run<'s, '_> {
             }
             let content = self.contents[id.0].as_ref().map(|(key, _)| *key);
             let keys: BTreeSet<Key> = content.into_iter().chain(self.definition(id)?).collect();
-            if let Some(kept) = self.kept_under(keys)? {
+            if let (State::Promised(promise), true) =
+                (&self.states[id.0], self.upon.contains_key(&id))
+            {
+                all.push(Kept {
+                    keys,
+                    outputs: promise.outputs.clone(),
+                    took: Duration::ZERO,
+                    of_target: self.on_chain.contains(&id),
+                });
+            } else if let Some(kept) = self.kept_under(keys)? {
                 all.push(Kept {
                     of_target: self.on_chain.contains(&id),
                     ..kept

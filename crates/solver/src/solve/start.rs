@@ -38,6 +38,7 @@ impl<'s> Run<'s, '_> {
                     outputs: vec![snapshot],
                     record: None,
                     took: started.elapsed().unwrap_or_default(),
+                    on: Vec::new(),
                 }),
                 Err(error) if error.canceled => Err(SolveError::Canceled),
                 Err(error) => Err(SolveError::step(&op.place, error.message, error.hint)),
@@ -67,6 +68,11 @@ impl<'s> Run<'s, '_> {
         {
             return Ok(false);
         }
+        let Some(inputs) = self.outlines(id).or_else(|| self.input_values(op)) else {
+            // An index that was known is gone again.
+            self.bring_inputs(op, scope, sender);
+            return Ok(true);
+        };
         let content = self.content(id)?;
         let definition = self.definition(id)?;
         if self.claims[id.0].is_none() && !op.ignore_cache {
@@ -77,6 +83,9 @@ impl<'s> Run<'s, '_> {
                     if let Some(record) = self.solver.find(content)?
                         && self.hit(id, &record, definition)?
                     {
+                        return Ok(true);
+                    }
+                    if self.hit_upon(id)? {
                         return Ok(true);
                     }
                     self.claims[id.0] = Some(claim);
@@ -148,7 +157,7 @@ impl<'s> Run<'s, '_> {
         });
         let task = Task {
             op: op.clone(),
-            inputs: self.input_values(op),
+            inputs,
             vertex,
             keys: definition.into_iter().chain([content]).collect(),
             parts: question.parts().to_vec(),

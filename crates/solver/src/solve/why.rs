@@ -10,7 +10,7 @@ use kiln_image::Key;
 use kiln_image::view::MergedView;
 use kiln_store::{BuildStep, StepState, Store, StoreError};
 
-use super::{Run, Solver, State, step_name};
+use super::{Run, Solver, State, step_name, upon};
 use crate::explain::{self, ABOUT, Inputs, Reason};
 use crate::keys;
 use crate::value::Value;
@@ -59,7 +59,7 @@ impl Files {
         let make = || {
             let view = match &self.value {
                 Value::Local(local) => MergedView::new([local.index_for(&self.copy).ok()?]),
-                Value::Trees(_) => {
+                Value::Trees(_) | Value::Outline(_) => {
                     let tree = self.value.tree(self.output)?;
                     let indexes = tree.layers.iter().map(|layer| store.load_index(*layer));
                     MergedView::new(indexes.collect::<Result<Vec<_>, _>>().ok()?)
@@ -74,7 +74,7 @@ impl Files {
     fn root(&self) -> &'static str {
         match self.value {
             Value::Local(_) => "",
-            Value::Trees(_) => "/",
+            Value::Trees(_) | Value::Outline(_) => "/",
         }
     }
 }
@@ -148,7 +148,9 @@ impl Solver<'_> {
                 StepState::Failed | StepState::Canceled => continue,
                 _ => {}
             }
-            if let Some(record) = self.store.any_record(&before.keys)? {
+            let mut keys = before.keys.clone();
+            keys.extend(before.keys.iter().map(|key| upon(*key)));
+            if let Some(record) = self.store.any_record(&keys)? {
                 return compare(record.id);
             }
             if same {

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Cleanup, Shared, failure};
 use crate::protocol::{
-    Failure, FileJob, FileTree, Made, MadeFiles, Response, Stacked, TarInput, UnpackJob,
+    Failure, FileJob, FileTree, Made, MadeFiles, Outlined, Response, Stacked, TarInput, UnpackJob,
     UnpackedLayer,
 };
 
@@ -55,6 +55,18 @@ pub(super) fn file(shared: &Shared, job: FileJob) -> Result<Response, Failure> {
             FileTree::Layers(layers) => {
                 let (view, dirs) = stack(shared, &layers)?;
                 (view, dirs, None)
+            }
+            FileTree::Outline(layers) => {
+                let indexes = layers
+                    .into_iter()
+                    .map(|layer| match layer {
+                        Outlined::Here(layer) => shared.index(layer),
+                        Outlined::Elsewhere(index) => Ok(index),
+                    })
+                    .collect::<Result<Vec<_>, _>>()?;
+                // Nothing is there, should anybody want to read a file.
+                let dirs = vec![PathBuf::new(); indexes.len()];
+                (MergedView::new(indexes), dirs, None)
             }
             FileTree::Local {
                 root,
