@@ -174,6 +174,9 @@ fn dispatch(global: &Global, command: Command) -> Result<ExitCode> {
                 builder::nothing_to_do(&args);
                 Ok(ExitCode::SUCCESS)
             }
+            BuildxCommand::Imagetools(ImagetoolsCommand::Create(args)) => {
+                manifest::put_together(&place, &args)
+            }
             BuildxCommand::Imagetools(ImagetoolsCommand::Inspect(args)) => {
                 builder::inspect_in_registry(&args)
             }

@@ -271,9 +271,12 @@ pub(crate) fn set_docker_config(folder: Option<PathBuf>) {
 
 /// Docker's configuration: `config.json` in `--config`, `DOCKER_CONFIG`, else in `~/.docker`. Nothing where there is no home.
 pub(crate) fn docker_config() -> Option<PathBuf> {
+    Some(docker_config_folder()?.join("config.json"))
+}
+
+fn docker_config_folder() -> Option<PathBuf> {
     let given = DOCKER_CONFIG.get().cloned().flatten();
-    let folder = given.or_else(|| Some(PathBuf::from(variable("HOME")?).join(".docker")))?;
-    Some(folder.join("config.json"))
+    given.or_else(|| Some(PathBuf::from(variable("HOME")?).join(".docker")))
 }
 
 /// The Docker Engine that `DOCKER_HOST` names, else the usual one.
@@ -288,15 +291,35 @@ pub(crate) fn docker_host() -> Result<kiln_registry::DockerHost, BuildError> {
             None => failed,
         }
     })?;
-    if let kiln_registry::DockerHost::Tcp(_) = host
-        && variable("DOCKER_TLS_VERIFY").is_some()
-    {
-        return Err(
-            BuildError::new("DOCKER_TLS_VERIFY: an engine behind TLS cannot be reached")
-                .with_hint("write an archive: kiln save NAME | docker load"),
-        );
+    match host {
+        kiln_registry::DockerHost::Tcp(_) if variable("DOCKER_TLS_VERIFY").is_some() => {
+            Ok(kiln_registry::DockerHost::behind_tls(host, docker_keys()?))
+        }
+        host => Ok(host),
     }
-    Ok(host)
+}
+
+/// The certificates and the key where docker's client looks for them. Those that are not there are not shown.
+fn docker_keys() -> Result<kiln_registry::DockerKeys, BuildError> {
+    let Some(folder) = variable("DOCKER_CERT_PATH")
+        .map(PathBuf::from)
+        .or_else(docker_config_folder)
+    else {
+        return Ok(kiln_registry::DockerKeys::default());
+    };
+    let read = |name: &str| {
+        let path = folder.join(name);
+        match std::fs::read(&path) {
+            Ok(pem) => Ok(Some(pem)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(BuildError::new(format!("{}: {error}", path.display()))),
+        }
+    };
+    let identity = read("cert.pem")?.zip(read("key.pem")?);
+    Ok(kiln_registry::DockerKeys {
+        authorities: read("ca.pem")?,
+        identity: identity.map(|(certificate, key)| [certificate, key].concat()),
+    })
 }
 
 /// Whether somebody who types `docker` here would reach an engine.

@@ -126,6 +126,34 @@ pub(crate) enum BuildxCommand {
 pub(crate) enum ImagetoolsCommand {
     /// Show what a registry has under a name
     Inspect(ImagetoolsInspectArgs),
+    /// Put images of registries together under a name
+    Create(ImagetoolsCreateArgs),
+}
+
+/// `kiln buildx imagetools create`.
+#[derive(Debug, Args)]
+pub(crate) struct ImagetoolsCreateArgs {
+    /// The new name; may be repeated
+    #[arg(short, long = "tag", value_name = "NAME")]
+    pub(crate) tags: Vec<String>,
+    /// Add to what has the name
+    #[arg(long)]
+    pub(crate) append: bool,
+    /// Show what would be made, and make nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Annotation of the index: NAME=VALUE; may be repeated
+    #[arg(long = "annotation", value_name = "ANNOTATION")]
+    pub(crate) annotations: Vec<String>,
+    /// Accepted for docker's sake
+    #[arg(long, hide = true, value_name = "NAME")]
+    pub(crate) builder: Option<String>,
+    /// Accepted for docker's sake
+    #[arg(long, hide = true, value_name = "KIND")]
+    pub(crate) progress: Option<String>,
+    /// Images and indexes: NAME, NAME:TAG or NAME@DIGEST
+    #[arg(required = true)]
+    pub(crate) sources: Vec<String>,
 }
 
 /// `kiln buildx imagetools inspect`.

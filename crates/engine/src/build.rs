@@ -330,9 +330,7 @@ impl Engine {
             Some(step) => vec![step],
             None => plans.iter().filter_map(|plan| plan.result).collect(),
         };
-        let lazy = goal == Goal::Image
-            && request.platforms.is_empty()
-            && request.outputs.iter().all(Output::is_lazy);
+        let lazy = goal == Goal::Image && request.outputs.iter().all(Output::is_lazy);
         let (solved, kept, reports) = match &targets[..] {
             [] if dry => return Ok(Reached::Looked),
             [] => (Vec::new(), Vec::new(), Vec::new()),
@@ -423,10 +421,18 @@ impl Engine {
                                 solver.drop_damaged(*layer, message)?;
                             }
                             Ok(Solved { layers, .. }) if lazy => {
-                                let id = VertexId(first_vertex + targets[0].op.0 as u32);
-                                let row = Row { sink, id };
-                                let stack = &mut layers[0];
-                                match caches.secure(stack, plan.base_layers, clamp, &row) {
+                                let with_layers =
+                                    plans.iter().filter(|plan| plan.result.is_some());
+                                let mut stacks = layers.iter_mut().zip(targets).zip(with_layers);
+                                let secured = stacks.try_fold(true, |well, each| {
+                                    let ((stack, target), plan) = each;
+                                    let id = VertexId(first_vertex + target.op.0 as u32);
+                                    let row = Row { sink, id };
+                                    let below = plan.base_layers;
+                                    let well = well && caches.secure(stack, below, clamp, &row)?;
+                                    Ok::<_, BuildError>(well)
+                                });
+                                match secured {
                                     Ok(true) => break,
                                     Ok(false) => {}
                                     Err(error) => {

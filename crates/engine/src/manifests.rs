@@ -187,6 +187,45 @@ impl Engine {
         self.put_list(name, entries)
     }
 
+    /// An index of images of registries, as `docker buildx imagetools create` puts one together: a source that is an
+    /// index, alone and with nothing to add, stays as it is. It is in the store's documents, under no name.
+    ///
+    /// # Errors
+    /// When a source is not there.
+    pub fn combine(
+        &self,
+        sources: &[Reference],
+        annotations: &BTreeMap<String, String>,
+        cancel: &CancelFlag,
+    ) -> Result<RawDocument, BuildError> {
+        let mut entries: Vec<Descriptor> = Vec::new();
+        for source in sources {
+            let (found, new) = self.remote_entries(source, cancel)?;
+            if let (1, Document::Index(_), true) =
+                (sources.len(), found.parse()?, annotations.is_empty())
+            {
+                self.store.put_json(&found.media_type, &found.bytes)?;
+                return Ok(found);
+            }
+            for entry in new {
+                if entries.iter().all(|known| known.digest != entry.digest) {
+                    entries.push(entry);
+                }
+            }
+        }
+        let index = Index {
+            annotations: (!annotations.is_empty()).then(|| annotations.clone()),
+            ..Index::new(media_type::OCI_INDEX, entries)
+        };
+        let bytes = index.to_bytes();
+        let media_type = media_type::OCI_INDEX.to_owned();
+        Ok(RawDocument {
+            digest: self.store.put_json(&media_type, &bytes)?,
+            media_type,
+            bytes,
+        })
+    }
+
     /// Forgets a list. Images of the store that are in it stay.
     ///
     /// # Errors
@@ -213,13 +252,21 @@ impl Engine {
         if let Some(entries) = self.local_entries(image)? {
             return Ok(entries);
         }
+        Ok(self.remote_entries(image, cancel)?.1)
+    }
+
+    fn remote_entries(
+        &self,
+        image: &Reference,
+        cancel: &CancelFlag,
+    ) -> Result<(RawDocument, Vec<Descriptor>), BuildError> {
         let document = self.remote_document(image, cancel)?;
-        match document.parse()? {
+        let entries = match document.parse()? {
             Document::Index(index) => {
                 for entry in &index.manifests {
                     self.store.set_manifest_source(image, entry.digest)?;
                 }
-                Ok(index.manifests)
+                index.manifests
             }
             Document::Manifest(manifest) => {
                 self.store.set_manifest_source(image, document.digest)?;
@@ -228,12 +275,13 @@ impl Engine {
                     .map_err(|error| BuildError::new(format!("{image}: its config: {error}")))?
                     .platform();
                 let size = document.bytes.len() as u64;
-                Ok(vec![Descriptor {
+                vec![Descriptor {
                     platform: Some(platform),
                     ..Descriptor::new(&document.media_type, document.digest, size)
-                }])
+                }]
             }
-        }
+        };
+        Ok((document, entries))
     }
 
     fn local_entries(&self, name: &Reference) -> Result<Option<Vec<Descriptor>>, BuildError> {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_export::{
-    Committed, ExportError, Format, Member, Packing, Place, Published, Saving, Stack, Watch,
+    Committed, ExportError, Format, Member, Packing, Part, Place, Published, Saving, Stack, Watch,
     commit, commit_index,
 };
 use kiln_frontend::Plan;
@@ -171,10 +171,8 @@ impl Engine {
         rows: &mut Rows<'_>,
     ) -> Result<PutOut, BuildError> {
         let outputs = &outcome.request.outputs;
-        if let [result] = &outcome.results[..]
-            && result.distant
-        {
-            return self.put_out_from_afar(outcome, result, kept, rows);
+        if outcome.results.iter().any(|result| result.distant) {
+            return self.put_out_from_afar(outcome, kept, rows);
         }
         for Planned { snapshot, .. } in &outcome.results {
             self.store.protect(outcome.lease, &snapshot.layers)?;
@@ -322,14 +320,21 @@ impl Engine {
     fn put_out_from_afar(
         &self,
         outcome: &Outcome<'_>,
-        result: &Planned,
         kept: &[Kept],
         rows: &mut Rows<'_>,
     ) -> Result<PutOut, BuildError> {
-        let cores = NonZero::new(outcome.request.cores).unwrap_or(NonZero::<usize>::MIN);
-        let Planned { plan, layers, .. } = result;
-        let config = self.config(outcome, result, kept)?;
-        let annotations = annotations(outcome.request, Annotated::Manifest, &plan.platform);
+        let request = outcome.request;
+        let cores = NonZero::new(request.cores).unwrap_or(NonZero::<usize>::MIN);
+        let mut images = Vec::new();
+        for result in &outcome.results {
+            let platform = &result.plan.platform;
+            images.push((
+                result,
+                self.config(outcome, result, kept)?,
+                annotations(request, Annotated::Manifest, platform),
+            ));
+        }
+        let of_index = annotations(request, Annotated::Index, &Platform::host());
         let mut out = PutOut::default();
         for output in &outcome.request.outputs {
             let Output::Image { names, packing, .. } = output else {
@@ -338,15 +343,32 @@ impl Engine {
             let title = names.iter().map(ToString::to_string).collect::<Vec<_>>();
             let (image, pushed) = rows.work(&format!("pushing {}", title.join(", ")), |row| {
                 self.cancelable(outcome.cancel, || {
-                    let stack = Stack {
-                        layers,
-                        own: layers.len().saturating_sub(plan.base_layers),
-                        config: config.clone(),
-                        clamp: plan.source_date_epoch,
-                        annotations: &annotations,
-                    };
                     let remote = self.remote(outcome.cancel, row);
-                    Ok(remote.push_stack(stack, names, packing, cores)?)
+                    let parts = images.iter().map(|(result, config, annotated)| {
+                        let Planned { plan, layers, .. } = result;
+                        let platform = plan.platform.clone();
+                        Part {
+                            stack: Stack {
+                                layers,
+                                own: layers.len().saturating_sub(plan.base_layers),
+                                config: config.clone(),
+                                clamp: plan.source_date_epoch,
+                                annotations: annotated,
+                            },
+                            entry: annotations(request, Annotated::ManifestDescriptor, &platform),
+                            platform,
+                        }
+                    });
+                    let mut parts: Vec<_> = parts.collect();
+                    Ok(match parts.pop() {
+                        Some(part) if request.platforms.is_empty() => {
+                            remote.push_stack(part.stack, names, packing, cores)?
+                        }
+                        last => {
+                            parts.extend(last);
+                            remote.push_stacks(parts, &of_index, names, packing, cores)?
+                        }
+                    })
                 })
             })?;
             out.image.get_or_insert(image);

@@ -24,7 +24,7 @@ pub use layout::Layout;
 pub use load::{Loaded, load};
 pub use packing::Packing;
 pub use pull::{Remote, Unwatched, Watch};
-pub use push::{Published, Stack};
+pub use push::{Part, Published, Stack};
 
 use kiln_image::{DiffId, LayerId, Platform};
 use kiln_store::{Store, StoreError};

@@ -51,6 +51,36 @@ pub struct Stack<'a> {
     pub annotations: &'a BTreeMap<String, String>,
 }
 
+/// The repository of a name, where a manifest is pushed by its digest alone.
+fn nameless(to: &Reference, digest: Digest) -> Result<Reference, ExportError> {
+    let name = format!("{}@{digest}", to.name()).parse();
+    name.map_err(|error| ExportError::Unusable {
+        name: to.to_string(),
+        what: format!("{error}"),
+    })
+}
+
+/// What is pushed for one platform of several.
+#[derive(Debug)]
+pub struct Part<'a> {
+    /// The image.
+    pub stack: Stack<'a>,
+    /// What it is for.
+    pub platform: Platform,
+    /// Annotations of its entry in the index.
+    pub entry: BTreeMap<String, String>,
+}
+
+/// A stack that is complete.
+struct Whole<'a> {
+    layers: &'a [Layer],
+    diffs: Vec<DiffId>,
+    annotations: &'a BTreeMap<String, String>,
+    docker: bool,
+    named_config: Descriptor,
+    config: Vec<u8>,
+}
+
 /// One push.
 pub(crate) struct Push<'a> {
     remote: &'a Remote<'a>,
@@ -92,13 +122,7 @@ impl Remote<'_> {
         cores: NonZero<usize>,
     ) -> Result<Published, ExportError> {
         let stop = Stop::new(self);
-        let nameless: Reference =
-            format!("{}@{digest}", to.name())
-                .parse()
-                .map_err(|error| ExportError::Unusable {
-                    name: to.to_string(),
-                    what: format!("{error}"),
-                })?;
+        let nameless = nameless(to, digest)?;
         let mut entries = Vec::new();
         let mut own = Vec::new();
         for entry in &index.manifests {
@@ -292,6 +316,85 @@ impl Remote<'_> {
         packing: &Packing,
         cores: NonZero<usize>,
     ) -> Result<(Committed, Vec<Published>), ExportError> {
+        let whole = self.whole(stack, packing)?;
+        let mut published = Vec::new();
+        for to in names {
+            let pushed = self.push_whole(&whole, to, packing, cores)?;
+            self.store.tag(to, pushed.published.digest)?;
+            published.push(pushed.published);
+        }
+        let first = published.first();
+        let first = first.ok_or_else(|| ExportError::NoImage("an image without a name".into()))?;
+        let image = Committed {
+            manifest: first.digest,
+            config: whole.named_config.digest,
+        };
+        Ok((image, published))
+    }
+
+    /// The same of stacks for several platforms, as one index with these annotations.
+    ///
+    /// # Errors
+    /// As [`Remote::push_stack`].
+    pub fn push_stacks(
+        &self,
+        parts: Vec<Part<'_>>,
+        annotations: &BTreeMap<String, String>,
+        names: &[Reference],
+        packing: &Packing,
+        cores: NonZero<usize>,
+    ) -> Result<(Committed, Vec<Published>), ExportError> {
+        let wholes = parts
+            .into_iter()
+            .map(|part| Ok((self.whole(part.stack, packing)?, part.platform, part.entry)))
+            .collect::<Result<Vec<_>, ExportError>>()?;
+        let kind = if packing.docker_types.unwrap_or(false) {
+            media_type::DOCKER_LIST
+        } else {
+            media_type::OCI_INDEX
+        };
+        let mut published = Vec::new();
+        for to in names {
+            let mut entries = Vec::new();
+            for (whole, platform, entry) in &wholes {
+                // Each by its digest alone.
+                let nameless = nameless(to, whole.named_config.digest)?;
+                let pushed = self.push_whole(whole, &nameless, packing, cores)?;
+                entries.push(Descriptor {
+                    platform: Some(platform.clone()),
+                    annotations: (!entry.is_empty()).then(|| entry.clone()),
+                    ..Descriptor::new(
+                        pushed.kind,
+                        pushed.published.digest,
+                        pushed.published.size,
+                    )
+                });
+            }
+            let index = Index {
+                annotations: (!annotations.is_empty()).then(|| annotations.clone()),
+                ..Index::new(kind, entries)
+            };
+            let bytes = index.to_bytes();
+            let stop = Stop::new(self);
+            let digest = self.client.push_manifest(to, kind, &bytes, stop.as_ref())?;
+            self.store.put_json(kind, &bytes)?;
+            self.store.tag(to, digest)?;
+            published.push(Published {
+                digest,
+                size: bytes.len() as u64,
+            });
+        }
+        let first = published.first();
+        let first = first.ok_or_else(|| ExportError::NoImage("an index without a name".into()))?;
+        let image = Committed {
+            manifest: first.digest,
+            config: first.digest,
+        };
+        Ok((image, published))
+    }
+
+    /// A stack with its config, which is kept in the store.
+    fn whole<'s>(&self, stack: Stack<'s>, packing: &Packing) -> Result<Whole<'s>, ExportError> {
         let Stack {
             layers,
             own,
@@ -303,42 +406,56 @@ impl Remote<'_> {
         let diffs = config.rootfs.diff_ids.clone();
         let config = config.to_bytes();
         let docker = packing.docker_types.unwrap_or(false);
-        let (kind, config_kind) = if docker {
-            (media_type::DOCKER_MANIFEST, media_type::DOCKER_CONFIG)
+        let kind = if docker {
+            media_type::DOCKER_CONFIG
         } else {
-            (media_type::OCI_MANIFEST, media_type::OCI_CONFIG)
+            media_type::OCI_CONFIG
         };
-        let config_digest = self.store.put_json(config_kind, &config)?;
-        let named_config = Descriptor::new(config_kind, config_digest, config.len() as u64);
-        let mut image = None;
-        let mut published = Vec::new();
-        for to in names {
-            let stop = Stop::new(self);
-            let push = self.pushing(to, docker, packing, cores)?;
-            let described = several(layers.len(), &stop, |at| match &layers[at] {
-                Layer::Here(id, _) => push.own_layer(*id, diffs[at], &stop),
-                Layer::Distant(distant) => push.distant(distant, &stop),
-            })?;
-            push.bytes(&named_config, &config, &stop)?;
-            let manifest = Manifest {
-                annotations: (!annotations.is_empty()).then(|| annotations.clone()),
-                ..Manifest::new(kind, named_config.clone(), described)
-            };
-            let bytes = manifest.to_bytes();
-            let digest = self.client.push_manifest(to, kind, &bytes, stop.as_ref())?;
-            self.store.put_json(kind, &bytes)?;
-            self.store.tag(to, digest)?;
-            image.get_or_insert(Committed {
-                manifest: digest,
-                config: config_digest,
-            });
-            published.push(Published {
+        let digest = self.store.put_json(kind, &config)?;
+        Ok(Whole {
+            layers,
+            diffs,
+            annotations,
+            docker,
+            named_config: Descriptor::new(kind, digest, config.len() as u64),
+            config,
+        })
+    }
+
+    fn push_whole(
+        &self,
+        whole: &Whole<'_>,
+        to: &Reference,
+        packing: &Packing,
+        cores: NonZero<usize>,
+    ) -> Result<PushedImage, ExportError> {
+        let Whole { layers, diffs, .. } = whole;
+        let stop = Stop::new(self);
+        let push = self.pushing(to, whole.docker, packing, cores)?;
+        let described = several(layers.len(), &stop, |at| match &layers[at] {
+            Layer::Here(id, _) => push.own_layer(*id, diffs[at], &stop),
+            Layer::Distant(distant) => push.distant(distant, &stop),
+        })?;
+        push.bytes(&whole.named_config, &whole.config, &stop)?;
+        let kind = if whole.docker {
+            media_type::DOCKER_MANIFEST
+        } else {
+            media_type::OCI_MANIFEST
+        };
+        let manifest = Manifest {
+            annotations: (!whole.annotations.is_empty()).then(|| whole.annotations.clone()),
+            ..Manifest::new(kind, whole.named_config.clone(), described)
+        };
+        let bytes = manifest.to_bytes();
+        let digest = self.client.push_manifest(to, kind, &bytes, stop.as_ref())?;
+        self.store.put_json(kind, &bytes)?;
+        Ok(PushedImage {
+            kind,
+            published: Published {
                 digest,
                 size: bytes.len() as u64,
-            });
-        }
-        let missing = || ExportError::NoImage("an image without a name".to_owned());
-        Ok((image.ok_or_else(missing)?, published))
+            },
+        })
     }
 
     pub(crate) fn pushing<'a>(

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,6 +35,35 @@ pub enum DockerHost {
     Unix(PathBuf),
     /// At an address: `host:port`.
     Tcp(String),
+    /// At an address, behind TLS.
+    Tls(String, Arc<DockerKeys>),
+}
+
+/// Who an engine behind TLS is, and who the client is, all PEM.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct DockerKeys {
+    /// Certificates of those who may vouch for the engine; the system's where there are none.
+    pub authorities: Option<Vec<u8>>,
+    /// The client's certificate and key.
+    pub identity: Option<Vec<u8>>,
+}
+
+impl fmt::Debug for DockerKeys {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The key is nobody's business.
+        out.write_str("DockerKeys")
+    }
+}
+
+impl DockerHost {
+    /// The same engine behind TLS; a socket needs none.
+    #[must_use]
+    pub fn behind_tls(self, keys: DockerKeys) -> Self {
+        match self {
+            Self::Tcp(address) => Self::Tls(address, Arc::new(keys)),
+            other => other,
+        }
+    }
 }
 
 impl Default for DockerHost {
@@ -46,7 +76,7 @@ impl fmt::Display for DockerHost {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(out, "unix://{}", path.display()),
-            Self::Tcp(address) => write!(out, "tcp://{address}"),
+            Self::Tcp(address) | Self::Tls(address, _) => write!(out, "tcp://{address}"),
         }
     }
 }
@@ -216,6 +246,20 @@ fn connection(host: &DockerHost) -> Result<(reqwest::Client, String), Error> {
             "http://docker".to_owned(),
         ),
         DockerHost::Tcp(address) => (builder, format!("http://{address}")),
+        DockerHost::Tls(address, keys) => {
+            let broken = |error: reqwest::Error| {
+                Error::Config(format!("the Docker Engine's certificates: {}", net::root_cause(&error)))
+            };
+            let mut builder = reqwest::Client::builder().no_proxy();
+            if let Some(pem) = &keys.authorities {
+                let known = reqwest::Certificate::from_pem_bundle(pem).map_err(broken)?;
+                builder = builder.tls_certs_only(known);
+            }
+            if let Some(pem) = &keys.identity {
+                builder = builder.identity(reqwest::Identity::from_pem(pem).map_err(broken)?);
+            }
+            (builder, format!("https://{address}"))
+        }
     };
     let http = builder.build();
     let http = http.map_err(|error| Error::Config(net::root_cause(&error)))?;

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub use client::{Client, Resolved};
 pub use config::{ClientConfig, HostConfig, Proxies, Retry};
 pub use credentials::{Credential, CredentialError, Credentials, NoCredentials};
-pub use docker::{DockerError, DockerHost};
+pub use docker::{DockerError, DockerHost, DockerKeys};
 pub use download::{Download, DownloadError, Validators};
 pub use error::Error;
 pub use pull::BlobReader;

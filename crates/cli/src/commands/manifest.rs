@@ -5,12 +5,13 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use kiln_engine::{BuildError, CancelFlag, Engine, PushRequest, RawDocument};
-use kiln_image::{Descriptor, Document, Reference};
+use kiln_image::{Descriptor, Digest, Document, Reference};
 use serde_json::{Value, json};
 
 use super::{display, reference};
 use crate::context::{Place, cores};
 use crate::format::say;
+use crate::long_names::ImagetoolsCreateArgs;
 use crate::manifest_args::{
     ManifestAnnotateArgs, ManifestCommand, ManifestInspectArgs, ManifestPushArgs,
 };
@@ -143,12 +144,58 @@ fn annotate(engine: &Engine, args: &ManifestAnnotateArgs, cancel: &CancelFlag) -
     Ok(())
 }
 
-fn push(engine: &Engine, args: &ManifestPushArgs, cancel: &CancelFlag) -> Result<()> {
-    let name = reference(&args.list)?;
-    let (digest, _) = engine.manifest_list(&name)?;
+/// `imagetools create`: images of registries under new names.
+pub(super) fn put_together(place: &Place, args: &ImagetoolsCreateArgs) -> Result<ExitCode> {
+    let engine = place.engine()?;
+    let cancel = crate::signals::give_up_on_signal()?;
+    let names = |texts: &[String]| -> Result<Vec<Reference>> {
+        texts.iter().map(|text| reference(text)).collect()
+    };
+    let (tags, sources) = (names(&args.tags)?, names(&args.sources)?);
+    let mut annotations = BTreeMap::new();
+    for text in &args.annotations {
+        let pair = text.strip_prefix("index:").and_then(|it| it.split_once('='));
+        let (key, value) = pair.ok_or_else(|| {
+            BuildError::new(format!("--annotation {text:?}: expected index:NAME=VALUE"))
+                .with_hint("only the index can be annotated: its images stay as they are")
+        })?;
+        annotations.insert(key.to_owned(), value.to_owned());
+    }
+    let mut all = Vec::new();
+    if args.append {
+        let tag = tags.first().ok_or_else(|| {
+            BuildError::new("--append: nothing to add to").with_hint("name it with -t")
+        })?;
+        all.push(tag.clone());
+    }
+    all.extend(sources);
+    let made = engine.combine(&all, &annotations, &cancel)?;
+    if args.dry_run {
+        let shown: Value = serde_json::from_slice(&made.bytes)?;
+        say(&serde_json::to_string_pretty(&shown)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if tags.is_empty() {
+        return Err(BuildError::new("an index without a name goes nowhere")
+            .with_hint("give it one with -t, or look at it with --dry-run")
+            .into());
+    }
+    for tag in tags {
+        let digest = push_list(&engine, made.digest, tag.clone(), &cancel)?;
+        say(&format!("{tag}@{digest}"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn push_list(
+    engine: &Engine,
+    list: Digest,
+    name: Reference,
+    cancel: &CancelFlag,
+) -> Result<Digest> {
     let request = PushRequest {
-        image: digest,
-        name: name.clone(),
+        image: list,
+        name,
         packing: kiln_export::Packing::default(),
         cores: cores(),
     };
@@ -157,10 +204,16 @@ fn push(engine: &Engine, args: &ManifestPushArgs, cancel: &CancelFlag) -> Result
     let pushed = engine.push(&request, &display, cancel);
     // Who closes standard error does not want to see it.
     let _ = display.finish();
-    let pushed = pushed.inspect_err(|_| engine.worker.end())?;
+    Ok(pushed.inspect_err(|_| engine.worker.end())?.digest)
+}
+
+fn push(engine: &Engine, args: &ManifestPushArgs, cancel: &CancelFlag) -> Result<()> {
+    let name = reference(&args.list)?;
+    let (digest, _) = engine.manifest_list(&name)?;
+    let pushed = push_list(engine, digest, name.clone(), cancel)?;
     if args.purge {
         engine.remove_manifest_list(&name)?;
     }
-    say(&pushed.digest.to_string());
+    say(&pushed.to_string());
     Ok(())
 }

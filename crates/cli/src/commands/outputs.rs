@@ -38,7 +38,7 @@ pub(super) fn outputs(
             message: format!("--output {text:?}: {}", error.message),
             ..error
         };
-        outputs.push(output(text, &tags, platforms, &mut annotations).map_err(field)?);
+        outputs.push(output(text, &tags, (platforms, args.push), &mut annotations).map_err(field)?);
     }
     let in_store = |output: &Output| matches!(output, Output::Image { .. });
     if outputs.is_empty() || ((args.push || args.load) && !outputs.iter().any(in_store)) {
@@ -214,7 +214,7 @@ impl Fields {
 fn output(
     text: &str,
     tags: &[Reference],
-    platforms: &[Platform],
+    (platforms, pushed): (&[Platform], bool),
     annotations: &mut Vec<Annotation>,
 ) -> Result<Output, BuildError> {
     let anyhow = |error: anyhow::Error| BuildError::new(error.to_string());
@@ -258,7 +258,8 @@ fn output(
             Output::Image {
                 names: fields.names(tags).map_err(anyhow)?,
                 push,
-                keep: store.unwrap_or(kind == "image"),
+                // As under docker: what is pushed is in the registry, and here only if somebody asks for it.
+                keep: store.unwrap_or(kind == "image" && !push && !pushed),
                 packing: fields.packing()?,
             }
         }
@@ -454,7 +455,7 @@ mod tests {
 
     fn shown(text: &str) -> String {
         let tags = [reference("app").unwrap()];
-        match output(text, &tags, &[], &mut Vec::new()) {
+        match output(text, &tags, (&[], false), &mut Vec::new()) {
             Ok(output) => format!("{output:?}"),
             Err(error) => match error.hint {
                 Some(hint) => format!("{} ({hint})", error.message),
@@ -520,7 +521,7 @@ mod tests {
             push: true,
             keep: false,
             packing,
-        } = output(text, &tags, &[], &mut annotations).unwrap()
+        } = output(text, &tags, (&[], false), &mut annotations).unwrap()
         else {
             panic!("not an image");
         };

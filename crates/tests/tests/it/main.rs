@@ -1,6 +1,7 @@
 //! Kiln as its users meet it: the real binary, real images, real files.
 
 mod bad_input;
+mod buildkit_caches;
 mod cache_mounts;
 mod cached;
 mod caches;
@@ -15,6 +16,7 @@ mod debugging;
 mod docker;
 mod docker_daemon;
 mod docker_lines;
+mod docker_tls;
 mod escapes;
 mod escapes_files;
 mod examples;

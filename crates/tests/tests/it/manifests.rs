@@ -162,3 +162,48 @@ fn images_of_the_store_are_in_lists() {
     kiln.run(&["manifest", "rm", &list]).ok();
     kiln.run(&["history", "here"]).ok();
 }
+
+#[test]
+fn imagetools_put_images_together() {
+    let (Some(registry), Some(kiln)) = (Registry::start(), Kiln::fresh(Setting::Root, &[])) else {
+        return;
+    };
+    let (amd, arm) = (registry.image("app:amd64"), registry.image("app:arm"));
+    pushed(&kiln, &amd, "linux/amd64");
+    pushed(&kiln, &arm, "linux/arm64");
+    // Another store, which knows of the images only what the registry tells.
+    let Some(kiln) = Kiln::fresh(Setting::User, &[]) else {
+        return;
+    };
+    let create = |args: &[&str]| {
+        let args = [&["buildx", "imagetools", "create"], args].concat();
+        kiln.run(&args)
+    };
+    let (new, other) = (registry.image("app:1"), registry.image("other/app:1"));
+    let dry = create(&["--dry-run", &amd, &arm]).ok();
+    assert_eq!(
+        platforms(&json(dry.stdout.as_bytes())),
+        ["linux/amd64/", "linux/arm64/"]
+    );
+    create(&[&amd]).failed().says(&["without a name", "-t"]);
+    create(&["-t", &new, &amd]).ok().says(&[&format!("{new}@sha256:")]);
+    let there = |repository: &str| json(&registry.manifest(repository, "1"));
+    assert_eq!(platforms(&there("app")), ["linux/amd64/"]);
+    create(&["--append", "--annotation", "index:a=b", "-t", &new, &arm]).ok();
+    assert_eq!(platforms(&there("app")), ["linux/amd64/", "linux/arm64/"]);
+    assert_eq!(there("app")["annotations"]["a"], "b");
+    create(&["--annotation", "a=b", "-t", &new, &arm])
+        .failed()
+        .says(&["expected index:NAME=VALUE"]);
+
+    // An index goes to another repository as it is, with what it names, and no blob comes here.
+    registry.forget();
+    create(&["-t", &other, &new]).ok();
+    assert_eq!(registry.manifest("other/app", "1"), registry.manifest("app", "1"));
+    let blobs = registry.asked();
+    let fetched = |it: &&String| it.starts_with("GET") && it.contains("/blobs/sha256");
+    assert_eq!(blobs.iter().find(fetched), None);
+    kiln.run(&["pull", "-q", "--platform", "linux/arm64", &other]).ok();
+    let none = registry.image("app:none");
+    create(&["-t", &other, &none]).failed().says(&["app:none: not found"]);
+}

@@ -100,8 +100,18 @@ impl Drop for InMemory {
 
 /// The archive of the image that a build in `context` makes, with a wrapper around Kiln.
 fn built(kiln: &Kiln, wrapper: &[&str], context: &Path, more: &[&str]) -> Vec<u8> {
+    built_as("gzip", kiln, wrapper, context, more)
+}
+
+fn built_as(
+    compression: &str,
+    kiln: &Kiln,
+    wrapper: &[&str],
+    context: &Path,
+    more: &[&str],
+) -> Vec<u8> {
     let file = kiln.file("built.tar");
-    let output = format!("type=oci,dest={}", file.display());
+    let output = format!("type=oci,compression={compression},dest={}", file.display());
     let context = context.to_str().expect("a plain name");
     let args = [
         &["build", "--timestamp", EPOCH, "-o", &output],
@@ -162,6 +172,32 @@ fn whoever_builds(setting: Setting) {
         &built(&kiln, &closed, &folder, &["--no-cache"]),
     );
     kiln.leaves_nothing();
+}
+
+/// In stores of their own: what was compressed once is not compressed again.
+#[test]
+fn whatever_compresses() {
+    for compression in [
+        "gzip",
+        "gzip,compression-level=1",
+        "zstd",
+        "zstd,compression-level=9,force-compression=true",
+    ] {
+        let on = |processors: &[&str]| {
+            let kiln = Kiln::fresh(Setting::Root, &["busybox"])?;
+            let folder = PathBuf::from(kiln.context(&[]));
+            context(&folder, false, &archive(&kiln));
+            Some(built_as(compression, &kiln, processors, &folder, &[]))
+        };
+        let Some(all) = on(&[]) else { return };
+        let one = on(&["taskset", "-c", "0"]).expect("as before");
+        assert!(one == all, "{compression} on one processor");
+        if compression == "gzip" {
+            same("gzip is what there is by itself", &all);
+        } else {
+            assert!(all != reference(), "{compression} is told from gzip");
+        }
+    }
 }
 
 #[test]
