@@ -112,7 +112,7 @@ impl Providers for Bringing<'_> {
     }
 
     fn index(&self, layer: &Distant) -> Option<Arc<LayerIndex>> {
-        self.engine.store.known_index(layer.diff)
+        self.caches.index(layer)
     }
 
     fn remembered(&self, key: Key) -> Option<Promise> {

@@ -421,8 +421,7 @@ impl Engine {
                                 solver.drop_damaged(*layer, message)?;
                             }
                             Ok(Solved { layers, .. }) if lazy => {
-                                let with_layers =
-                                    plans.iter().filter(|plan| plan.result.is_some());
+                                let with_layers = plans.iter().filter(|plan| plan.result.is_some());
                                 let mut stacks = layers.iter_mut().zip(targets).zip(with_layers);
                                 let secured = stacks.try_fold(true, |well, each| {
                                     let ((stack, target), plan) = each;

@@ -13,7 +13,10 @@ use kiln_export::{
 };
 use kiln_graph::{OpKind, SourceOp};
 use kiln_image::cache_config::{INLINE, KeptRecord, KilnRecords};
-use kiln_image::{ContentId, DiffId, Distant, ImageConfig, Key, Layer, LayerId, Platform};
+use kiln_image::{
+    ContentId, Descriptor, DiffId, Distant, ImageConfig, Key, Layer, LayerId, LayerIndex, Origin,
+    Platform,
+};
 use kiln_progress::{Event, Sink, VertexId};
 use kiln_solver::{Kept, Promise, Snapshot, SourceError, semantics};
 use kiln_store::{Lease, StoreError};
@@ -56,6 +59,9 @@ pub(crate) struct Caches<'a> {
 pub(crate) struct Cache {
     name: String,
     layers: Vec<Arc<Distant>>,
+    /// Where the indexes of layers are, by the layers' tars.
+    indexes: HashMap<DiffId, Descriptor>,
+    origin: Origin,
     records: Vec<KeptRecord>,
     by_key: HashMap<Key, usize>,
     /// It promised what it does not have.
@@ -64,7 +70,9 @@ pub(crate) struct Cache {
 
 impl Cache {
     fn new(name: String, found: CacheFound) -> Self {
+        let mut indexes = HashMap::new();
         let layers = found.records.layers.into_iter().filter_map(|layer| {
+            indexes.extend(layer.index.map(|index| (layer.diff, index)));
             Some(Arc::new(Distant {
                 diff: layer.diff,
                 content: Some(layer.content),
@@ -83,6 +91,8 @@ impl Cache {
         Self {
             name,
             layers,
+            indexes,
+            origin: found.origin,
             records,
             by_key,
             lost: AtomicBool::new(false),
@@ -174,6 +184,27 @@ impl Caches<'_> {
         known
             .filter(|layer| layer.diff == diff)
             .find_map(|layer| layer.content)
+    }
+
+    /// What is in a layer that is elsewhere, if the store or a cache knows that.
+    pub(crate) fn index(&self, layer: &Distant) -> Option<Arc<LayerIndex>> {
+        let store = &self.engine.store;
+        if let Some(known) = store.known_index(layer.diff) {
+            return Some(known);
+        }
+        if self.from.is_empty() {
+            return None;
+        }
+        let mut caches = self.all().iter();
+        let found = caches.find_map(|cache| {
+            let named = cache.indexes.get(&layer.diff)?;
+            let remote = self.engine.remote(self.cancel, &Unwatched);
+            let index = remote.read_index(&cache.origin, named).ok()?;
+            (layer.content == Some(index.content_id())).then_some(index)
+        })?;
+        // Who cannot keep it asks again.
+        let _ = store.keep_index(layer.diff, &found);
+        Some(Arc::new(found))
     }
 
     fn here(&self, diff: DiffId) -> Result<Option<Layer>, StoreError> {

@@ -19,6 +19,7 @@ use kiln_image::{
 
 use crate::archive::{Archive, REF_NAME};
 use crate::blobs::ReadAll;
+use crate::cache_indexes::LAYER_INDEX;
 use crate::commit::sha256;
 use crate::packing::{Packer, descriptor, of_family};
 use crate::pull::{Stop, several, transfer_error};
@@ -125,7 +126,11 @@ impl Remote<'_> {
                         Layer::Distant(distant) => push.distant(distant, &stop),
                     }
                 })?;
-                let config = self.config(cache, &blobs)?;
+                let packed = self.packed_indexes(cache, &blobs);
+                for (named, bytes) in packed.iter().flatten() {
+                    push.bytes(named, bytes, &stop)?;
+                }
+                let (config, blobs) = self.config(cache, blobs, &packed)?;
                 let named = Descriptor::new(CACHE_CONFIG, sha256(&config), config.len() as u64);
                 push.bytes(&named, &config, &stop)?;
                 let (kind, manifest) = document(form.image_manifest, docker, named, blobs);
@@ -166,7 +171,11 @@ impl Remote<'_> {
                     })?;
                     blobs.push(blob);
                 }
-                let config = self.config(cache, &blobs)?;
+                let packed = self.packed_indexes(cache, &blobs);
+                for (named, bytes) in packed.iter().flatten() {
+                    archive.blob(named.digest, bytes)?;
+                }
+                let (config, blobs) = self.config(cache, blobs, &packed)?;
                 let named = Descriptor::new(CACHE_CONFIG, sha256(&config), config.len() as u64);
                 archive.blob(named.digest, &config)?;
                 let mut used: BTreeSet<Digest> = blobs.iter().map(|blob| blob.digest).collect();
@@ -200,8 +209,34 @@ impl Remote<'_> {
         self.records(cache, None)
     }
 
-    fn config(&self, cache: &CacheContent, blobs: &[Descriptor]) -> Result<Vec<u8>, ExportError> {
-        Ok(CacheConfig::to_bytes(self.records(cache, Some(blobs))?))
+    /// For each layer its index, if it is to be in the cache.
+    fn packed_indexes(
+        &self,
+        cache: &CacheContent,
+        blobs: &[Descriptor],
+    ) -> Vec<Option<(Descriptor, Vec<u8>)>> {
+        let layers = cache.layers.iter().zip(blobs);
+        let packed = layers.map(|(layer, blob)| {
+            let bytes = self.packed_index(layer, blob)?;
+            let named = Descriptor::new(LAYER_INDEX, sha256(&bytes), bytes.len() as u64);
+            Some((named, bytes))
+        });
+        packed.collect()
+    }
+
+    /// The cache's config, and all blobs that its manifest must name.
+    fn config(
+        &self,
+        cache: &CacheContent,
+        mut blobs: Vec<Descriptor>,
+        packed: &[Option<(Descriptor, Vec<u8>)>],
+    ) -> Result<(Vec<u8>, Vec<Descriptor>), ExportError> {
+        let mut records = self.records(cache, Some(&blobs))?;
+        for (layer, packed) in records.layers.iter_mut().zip(packed) {
+            layer.index = packed.as_ref().map(|(named, _)| named.clone());
+            blobs.extend(layer.index.clone());
+        }
+        Ok((CacheConfig::to_bytes(records), blobs))
     }
 
     fn records(
@@ -213,13 +248,15 @@ impl Remote<'_> {
         for (at, CacheLayer { layer, clamp }) in cache.layers.iter().enumerate() {
             let blob = blobs.map(|blobs| blobs[at].clone());
             records.layers.push(match layer {
-                Layer::Here(id, content) => {
+                Layer::Here(id, _) => {
                     let info = self.store.layer(*id)?;
+                    let (diff, _) = digest_layer(self.store, self.worker, *id, *clamp)?;
                     RecordedLayer {
-                        diff: digest_layer(self.store, self.worker, *id, *clamp)?.0,
-                        content: *content,
+                        diff,
+                        content: self.index_elsewhere(*id, diff)?.content_id(),
                         created: info.and_then(|info| info.created.try_into().ok()),
                         clamp: *clamp,
+                        index: None,
                         blob,
                     }
                 }
@@ -229,6 +266,7 @@ impl Remote<'_> {
                     content: distant.content.unwrap_or(ContentId::new([0; 32])),
                     created: distant.created,
                     clamp: distant.clamp,
+                    index: None,
                     blob,
                 },
             });
@@ -314,6 +352,7 @@ impl Reading<'_> {
         for layer in &mut records.layers {
             let blob = layer.blob.as_mut().filter(|it| named.contains(&it.digest));
             let blob = blob.ok_or_else(|| format!("its layer {} is not named", layer.diff))?;
+            layer.index.take_if(|it| !named.contains(&it.digest));
             // Who copies a cache may have changed the family of the types.
             if Compression::of_media_type(&blob.media_type).is_none() {
                 return Err(format!("{} is no layer", blob.media_type));

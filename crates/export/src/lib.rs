@@ -4,6 +4,7 @@
 mod archive;
 mod blobs;
 mod cache;
+mod cache_indexes;
 mod commit;
 mod documents;
 mod import;

@@ -363,11 +363,7 @@ impl Remote<'_> {
                 entries.push(Descriptor {
                     platform: Some(platform.clone()),
                     annotations: (!entry.is_empty()).then(|| entry.clone()),
-                    ..Descriptor::new(
-                        pushed.kind,
-                        pushed.published.digest,
-                        pushed.published.size,
-                    )
+                    ..Descriptor::new(pushed.kind, pushed.published.digest, pushed.published.size)
                 });
             }
             let index = Index {

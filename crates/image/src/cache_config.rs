@@ -62,6 +62,9 @@ pub struct RecordedLayer {
     /// The latest time in its tar.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clamp: Option<i64>,
+    /// Its index, packed, beside the cache; what is in it counts only if it has this content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<Descriptor>,
     /// Its blob. In an image's config there is none: the image's manifest names the blob.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blob: Option<Descriptor>,
@@ -167,6 +170,7 @@ mod tests {
                 content: ContentId::new([2; 32]),
                 created: None,
                 clamp: Some(7),
+                index: None,
                 blob: None,
             }],
             records: vec![KeptRecord {

@@ -147,7 +147,7 @@ impl DockerError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Address { .. } => Some(
-                "a socket or a plain address will do; for others write an archive: kiln save NAME | docker load",
+                "a socket or an address will do; for others write an archive: kiln save NAME | docker load",
             ),
             Self::Unreachable {
                 host: DockerHost::Unix(_),
@@ -248,7 +248,10 @@ fn connection(host: &DockerHost) -> Result<(reqwest::Client, String), Error> {
         DockerHost::Tcp(address) => (builder, format!("http://{address}")),
         DockerHost::Tls(address, keys) => {
             let broken = |error: reqwest::Error| {
-                Error::Config(format!("the Docker Engine's certificates: {}", net::root_cause(&error)))
+                Error::Config(format!(
+                    "the Docker Engine's certificates: {}",
+                    net::root_cause(&error)
+                ))
             };
             let mut builder = reqwest::Client::builder().no_proxy();
             if let Some(pem) = &keys.authorities {

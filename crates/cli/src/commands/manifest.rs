@@ -154,7 +154,9 @@ pub(super) fn put_together(place: &Place, args: &ImagetoolsCreateArgs) -> Result
     let (tags, sources) = (names(&args.tags)?, names(&args.sources)?);
     let mut annotations = BTreeMap::new();
     for text in &args.annotations {
-        let pair = text.strip_prefix("index:").and_then(|it| it.split_once('='));
+        let pair = text
+            .strip_prefix("index:")
+            .and_then(|it| it.split_once('='));
         let (key, value) = pair.ok_or_else(|| {
             BuildError::new(format!("--annotation {text:?}: expected index:NAME=VALUE"))
                 .with_hint("only the index can be annotated: its images stay as they are")

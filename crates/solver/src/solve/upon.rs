@@ -6,9 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use kiln_graph::{
-    FileAction, FileActionKind, FileInput, FileOp, Op, OpId, OpKind, Owner, UserRef,
-};
+use kiln_graph::{FileAction, FileActionKind, FileInput, FileOp, Op, OpId, OpKind, Owner, UserRef};
 use kiln_image::{Key, KeyHasher, Layer, LayerIndex};
 use kiln_store::NewRecord;
 

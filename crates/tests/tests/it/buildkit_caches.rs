@@ -33,9 +33,13 @@ impl<'p> Engine<'p> {
         };
         let begun = Instant::now();
         while !engine.docker(&["version"]).status.success() {
-            let late = begun.elapsed() > Duration::from_secs(120);
+            let late = begun.elapsed() > Duration::from_mins(2);
             let log = folder.join("engine.log");
-            assert!(!late, "{}", std::fs::read_to_string(log).unwrap_or_default());
+            assert!(
+                !late,
+                "{}",
+                std::fs::read_to_string(log).unwrap_or_default()
+            );
             std::thread::sleep(Duration::from_millis(200));
         }
         engine
@@ -108,13 +112,24 @@ fn nothing_of_theirs_is_used_and_nothing_breaks() {
         let context = format!("{inside}/context");
         engine
             .docker(&[
-                "buildx", "build", "--network", "none", "--provenance=false", "--push", "-t", &inline,
-                "--cache-to", &to, &context,
+                "buildx",
+                "build",
+                "--network",
+                "none",
+                "--provenance=false",
+                "--push",
+                "-t",
+                &inline,
+                "--cache-to",
+                &to,
+                &context,
             ])
             .ok();
         let kiln = Kiln::fresh(Setting::User, &[]).expect("root can be the plain user");
         let context = kiln.context(&[("Dockerfile", &dockerfile), ("f", "file\n")]);
-        let built = kiln.build(&["-t", "app", "--cache-from", &from, &context]).ok();
+        let built = kiln
+            .build(&["-t", "app", "--cache-from", &from, &context])
+            .ok();
         let said = "is not used: another builder wrote it, and nothing in it is of use to Kiln";
         let built = built.says(&[said]);
         assert_eq!(built.executed().len(), 4, "{built}");

@@ -48,11 +48,9 @@ fn engine(folder: &Path) -> String {
     format!("tcp://{address}")
 }
 
-fn answer(
-    mut stream: StreamOwned<ServerConnection, std::net::TcpStream>,
-) -> std::io::Result<()> {
+fn answer(mut stream: StreamOwned<ServerConnection, std::net::TcpStream>) -> std::io::Result<()> {
     let mut asked = Vec::new();
-    let mut piece = [0; 65536];
+    let mut piece = vec![0; 1 << 16];
     loop {
         let read = stream.read(&mut piece)?;
         asked.extend(&piece[..read]);
@@ -96,7 +94,9 @@ fn an_engine_behind_tls_takes_images_from_whom_it_knows() {
     let host = engine(&keys);
     let push = |folder: &Path| {
         let mut command = kiln.command(&["push", "docker-daemon:busybox"]);
-        command.env("DOCKER_HOST", &host).env("DOCKER_TLS_VERIFY", "1");
+        command
+            .env("DOCKER_HOST", &host)
+            .env("DOCKER_TLS_VERIFY", "1");
         let output = command.env("DOCKER_CERT_PATH", folder).output();
         let line = format!("DOCKER_CERT_PATH={} kiln push", folder.display());
         Outcome::new(line, &output.expect("kiln starts"))
@@ -104,9 +104,10 @@ fn an_engine_behind_tls_takes_images_from_whom_it_knows() {
     push(&keys).ok().says(&["Loaded image: app"]);
 
     // The engine is not the one that the user trusts.
-    push(&others)
-        .failed()
-        .says(&[&format!("no Docker Engine answers at {host}: "), "ertificate"]);
+    push(&others).failed().says(&[
+        &format!("no Docker Engine answers at {host}: "),
+        "ertificate",
+    ]);
     // The engine does not know the user.
     for name in ["cert.pem", "key.pem"] {
         fs::copy(others.join(name), keys.join(name)).expect("own file");
@@ -116,5 +117,7 @@ fn an_engine_behind_tls_takes_images_from_whom_it_knows() {
     push(&keys).failed().says(&["no Docker Engine answers at"]);
     // A key that is none is named.
     fs::write(keys.join("ca.pem"), "-----BEGIN CERTIFICATE-----\n!\n").expect("own file");
-    push(&keys).failed().says(&["the Docker Engine's certificates: "]);
+    push(&keys)
+        .failed()
+        .says(&["the Docker Engine's certificates: "]);
 }

@@ -182,7 +182,8 @@ fn a_copy_over_a_known_base_moves_nothing(setting: Setting) {
     let other = Kiln::fresh(setting, &[]).expect("as before");
     let (built, got) = build(&other, "team/fetched", &dockerfile);
     assert_eq!((built.executed().len(), got), (5, below.len()), "{built}");
-    let manifest = |name: &str| String::from_utf8_lossy(&registry.manifest(name, "latest")).into_owned();
+    let manifest =
+        |name: &str| String::from_utf8_lossy(&registry.manifest(name, "latest")).into_owned();
     assert_eq!(manifest("team/known"), manifest("team/fetched"));
     let image = registry.image("team/known");
     let said = |args: &[&str]| {
@@ -210,10 +211,84 @@ fn a_copy_over_a_known_base_moves_nothing(setting: Setting) {
     assert_eq!(got, below.len());
 
     // Who wants everything gone has the indexes gone, too.
-    fresh.run(&["rmi", "-f", &base, &registry.image("team/owned")]).ok();
+    fresh
+        .run(&["rmi", "-f", &base, &registry.image("team/owned")])
+        .ok();
     fresh.run(&["builder", "prune", "-af"]).ok();
     let (_, got) = build(&fresh, "team/gone", &dockerfile);
     assert_eq!(got, below.len());
+}
+
+/// A cache has the indexes of its layers, so that a fresh machine needs none of the layers.
+#[test]
+fn a_cache_tells_what_is_in_layers() {
+    let Some((registry, base)) = place() else {
+        return;
+    };
+    let dockerfile = format!("FROM {base}\nRUN echo ran > /link/ran\nCOPY f /link/f\n");
+    let build = |kiln: &Kiln, name: &str, content: &str, flags: &[&str]| {
+        let context = kiln.context(&[("Dockerfile", &dockerfile), ("f", content)]);
+        let image = registry.image(name);
+        registry.forget();
+        let args = [&["-t", &*image, "--push"], flags, &[&*context]].concat();
+        kiln.build(&args).ok()
+    };
+    let maker = Kiln::fresh(Setting::Root, &[]).expect("as before");
+    let folder = maker.file("cache");
+    let cache = registry.image("team/cache");
+    let to = format!("type=registry,mode=max,ref={cache}");
+    let local = format!("type=local,mode=max,dest={}", folder.display());
+    build(
+        &maker,
+        "team/made",
+        "one",
+        &["--cache-to", &to, "--cache-to", &local],
+    );
+    let mut below = layers(&registry, "team/made");
+    below.pop();
+    let user = Kiln::fresh(Setting::Root, &[]).expect("as before");
+    for from in [&cache, &format!("type=local,src={}", folder.display())] {
+        let fresh = Kiln::fresh(Setting::Root, &[]).expect("as before");
+        let built = build(&fresh, "team/app", "two", &["--cache-from", from]);
+        let got = asked_for(&registry, "GET", &below);
+        assert_eq!((built.executed().len(), got), (1, 0), "{from}: {built}");
+        let image = registry.image("team/app");
+        user.run(&["pull", "-q", &image]).ok();
+        let run = user.run(&["run", "--rm", &image, "cat", "/data/ran", "/data/f"]);
+        assert_eq!(run.ok().stdout, "ran\ntwo");
+    }
+
+    // Without the indexes the layers are brought.
+    let manifest = registry.manifest("team/cache", "latest");
+    let manifest: Value = serde_json::from_slice(&manifest).expect("JSON");
+    let entries = manifest["layers"].as_array().expect("a list").iter();
+    let indexes = entries.filter(|it| {
+        it["mediaType"]
+            .as_str()
+            .is_some_and(|it| it.contains("index"))
+    });
+    let indexes: Vec<_> = indexes
+        .map(|it| registry.blob(it["digest"].as_str().expect("a digest")))
+        .collect();
+    assert_eq!(indexes.len(), below.len() + 1);
+    for index in indexes {
+        fs::remove_file(index).expect("the registry's own file");
+    }
+    let fresh = Kiln::fresh(Setting::User, &[]).expect("root can be the plain user");
+    let built = build(&fresh, "team/app", "three", &["--cache-from", &cache]);
+    assert_eq!(built.executed().len(), 1, "{built}");
+    assert_eq!(asked_for(&registry, "GET", &below), below.len());
+    // What was put into folders of the base comes back for who needs it.
+    for setting in [Setting::Root, Setting::User] {
+        let fresh = Kiln::fresh(setting, &[]).expect("as before");
+        let built = build(
+            &fresh,
+            "team/app",
+            "one",
+            &["--load", "--cache-from", &cache],
+        );
+        assert_eq!(built.executed().len(), 0, "{built}");
+    }
 }
 
 /// For several platforms, too.
@@ -244,7 +319,12 @@ fn bases_of_all_platforms_stay_where_they_are() {
     let build = |name: &str, flags: &[&str]| {
         let image = registry.image(name);
         registry.forget();
-        let args = [&["--platform", platforms, "-t", &image], flags, &[&*context]].concat();
+        let args = [
+            &["--platform", platforms, "-t", &image],
+            flags,
+            &[&*context],
+        ]
+        .concat();
         kiln.build(&args).ok();
         asked_for(&registry, "GET", &below.concat())
     };
@@ -269,7 +349,15 @@ fn bases_of_all_platforms_stay_where_they_are() {
     let kiln = Kiln::fresh(Setting::User, &[]).expect("as before");
     let forced = "type=registry,compression=zstd,force-compression=true";
     let image = registry.image("team/zstd");
-    let args = ["--platform", platforms, "-t", &image, "-o", forced, &*context];
+    let args = [
+        "--platform",
+        platforms,
+        "-t",
+        &image,
+        "-o",
+        forced,
+        &*context,
+    ];
     registry.forget();
     kiln.build(&args).ok();
     assert_eq!(asked_for(&registry, "GET", &below.concat()), 2);

@@ -186,7 +186,9 @@ fn imagetools_put_images_together() {
         ["linux/amd64/", "linux/arm64/"]
     );
     create(&[&amd]).failed().says(&["without a name", "-t"]);
-    create(&["-t", &new, &amd]).ok().says(&[&format!("{new}@sha256:")]);
+    create(&["-t", &new, &amd])
+        .ok()
+        .says(&[&format!("{new}@sha256:")]);
     let there = |repository: &str| json(&registry.manifest(repository, "1"));
     assert_eq!(platforms(&there("app")), ["linux/amd64/"]);
     create(&["--append", "--annotation", "index:a=b", "-t", &new, &arm]).ok();
@@ -199,11 +201,17 @@ fn imagetools_put_images_together() {
     // An index goes to another repository as it is, with what it names, and no blob comes here.
     registry.forget();
     create(&["-t", &other, &new]).ok();
-    assert_eq!(registry.manifest("other/app", "1"), registry.manifest("app", "1"));
+    assert_eq!(
+        registry.manifest("other/app", "1"),
+        registry.manifest("app", "1")
+    );
     let blobs = registry.asked();
     let fetched = |it: &&String| it.starts_with("GET") && it.contains("/blobs/sha256");
     assert_eq!(blobs.iter().find(fetched), None);
-    kiln.run(&["pull", "-q", "--platform", "linux/arm64", &other]).ok();
+    kiln.run(&["pull", "-q", "--platform", "linux/arm64", &other])
+        .ok();
     let none = registry.image("app:none");
-    create(&["-t", &other, &none]).failed().says(&["app:none: not found"]);
+    create(&["-t", &other, &none])
+        .failed()
+        .says(&["app:none: not found"]);
 }
