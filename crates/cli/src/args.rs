@@ -6,9 +6,10 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::LimitArgs;
 use crate::container_args::{
-    ContainerArgs, CpArgs, ExportArgs, PsArgs, RmArgs, RunArgs, StartArgs,
+    CommitArgs, ContainerArgs, CpArgs, ExportArgs, KillArgs, PsArgs, RmArgs, RunArgs, StartArgs,
+    StopArgs,
 };
-use crate::docker_flags::BuildFlags;
+use crate::docker_flags::{BuildFlags, OfBuilders, OfProgram, OfRmi, OfTransfers, Others};
 use crate::long_names::{
     BuilderCommand, BuildxCommand, ContainerCommand, HistoryFormatArgs, ImageCommand,
     ImageHistoryArgs, InspectArgs,
@@ -23,6 +24,8 @@ use crate::storage_args::{CacheCommand, SystemCommand};
     version,
     disable_version_flag = true,
     disable_help_subcommand = true,
+    // As in docker, the last one of an option that is there twice counts.
+    args_override_self = true,
     max_term_width = 100
 )]
 pub(crate) struct Cli {
@@ -31,6 +34,8 @@ pub(crate) struct Cli {
     /// Print the version
     #[arg(short = 'v', short_alias = 'V', long)]
     pub(crate) version: bool,
+    #[command(flatten)]
+    pub(crate) docker: Others<OfProgram>,
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 }
@@ -69,6 +74,18 @@ pub(crate) enum Command {
     Create(Box<ContainerArgs>),
     /// Run a container that was made before
     Start(StartArgs),
+    /// End containers: by their signal, and by force when they are still there after a while
+    Stop(StopArgs),
+    /// Send a signal to containers
+    Kill(KillArgs),
+    /// Wait for the end of containers, and print their exit codes
+    Wait {
+        /// Names or ids
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Make an image of what a container changed
+    Commit(CommitArgs),
     /// Open a shell in what a step of a build made
     Debug(Box<DebugArgs>),
     /// List containers
@@ -377,6 +394,8 @@ pub(crate) struct RmiArgs {
     /// Accepted for docker's sake: images have no parents
     #[arg(long, hide = true)]
     pub(crate) no_prune: bool,
+    #[command(flatten)]
+    pub(crate) docker: Others<OfRmi>,
 }
 
 /// `kiln explain-ignore`.
@@ -426,6 +445,8 @@ pub(crate) struct PullArgs {
         default_value = "auto"
     )]
     pub(crate) progress: String,
+    #[command(flatten)]
+    pub(crate) docker: Others<OfTransfers>,
     /// The image: NAME, NAME:TAG or NAME@DIGEST
     pub(crate) name: String,
 }
@@ -450,6 +471,8 @@ pub(crate) struct PushArgs {
     /// Push also layers that only their publisher should give (foreign, not distributable)
     #[arg(long)]
     pub(crate) push_foreign_layers: bool,
+    #[command(flatten)]
+    pub(crate) docker: Others<OfTransfers>,
     /// The image: NAME or NAME:TAG; docker-daemon:NAME hands it to the Docker Engine at `DOCKER_HOST`
     pub(crate) name: String,
 }
@@ -485,6 +508,9 @@ pub(crate) struct ImportArgs {
     /// Instruction for the image's config: `CMD ["sh"]`, `ENV A=b`
     #[arg(short, long, value_name = "INSTRUCTION")]
     pub(crate) change: Vec<String>,
+    /// What it is, for the image's history
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) message: Option<String>,
     /// Platform of the image
     #[arg(long, value_name = "OS/ARCH")]
     pub(crate) platform: Option<String>,
@@ -563,6 +589,11 @@ pub(crate) enum HistoryCommand {
     Logs {
         /// The build: its number, or the name or id of its image [default: the last build]
         build: Option<String>,
+        /// Accepted for docker's sake: it is what was shown
+        #[arg(long, hide = true, value_name = "KIND")]
+        progress: Option<String>,
+        #[command(flatten)]
+        docker: Others<OfBuilders>,
     },
     /// Show what a build did: its command, its outcome, each step with its time and its reason
     Inspect {
@@ -571,6 +602,8 @@ pub(crate) enum HistoryCommand {
         /// json, or a template of fields: '{{.Status}}'
         #[arg(short, long, value_name = "FORMAT")]
         format: Option<String>,
+        #[command(flatten)]
+        docker: Others<OfBuilders>,
     },
     /// Forget builds
     Rm {
@@ -580,6 +613,8 @@ pub(crate) enum HistoryCommand {
         /// All of them
         #[arg(short, long, conflicts_with = "builds")]
         all: bool,
+        #[command(flatten)]
+        docker: Others<OfBuilders>,
     },
 }
 
@@ -598,7 +633,6 @@ pub(crate) struct BuildsArgs {
     /// Only what this says: status=completed, status=error, status=canceled
     #[arg(long = "filter", value_name = "FILTER")]
     pub(crate) filters: Vec<String>,
-    /// Accepted for docker's sake
-    #[arg(long, hide = true, value_name = "NAME")]
-    pub(crate) builder: Option<String>,
+    #[command(flatten)]
+    pub(crate) docker: Others<OfBuilders>,
 }

@@ -174,21 +174,26 @@ pub(crate) fn grammar(defaults: &Defaults) -> Command {
 }
 
 /// What docker has and this program has not, with what to do instead.
-const ABSENT: [(&[&str], &str); 11] = [
+const ABSENT: [(&[&str], &str); 16] = [
     (
-        &[
-            "exec", "attach", "logs", "stop", "kill", "wait", "top", "stats", "restart", "pause",
-            "unpause", "port",
-        ],
-        "containers run in the foreground: what they print is on this terminal, and an interrupt ends them",
+        &["attach", "logs", "top", "stats", "port"],
+        "containers run in the foreground: what they print and what they do is on the terminal of their kiln run",
+    ),
+    (
+        &["exec"],
+        "nothing can be run in a container that runs: kiln run a command in a new one, or kiln debug a step of a build",
+    ),
+    (
+        &["restart", "pause", "unpause"],
+        "containers run in the foreground: kiln stop ends one, kiln start -a runs it again",
     ),
     (
         &["rename", "update"],
         "a container is made again rather than changed: kiln rm, kiln create",
     ),
     (
-        &["commit"],
-        "images come from Dockerfiles: write the change as RUN or COPY",
+        &["create"],
+        "kiln manifest create makes a list of images, kiln manifest push brings it to a registry",
     ),
     (
         &["volume"],
@@ -216,8 +221,17 @@ const ABSENT: [(&[&str], &str); 11] = [
         "kiln builds images; it has no such thing",
     ),
     (
-        &["bake", "dial-stdio"],
-        "kiln build builds one target of one Dockerfile; there is one builder",
+        &["bake"],
+        "kiln build builds one target of one Dockerfile: write a loop over the targets",
+    ),
+    (
+        &["dial-stdio", "install", "uninstall", "dap"],
+        "there is one builder, this program; nothing has to be connected to it",
+    ),
+    (&["policy"], "kiln evaluates no policies"),
+    (
+        &["open", "trace", "import", "export"],
+        "kiln history inspect and kiln history logs show what is kept of a build",
     ),
 ];
 
@@ -302,8 +316,19 @@ fn path() -> String {
     let cli = Cli::command();
     let mut command = &cli;
     let mut path = program().to_owned();
-    for word in std::env::args().skip(1) {
-        if word.starts_with('-') {
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        if let Some(option) = word.strip_prefix('-') {
+            let found = match option.strip_prefix('-') {
+                Some(long) => find(&cli, command, |arg| arg.get_long() == Some(long)),
+                None => option
+                    .chars()
+                    .last()
+                    .and_then(|letter| find(&cli, command, |arg| arg.get_short() == Some(letter))),
+            };
+            if found.is_some_and(|arg| takes_value(arg) && !is_optional(arg)) {
+                words.next();
+            }
             continue;
         }
         let Some(below) = command.find_subcommand(&word) else {

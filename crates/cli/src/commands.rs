@@ -12,6 +12,7 @@ mod containers;
 mod cp;
 mod debug;
 mod display;
+mod ending;
 mod ignored;
 mod images;
 mod info;
@@ -83,6 +84,9 @@ pub(crate) fn main() -> ExitCode {
         say(&info::version_line());
         return ExitCode::SUCCESS;
     }
+    if let Err(error) = cli.docker.check() {
+        return failed(&error.into(), false);
+    }
     let Some(command) = cli.command.take().map(long_names::short) else {
         let _ = command_line::cli().print_help();
         return ExitCode::SUCCESS;
@@ -90,24 +94,27 @@ pub(crate) fn main() -> ExitCode {
     let is_run = matches!(command, Command::Run(_) | Command::Start(_));
     match dispatch(&cli.global, command) {
         Ok(code) => code,
-        Err(error) => {
-            let build = error.downcast_ref::<BuildError>();
-            let export = error.downcast_ref::<ExportError>();
-            let worker = error.downcast_ref::<WorkerError>();
-            let hint = build
-                .and_then(|error| error.hint.clone())
-                .or_else(|| export?.hint())
-                .or_else(|| worker?.hint().map(str::to_owned));
-            complain(&format!("ERROR: {error:#}"));
-            if let Some(hint) = hint {
-                complain(&format!("hint: {hint}"));
-            }
-            match build {
-                Some(error) if error.canceled => ExitCode::from(130),
-                _ if is_run => ExitCode::from(USAGE),
-                _ => ExitCode::FAILURE,
-            }
-        }
+        Err(error) => failed(&error, is_run),
+    }
+}
+
+/// Tells of an error, with its hint, and gives docker's exit code for it.
+fn failed(error: &anyhow::Error, is_run: bool) -> ExitCode {
+    let build = error.downcast_ref::<BuildError>();
+    let export = error.downcast_ref::<ExportError>();
+    let worker = error.downcast_ref::<WorkerError>();
+    let hint = build
+        .and_then(|error| error.hint.clone())
+        .or_else(|| export?.hint())
+        .or_else(|| worker?.hint().map(str::to_owned));
+    complain(&format!("ERROR: {error:#}"));
+    if let Some(hint) = hint {
+        complain(&format!("hint: {hint}"));
+    }
+    match build {
+        Some(error) if error.canceled => ExitCode::from(130),
+        _ if is_run => ExitCode::from(USAGE),
+        _ => ExitCode::FAILURE,
     }
 }
 
@@ -116,7 +123,7 @@ fn dispatch(global: &Global, command: Command) -> Result<ExitCode> {
     match command {
         Command::Version(args) => return info::version(args.format.as_deref()),
         Command::Buildx(BuildxCommand::Version(args)) => {
-            return info::version(args.format.as_deref());
+            return info::version(args.version.format.as_deref());
         }
         Command::Completion { shell } => return completion(shell),
         Command::Reference { folder } => return crate::reference::write(&folder),
@@ -129,6 +136,10 @@ fn dispatch(global: &Global, command: Command) -> Result<ExitCode> {
         Command::Run(args) => run::run(&place, &args),
         Command::Create(args) => run::create(&place, &args),
         Command::Start(args) => run::start(&place, &args),
+        Command::Stop(args) => ending::stop(&place, &args),
+        Command::Kill(args) => ending::kill(&place, &args),
+        Command::Wait { containers } => ending::wait(&place, &containers),
+        Command::Commit(args) => inout::commit(&place, &args),
         Command::Debug(args) => debug::debug(&place, &args),
         Command::Ps(args) => containers::ps(&place, &args),
         Command::Cp(args) => cp::cp(&place, &args),

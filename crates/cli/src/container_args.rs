@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::args::TrustArgs;
 use crate::commands::LimitArgs;
-use crate::docker_flags::ContainerFlags;
+use crate::docker_flags::{OfContainers, OfRm, OfStart, Others};
 
 /// What `kiln run` and `kiln create` share.
 #[derive(Debug, Args)]
@@ -84,8 +84,50 @@ pub(crate) struct ContainerArgs {
     /// Do not show how an image is fetched
     #[arg(short, long)]
     pub(crate) quiet: bool,
+    /// Label of the container, besides the image's
+    #[arg(short, long = "label", value_name = "NAME=VALUE")]
+    pub(crate) labels: Vec<String>,
+    /// File of labels, one a line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) label_file: Vec<String>,
+    /// A right besides docker's usual ones: NET_ADMIN and the like
+    #[arg(long, value_name = "CAPABILITY")]
+    pub(crate) cap_add: Vec<String>,
+    /// A right less: NET_RAW and the like, ALL for all of them
+    #[arg(long, value_name = "CAPABILITY")]
+    pub(crate) cap_drop: Vec<String>,
+    /// All rights that kiln itself has
+    #[arg(long)]
+    pub(crate) privileged: bool,
+    /// no-new-privileges: set-user-id programs give none; seccomp=unconfined: no filter of system calls
+    #[arg(long, value_name = "OPTION")]
+    pub(crate) security_opt: Vec<String>,
+    /// A further group of the user, by name or number
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) group_add: Vec<String>,
+    /// A device of the machine: FROM[:TO]
+    #[arg(long, value_name = "FROM[:TO]")]
+    pub(crate) device: Vec<String>,
+    /// Server of /etc/resolv.conf instead of the machine's
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) dns: Vec<String>,
+    /// Domain of /etc/resolv.conf in which short names are looked for
+    #[arg(long, value_name = "DOMAIN")]
+    pub(crate) dns_search: Vec<String>,
+    /// Option of /etc/resolv.conf
+    #[arg(long, visible_alias = "dns-opt", value_name = "OPTION")]
+    pub(crate) dns_option: Vec<String>,
+    /// Port that the container says it uses: nothing but a note in its config
+    #[arg(long, value_name = "PORT")]
+    pub(crate) expose: Vec<String>,
+    /// Signal for kiln stop instead of the image's
+    #[arg(long, value_name = "SIGNAL")]
+    pub(crate) stop_signal: Option<String>,
+    /// How long kiln stop waits before it kills
+    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
+    pub(crate) stop_timeout: Option<i64>,
     #[command(flatten)]
-    pub(crate) docker: ContainerFlags,
+    pub(crate) docker: Others<OfContainers>,
     /// Print help
     #[arg(long, action = clap::ArgAction::Help)]
     help: Option<bool>,
@@ -122,9 +164,63 @@ pub(crate) struct StartArgs {
     #[arg(short, long)]
     pub(crate) interactive: bool,
     #[command(flatten)]
+    pub(crate) docker: Others<OfStart>,
+    #[command(flatten)]
     pub(crate) trust: TrustArgs,
     /// Name or id
     pub(crate) container: String,
+}
+
+/// `kiln stop`.
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    /// Signal [default: the container's, else TERM]
+    #[arg(short, long, value_name = "SIGNAL")]
+    pub(crate) signal: Option<String>,
+    /// How long to wait before it is killed, -1 for as long as it takes [default: the container's, else 10]
+    #[arg(
+        short,
+        long,
+        alias = "time",
+        value_name = "SECONDS",
+        allow_hyphen_values = true
+    )]
+    pub(crate) timeout: Option<i64>,
+    /// Names or ids
+    #[arg(required = true)]
+    pub(crate) containers: Vec<String>,
+}
+
+/// `kiln kill`.
+#[derive(Debug, Args)]
+pub(crate) struct KillArgs {
+    /// Signal
+    #[arg(short, long, value_name = "SIGNAL", default_value = "KILL")]
+    pub(crate) signal: String,
+    /// Names or ids
+    #[arg(required = true)]
+    pub(crate) containers: Vec<String>,
+}
+
+/// `kiln commit`.
+#[derive(Debug, Args)]
+pub(crate) struct CommitArgs {
+    /// Who made it
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) author: Option<String>,
+    /// What was changed, for the image's history
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) message: Option<String>,
+    /// Instruction for the image's config: `CMD ["sh"]`, `ENV A=b`
+    #[arg(short, long, value_name = "INSTRUCTION")]
+    pub(crate) change: Vec<String>,
+    /// Accepted for docker's sake: what a container changes is there when it has ended
+    #[arg(short, long, hide = true)]
+    pub(crate) pause: bool,
+    /// Name or id of the container
+    pub(crate) container: String,
+    /// Name for the image
+    pub(crate) name: Option<String>,
 }
 
 /// `kiln ps`.
@@ -189,6 +285,8 @@ pub(crate) struct RmArgs {
     /// Accepted for docker's sake: containers have no volumes of their own
     #[arg(short, long, hide = true)]
     pub(crate) volumes: bool,
+    #[command(flatten)]
+    pub(crate) docker: Others<OfRm>,
 }
 
 /// `kiln cp`.

@@ -7,8 +7,10 @@ use crate::args::{
     RmiArgs, SaveArgs, TagArgs, VersionArgs,
 };
 use crate::container_args::{
-    ContainerArgs, CpArgs, ExportArgs, PruneArgs, PsArgs, RmArgs, RunArgs, StartArgs,
+    CommitArgs, ContainerArgs, CpArgs, ExportArgs, KillArgs, PruneArgs, PsArgs, RmArgs, RunArgs,
+    StartArgs, StopArgs,
 };
+use crate::docker_flags::{OfBuilders, Others};
 use crate::storage_args::{BuilderPruneArgs, DuArgs, ImagePruneArgs};
 
 /// `kiln image`.
@@ -56,6 +58,18 @@ pub(crate) enum ContainerCommand {
     Run(Box<RunArgs>),
     /// Run a container that was made before
     Start(StartArgs),
+    /// End containers: by their signal, and by force when they are still there after a while
+    Stop(StopArgs),
+    /// Send a signal to containers
+    Kill(KillArgs),
+    /// Wait for the end of containers, and print their exit codes
+    Wait {
+        /// Names or ids
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Make an image of what a container changed
+    Commit(CommitArgs),
     /// Copy files out of a container or into it
     Cp(CpArgs),
     /// Show what a container changed
@@ -118,7 +132,16 @@ pub(crate) enum BuildxCommand {
     #[command(hide = true)]
     Rm(BuilderNamesArgs),
     /// Show the version
-    Version(VersionArgs),
+    Version(BuildxVersionArgs),
+}
+
+/// `kiln buildx version`.
+#[derive(Debug, Args)]
+pub(crate) struct BuildxVersionArgs {
+    #[command(flatten)]
+    pub(crate) version: VersionArgs,
+    #[command(flatten)]
+    docker: Others<OfBuilders>,
 }
 
 /// `kiln buildx imagetools`.
@@ -165,9 +188,8 @@ pub(crate) struct ImagetoolsInspectArgs {
     /// Print the manifest as the registry has it
     #[arg(long, conflicts_with = "format")]
     pub(crate) raw: bool,
-    /// Accepted for docker's sake
-    #[arg(long, hide = true, value_name = "NAME")]
-    pub(crate) builder: Option<String>,
+    #[command(flatten)]
+    pub(crate) docker: Others<OfBuilders>,
     /// The image: NAME, NAME:TAG or NAME@DIGEST
     pub(crate) name: String,
 }
@@ -181,6 +203,8 @@ pub(crate) struct BuilderLsArgs {
     /// Accepted for docker's sake
     #[arg(long, hide = true)]
     pub(crate) no_trunc: bool,
+    #[command(flatten)]
+    pub(crate) docker: Others<OfBuilders>,
 }
 
 /// `kiln buildx create`.
@@ -205,6 +229,23 @@ pub(crate) struct BuilderCreateArgs {
     #[arg(long)]
     pub(crate) bootstrap: bool,
     /// Accepted for docker's sake
+    #[arg(long)]
+    pub(crate) append: bool,
+    /// Accepted for docker's sake
+    #[arg(long)]
+    pub(crate) leave: bool,
+    /// Accepted for docker's sake
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+    /// Accepted for docker's sake
+    #[arg(long, value_name = "FILE")]
+    pub(crate) buildkitd_config: Option<String>,
+    /// Accepted for docker's sake
+    #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true)]
+    pub(crate) buildkitd_flags: Option<String>,
+    #[command(flatten)]
+    pub(crate) docker: Others<OfBuilders>,
+    /// Accepted for docker's sake
     pub(crate) endpoint: Option<String>,
 }
 
@@ -220,6 +261,17 @@ pub(crate) struct BuilderNamesArgs {
     /// Accepted for docker's sake
     #[arg(long)]
     pub(crate) keep_state: bool,
+    /// Accepted for docker's sake
+    #[arg(long)]
+    pub(crate) keep_daemon: bool,
+    /// Accepted for docker's sake
+    #[arg(long)]
+    pub(crate) all_inactive: bool,
+    /// Accepted for docker's sake
+    #[arg(long)]
+    pub(crate) global: bool,
+    #[command(flatten)]
+    pub(crate) docker: Others<OfBuilders>,
     /// Names of builders
     pub(crate) names: Vec<String>,
 }
@@ -232,9 +284,8 @@ pub(crate) struct BuilderInspectArgs {
     /// Accepted for docker's sake: nothing has to be started
     #[arg(long, hide = true)]
     pub(crate) bootstrap: bool,
-    /// Accepted for docker's sake
-    #[arg(long, hide = true, value_name = "NAME")]
-    pub(crate) builder: Option<String>,
+    #[command(flatten)]
+    pub(crate) docker: Others<OfBuilders>,
 }
 
 /// `kiln image history`, and `kiln history` with an image.
@@ -249,6 +300,9 @@ pub(crate) struct ImageHistoryArgs {
 /// How the history of an image is shown.
 #[derive(Debug, Default, Args)]
 pub(crate) struct HistoryFormatArgs {
+    /// Platform of the image
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
     /// json, table, or a template of fields: '{{.ID}} {{.Size}}'
     #[arg(long, value_name = "FORMAT")]
     pub(crate) format: Option<String>,
@@ -273,6 +327,9 @@ pub(crate) struct InspectArgs {
     /// Show also how much a container added
     #[arg(short, long)]
     pub(crate) size: bool,
+    /// Platform of the image
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
     /// Only image or container
     #[arg(long = "type", value_name = "KIND", value_parser = ["image", "container"])]
     pub(crate) kind: Option<String>,
@@ -326,6 +383,10 @@ impl From<ContainerCommand> for Command {
             ContainerCommand::Create(args) => Self::Create(args),
             ContainerCommand::Run(args) => Self::Run(args),
             ContainerCommand::Start(args) => Self::Start(args),
+            ContainerCommand::Stop(args) => Self::Stop(args),
+            ContainerCommand::Kill(args) => Self::Kill(args),
+            ContainerCommand::Wait { containers } => Self::Wait { containers },
+            ContainerCommand::Commit(args) => Self::Commit(args),
             ContainerCommand::Cp(args) => Self::Cp(args),
             ContainerCommand::Diff { container } => Self::Diff { container },
             ContainerCommand::Export(args) => Self::Export(args),

@@ -2,6 +2,8 @@
 
 use clap::{Args, Subcommand};
 
+use crate::docker_flags::{OfManifests, Others};
+
 /// `kiln manifest`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ManifestCommand {
@@ -27,6 +29,8 @@ pub(crate) struct ManifestInspectArgs {
     /// Show each manifest of a list, too, with its descriptor
     #[arg(short, long)]
     pub(crate) verbose: bool,
+    #[command(flatten)]
+    pub(crate) docker: Others<OfManifests>,
     /// The image or the list; of two names the list, and an image of it
     #[arg(required = true, num_args = 1..=2)]
     pub(crate) names: Vec<String>,
@@ -38,6 +42,8 @@ pub(crate) struct ManifestCreateArgs {
     /// Add to a list that is there
     #[arg(short, long)]
     pub(crate) amend: bool,
+    #[command(flatten)]
+    pub(crate) docker: Others<OfManifests>,
     /// The list's name
     pub(crate) list: String,
     /// Images
@@ -72,6 +78,8 @@ pub(crate) struct ManifestPushArgs {
     /// Forget the list afterwards
     #[arg(short, long)]
     pub(crate) purge: bool,
+    #[command(flatten)]
+    pub(crate) docker: Others<OfManifests>,
     /// The list's name
     pub(crate) list: String,
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use crate::args::InfoArgs;
+use crate::docker_flags::{OfBuilders, Others};
 
 /// `kiln system`.
 #[derive(Debug, Subcommand)]
@@ -86,9 +87,8 @@ pub(crate) struct BuilderPruneArgs {
     /// Accepted for docker's sake
     #[arg(long, hide = true)]
     pub(crate) verbose: bool,
-    /// Accepted for docker's sake
-    #[arg(long, hide = true, value_name = "NAME")]
-    pub(crate) builder: Option<String>,
+    #[command(flatten)]
+    pub(crate) docker: Others<OfBuilders>,
 }
 
 /// `kiln builder du`.
@@ -103,9 +103,8 @@ pub(crate) struct DuArgs {
     /// json, table, pretty, or a template of fields: '{{.ID}} {{.Size}}'
     #[arg(long, value_name = "FORMAT")]
     pub(crate) format: Option<String>,
-    /// Accepted for docker's sake
-    #[arg(long, hide = true, value_name = "NAME")]
-    pub(crate) builder: Option<String>,
+    #[command(flatten)]
+    pub(crate) docker: Others<OfBuilders>,
 }
 
 /// `kiln image prune`.

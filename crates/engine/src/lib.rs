@@ -36,7 +36,7 @@ pub use copy::{Change, CopiedFrom, FoundKind};
 pub use debug::StepState;
 pub use error::{BuildError, Place};
 pub use kiln_graph::is_secret_name;
-pub use kiln_worker::{Limits, Trust};
+pub use kiln_worker::{Limits, Rights, Trust};
 pub use manifests::RawDocument;
 pub use outputs::{Output, To};
 pub use remote::{Pulled, PushRequest};

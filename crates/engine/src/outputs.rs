@@ -386,7 +386,7 @@ impl Engine {
         rows: &mut Rows<'_>,
     ) -> Result<Committed, BuildError> {
         let request = outcome.request;
-        rows.work("exporting to image", |_| {
+        rows.work("exporting to image", |row| {
             let mut members = Vec::new();
             let mut last = None;
             for result in &outcome.results {
@@ -414,10 +414,17 @@ impl Engine {
                     }
                 }
             };
+            // As BuildKit says it: scripts look for these lines.
+            if image.config == image.manifest {
+                row.done(&format!("exporting manifest list {}", image.manifest));
+            } else {
+                row.done(&format!("writing image {}", image.config));
+            }
             for output in &request.outputs {
                 if let Output::Image { names, .. } = output {
                     for name in names {
                         self.store.tag(name, image.manifest)?;
+                        row.done(&format!("naming to {name}"));
                     }
                 }
             }

@@ -59,6 +59,13 @@ impl<'a> Rows<'a> {
     }
 }
 
+impl Row<'_> {
+    /// A row below it for something that was done at once.
+    pub(crate) fn done(&self, what: &str) {
+        self.transfer(what, 0, 0, true);
+    }
+}
+
 impl Watch for Row<'_> {
     fn transfer(&self, name: &str, done: u64, total: u64, ended: bool) {
         self.sink.emit(Event::Status {

@@ -7,11 +7,11 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, SystemTime};
 
 use kiln_graph::Network;
-use kiln_image::{Digest, ImageConfig, LayerId, Platform};
+use kiln_image::{Digest, ImageConfig, LayerId, Platform, RunConfig};
 use kiln_store::{Container, Lease, NewContainer};
 use kiln_worker::{
-    ExecJob, ExecMount, Exit, Limits, Made, MountSource, ProcessSpec, Request, Response, Trust,
-    hosts_file,
+    ExecJob, ExecMount, Exit, Limits, Made, MountSource, ProcessSpec, Request, Response, Rights,
+    Trust, hosts_file,
 };
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +67,18 @@ pub struct RunRequest {
     pub interactive: bool,
     /// Certificates of the host that the container trusts.
     pub trust: Option<Trust>,
+    /// All rights that this program has.
+    pub privileged: bool,
+    /// What it may do, where it is not the usual.
+    pub rights: Rights,
+    /// Labels besides the image's.
+    pub labels: Vec<(String, String)>,
+    /// Ports besides the image's, `80/tcp`.
+    pub exposed_ports: Vec<String>,
+    /// Instead of the image's signal for its end.
+    pub stop_signal: Option<String>,
+    /// Seconds between that signal and its end by force.
+    pub stop_timeout: Option<i64>,
 }
 
 /// How a container ended.
@@ -101,6 +113,9 @@ struct Details {
     process: ProcessSpec,
     mounts: Vec<ExecMount>,
     interactive: bool,
+    /// The image's config with what was asked for besides.
+    #[serde(default)]
+    config: RunConfig,
     /// The latest end: code, seconds since 1970.
     ended: Option<(i32, u64)>,
 }
@@ -145,6 +160,8 @@ pub struct ContainerInfo {
     pub manifest: Option<Digest>,
     /// What it runs, and how.
     pub process: ProcessSpec,
+    /// The image's config with what was asked for besides.
+    pub config: RunConfig,
     /// The image's layers.
     pub image_layers: Vec<LayerId>,
     /// The layers that it made itself.
@@ -195,12 +212,14 @@ impl Engine {
         let config = ImageConfig::from_bytes(&config).map_err(|error| {
             BuildError::new(format!("the image's config cannot be read: {error}"))
         })?;
+        let config = merged(request, config.config);
         let details = Details {
             image_name: request.image_name.clone(),
             image_layers: info.layers.len(),
-            process: process(request, config)?,
+            process: process(request, &config)?,
             mounts: mounts(request),
             interactive: request.interactive,
+            config,
             ended: None,
         };
         let mut new = NewContainer {
@@ -350,6 +369,7 @@ impl Engine {
                     terminal: details.process.terminal,
                     interactive: details.interactive,
                     process: details.process,
+                    config: details.config,
                     image_layers,
                     own_layers,
                 })
@@ -407,35 +427,55 @@ impl Engine {
     }
 }
 
-fn process(request: &RunRequest, image: ImageConfig) -> Result<ProcessSpec, BuildError> {
-    let config = image.config;
-    let mut args = match &request.entrypoint {
-        Some(entrypoint) if entrypoint.is_empty() => Vec::new(),
-        Some(entrypoint) => vec![entrypoint.clone()],
-        None => config.entrypoint.unwrap_or_default(),
-    };
-    if !request.args.is_empty() {
-        args.extend(request.args.iter().cloned());
-    } else if request.entrypoint.is_none() {
-        args.extend(config.cmd.unwrap_or_default());
+/// The image's config with what is asked for besides.
+fn merged(request: &RunRequest, mut config: RunConfig) -> RunConfig {
+    if let Some(entrypoint) = &request.entrypoint {
+        config.entrypoint = (!entrypoint.is_empty()).then(|| vec![entrypoint.clone()]);
+        config.cmd = None;
     }
+    if !request.args.is_empty() {
+        config.cmd = Some(request.args.clone());
+    }
+    for variable in &request.env {
+        let name = variable.split('=').next().unwrap_or_default();
+        config
+            .env
+            .retain(|known| known.split('=').next() != Some(name));
+        config.env.push(variable.clone());
+    }
+    if let Some(workdir) = &request.workdir {
+        config.working_dir.clone_from(workdir);
+    }
+    if let Some(user) = &request.user {
+        config.user.clone_from(user);
+    }
+    if let Some(signal) = &request.stop_signal {
+        config.stop_signal.clone_from(signal);
+    }
+    config.stop_timeout = request.stop_timeout.or(config.stop_timeout);
+    config.labels.extend(request.labels.iter().cloned());
+    config
+        .exposed_ports
+        .extend(request.exposed_ports.iter().cloned());
+    config
+}
+
+fn process(request: &RunRequest, config: &RunConfig) -> Result<ProcessSpec, BuildError> {
+    let mut args = config.entrypoint.clone().unwrap_or_default();
+    args.extend(config.cmd.iter().flatten().cloned());
     if args.is_empty() {
         return Err(BuildError::new("no command specified")
             .with_hint("the image has neither ENTRYPOINT nor CMD: give a command after its name"));
     }
-    let mut env = config.env;
-    for variable in &request.env {
-        let name = variable.split('=').next().unwrap_or_default();
-        env.retain(|known| known.split('=').next() != Some(name));
-        env.push(variable.clone());
-    }
-    let or_image = |given: &Option<String>, image: String| given.clone().unwrap_or(image);
-    let cwd = or_image(&request.workdir, config.working_dir);
+    let cwd = match config.working_dir.as_str() {
+        "" => "/",
+        given => given,
+    };
     Ok(ProcessSpec {
         args,
-        env,
-        cwd: if cwd.is_empty() { "/".to_owned() } else { cwd },
-        user: or_image(&request.user, config.user),
+        env: config.env.clone(),
+        cwd: cwd.to_owned(),
+        user: config.user.clone(),
         hostname: request.hostname.clone(),
         hosts: hosts_file(&request.hostname, &request.extra_hosts),
         resolv_conf: request.resolv_conf.clone(),
@@ -446,7 +486,8 @@ fn process(request: &RunRequest, image: ImageConfig) -> Result<ProcessSpec, Buil
         read_only_root: request.read_only,
         terminal: request.terminal,
         init: request.init,
-        insecure: false,
+        insecure: request.privileged,
+        rights: request.rights.clone(),
     })
 }
 

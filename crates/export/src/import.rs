@@ -5,16 +5,26 @@ use std::fs::File;
 use std::os::fd::AsFd;
 
 use kiln_image::config::History;
-use kiln_image::{ImageConfig, LayerId, Platform};
+use kiln_image::{ImageConfig, LayerId, Platform, RunConfig};
 use kiln_store::{Lease, Store};
 use kiln_worker::{TarInput, UnpackJob, Worker};
 
 use crate::load::{keep, seal};
 use crate::{Committed, ExportError, commit};
 
-/// Makes an image of the tar in `file` (compressed or not), from its current position to its end. `changes` are
-/// instructions as docker's `import -c` takes them: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME,
-/// WORKDIR.
+/// What is said of an archive that becomes an image.
+#[derive(Debug)]
+pub struct Import<'a> {
+    /// Instructions as docker's `import -c` takes them: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME,
+    /// WORKDIR.
+    pub changes: &'a [String],
+    /// What it is.
+    pub message: Option<&'a str>,
+    /// For which machines.
+    pub platform: &'a Platform,
+}
+
+/// Makes an image of the tar in `file` (compressed or not), from its current position to its end.
 ///
 /// # Errors
 /// When the archive or a change is wrong, or the store or the worker fails.
@@ -24,16 +34,10 @@ pub fn import(
     lease: &Lease,
     file: &File,
     path: &str,
-    changes: &[String],
-    platform: &Platform,
+    import: &Import<'_>,
 ) -> Result<Committed, ExportError> {
-    let mut config = ImageConfig::scratch(platform);
-    for change in changes {
-        apply(&mut config, change).map_err(|what| ExportError::Change {
-            change: change.clone(),
-            what,
-        })?;
-    }
+    let mut config = ImageConfig::scratch(import.platform);
+    change(&mut config, import.changes)?;
     let spool;
     let file = if file.metadata().is_ok_and(|meta| meta.is_file()) {
         file
@@ -54,10 +58,86 @@ pub fn import(
     }
     config.history.push(History {
         // As docker writes it of files: where they were is nobody's business who gets the image.
-        comment: "Imported from -".to_owned(),
+        comment: import.message.unwrap_or("Imported from -").to_owned(),
         ..History::default()
     });
     commit(store, worker, &[layer], 1, config, None, &BTreeMap::new())
+}
+
+/// What a container changed, as an image.
+#[derive(Debug)]
+pub struct Changed<'a> {
+    /// The config of the container's image.
+    pub image: ImageConfig,
+    /// How the container was started.
+    pub run: RunConfig,
+    /// The layers of the image, then those that the container made.
+    pub layers: &'a [LayerId],
+    /// How many of them the container made.
+    pub own: usize,
+    /// Instructions for the image's config.
+    pub changes: &'a [String],
+    /// Who made it.
+    pub author: Option<&'a str>,
+    /// What was changed.
+    pub message: Option<&'a str>,
+}
+
+/// Makes an image of a container.
+///
+/// # Errors
+/// When an instruction cannot be followed, or the store fails.
+pub fn commit_container(
+    store: &Store,
+    worker: &Worker,
+    changed: Changed<'_>,
+) -> Result<Committed, ExportError> {
+    let mut config = changed.image;
+    let command: Vec<String> = [&changed.run.entrypoint, &changed.run.cmd]
+        .into_iter()
+        .flat_map(|words| words.iter().flatten().cloned())
+        .collect();
+    config.config = changed.run;
+    change(&mut config, changed.changes)?;
+    if let Some(author) = changed.author {
+        author.clone_into(&mut config.author);
+    }
+    // A container that changed nothing still makes an image of its own.
+    for at in 0..changed.own.max(1) {
+        let last = at + 1 >= changed.own;
+        config.history.push(History {
+            created_by: command.join(" "),
+            comment: changed
+                .message
+                .filter(|_| last)
+                .unwrap_or_default()
+                .to_owned(),
+            author: changed.author.unwrap_or_default().to_owned(),
+            empty_layer: changed.own == 0,
+            ..History::default()
+        });
+    }
+    config.created = None;
+    let none = BTreeMap::new();
+    commit(
+        store,
+        worker,
+        changed.layers,
+        changed.own,
+        config,
+        None,
+        &none,
+    )
+}
+
+fn change(config: &mut ImageConfig, changes: &[String]) -> Result<(), ExportError> {
+    for change in changes {
+        apply(config, change).map_err(|what| ExportError::Change {
+            change: change.clone(),
+            what,
+        })?;
+    }
+    Ok(())
 }
 
 /// One instruction on a config.

@@ -19,7 +19,7 @@ pub use archive::{Format, Place, Saving};
 pub use cache::{CacheContent, CacheForm, CacheFound, CacheLayer, CachePlace, CacheSource};
 pub use commit::{Committed, commit};
 pub use documents::Found;
-pub use import::import;
+pub use import::{Changed, Import, commit_container, import};
 pub use indexes::{Member, commit_index, name, part_of_index};
 pub use layout::Layout;
 pub use load::{Loaded, load};

@@ -36,6 +36,8 @@ pub(crate) struct Classic {
     headed: bool,
     /// Of the texts of all steps so far: what the steps are called.
     names: DefaultHasher,
+    /// Twelve digits of the image's id.
+    image: Option<String>,
 }
 
 impl Classic {
@@ -50,6 +52,7 @@ impl Classic {
             next: 0,
             headed: false,
             names: DefaultHasher::new(),
+            image: None,
         }
     }
 
@@ -104,6 +107,11 @@ impl Classic {
                     out.push(b'\n');
                 }
             }
+            // What the last step made is the image, whose id scripts look for. It is known a little later.
+            let is_last = step_is_last(&self.steps, self.next, &self.target);
+            if is_last && self.image.is_none() && !over {
+                return;
+            }
             let state = vertex.map(|at| &self.model.vertices[at].state);
             match state {
                 Some(State::Running) => return,
@@ -121,12 +129,13 @@ impl Classic {
                 }
                 _ => {}
             }
-            let line = if needed || !self.begun {
-                format!(" ---> {}\n", self.name(0))
+            if !needed && self.begun {
+                out.extend_from_slice(b" ---> Skipped: the target does not need it\n");
             } else {
-                " ---> Skipped: the target does not need it\n".to_owned()
-            };
-            out.extend_from_slice(line.as_bytes());
+                let image = self.image.clone().filter(|_| is_last);
+                let name = image.unwrap_or_else(|| self.name(0));
+                out.extend_from_slice(format!(" ---> {name}\n").as_bytes());
+            }
             self.next += 1;
             self.headed = false;
         }
@@ -140,6 +149,11 @@ impl Classic {
     }
 }
 
+/// Whether a step is the last one of the target.
+fn step_is_last(steps: &[ClassicStep], at: usize, target: &str) -> bool {
+    steps.iter().rposition(|step| step.stage == target) == Some(at)
+}
+
 fn is(step: &ClassicStep, keyword: &str) -> bool {
     let first = step.text.split_whitespace().next().unwrap_or_default();
     first.eq_ignore_ascii_case(keyword)
@@ -147,6 +161,11 @@ fn is(step: &ClassicStep, keyword: &str) -> bool {
 
 impl Renderer for Classic {
     fn event(&mut self, event: Event, _: SystemTime, out: &mut Vec<u8>) {
+        if let Event::Status { name, .. } = &event
+            && let Some(digits) = name.strip_prefix("writing image sha256:")
+        {
+            self.image = digits.get(..12).map(str::to_owned);
+        }
         let change = self.model.apply(&event);
         self.waiting
             .resize_with(self.model.vertices.len(), Vec::new);

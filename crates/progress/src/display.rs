@@ -13,6 +13,9 @@ use crate::quiet::Quiet;
 use crate::rawjson::RawJson;
 use crate::tty::Tty;
 
+/// How far apart frames of the live screen are.
+pub(crate) const USUAL_PACE: Duration = Duration::from_millis(100);
+
 /// How a build is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -40,6 +43,10 @@ pub struct Options {
     pub colors: Colors,
     /// How many lines of a running step's output the live screen shows.
     pub log_lines: usize,
+    /// Frames of the live screen are at least this far apart.
+    pub pace: Duration,
+    /// Titles of [`Mode::Plain`] are cut where they are long.
+    pub short_titles: bool,
     /// For [`Mode::Classic`]: the instructions of the Dockerfile, and the stage that is built.
     pub steps: (Vec<ClassicStep>, String),
     /// Tells the time.
@@ -55,6 +62,8 @@ impl Options {
             size: Box::new(|| (0, 0)),
             colors: Colors::default(),
             log_lines: 6,
+            pace: USUAL_PACE,
+            short_titles: false,
             steps: Default::default(),
             clock: Box::new(SystemTime::now),
         }
@@ -69,13 +78,15 @@ pub fn display(options: Options) -> Display {
         size,
         colors,
         log_lines,
+        pace,
+        short_titles,
         steps: (steps, target),
         clock,
     } = options;
     let now = clock();
     let renderer: Box<dyn Renderer> = match mode {
-        Mode::Tty => Box::new(Tty::new(size, colors, log_lines, now)),
-        Mode::Plain => Box::new(Plain::new()),
+        Mode::Tty => Box::new(Tty::new(size, colors, log_lines, pace, now)),
+        Mode::Plain => Box::new(Plain::new(short_titles)),
         Mode::Classic => Box::new(Classic::new(steps, target)),
         Mode::Quiet => Box::new(Quiet::new()),
         Mode::RawJson => Box::new(RawJson::new()),

@@ -208,7 +208,7 @@ fn color(screen: &vt100::Screen, row: u16, column: u16) -> &'static str {
 fn picture_is_what_the_screen_shows() {
     let size = || (COLUMNS, ROWS);
     let colors = Colors::from_settings(None, None);
-    let mut tty = Tty::new(Box::new(size), colors, 6, at(0));
+    let mut tty = Tty::new(Box::new(size), colors, 6, crate::display::USUAL_PACE, at(0));
     let mut out = Vec::new();
     for (time, event) in script() {
         tty.event(event, at(time), &mut out);

@@ -14,6 +14,8 @@ use crate::text;
 const STAY: Duration = Duration::from_secs(5);
 /// A status row that is not done is repeated this often.
 const REPEAT: Duration = Duration::from_secs(5);
+/// Columns of a title that is cut.
+const SHORT_TITLE: usize = 72;
 /// Lines of a failed step that are repeated at the end when all of them stand together before it; else all are.
 const REPEATED_LINES: usize = 10;
 
@@ -40,11 +42,13 @@ pub(crate) struct Plain {
     /// The vertex whose lines are shown, and since when.
     current: Option<(usize, SystemTime)>,
     began: bool,
+    short_titles: bool,
 }
 
 impl Plain {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(short_titles: bool) -> Self {
         Self {
+            short_titles,
             model: Model::new(),
             printed: Vec::new(),
             numbers: 0,
@@ -168,7 +172,12 @@ impl Plain {
             if self.began {
                 text.push('\n');
             }
-            let _ = writeln!(text, "#{number} {}", self.model.vertices[at].title);
+            let title = &self.model.vertices[at].title;
+            let _ = if self.short_titles {
+                writeln!(text, "#{number} {}", text::fit(title, SHORT_TITLE))
+            } else {
+                writeln!(text, "#{number} {title}")
+            };
             self.current = Some((at, now));
             self.began = true;
             for (other, printed) in self.printed.iter_mut().enumerate() {

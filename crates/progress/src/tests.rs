@@ -11,9 +11,11 @@ use proptest::prelude::*;
 
 use crate::classic::Classic;
 use crate::display::Renderer;
+use crate::display::USUAL_PACE;
 use crate::plain::Plain;
 use crate::quiet::Quiet;
 use crate::rawjson::RawJson;
+use crate::text;
 use crate::tty::Tty;
 use crate::{ClassicStep, Colors, Event, Mode, Options, Sink, Stream, VertexId, display};
 
@@ -154,14 +156,46 @@ fn failing_build<R: Renderer>(script: &mut Script<R>) {
 
 #[test]
 fn plain_shows_a_failing_build() {
-    let mut script = Script::new(Plain::new());
+    let mut script = Script::new(Plain::new(false));
     failing_build(&mut script);
     insta::assert_snapshot!(script.end());
 }
 
 #[test]
+fn plain_cuts_titles_where_it_is_asked_to() {
+    let title = format!("[1/1] RUN {}", "x".repeat(100));
+    for (short, columns) in [(true, 72), (false, title.len())] {
+        let mut script = Script::new(Plain::new(short));
+        script.vertices(&[&title]);
+        script.start(0);
+        script.finish(0);
+        let shown = script.end();
+        let first = shown.lines().next().unwrap_or_default();
+        assert_eq!(text::width(first.trim_start_matches("#1 ")), columns);
+    }
+}
+
+#[test]
+fn frames_are_as_far_apart_as_is_asked() {
+    for (pace, frames) in [(100, 11), (500, 3)] {
+        let pace = Duration::from_millis(pace);
+        let size = Box::new(|| (60, 24));
+        let mut script = Script::new(Tty::new(size, Colors::default(), 6, pace, at(0)));
+        script.vertices(&["[1/1] RUN a"]);
+        script.start(0);
+        for line in 0..=100 {
+            script.log(0, format!("{line}\n"));
+            script.wait(10);
+        }
+        let shown = String::from_utf8_lossy(&script.out).into_owned();
+        let drawn = shown.matches("\x1b[?25l").count();
+        assert!(drawn.abs_diff(frames) <= 1, "{pace:?}: {drawn} frames");
+    }
+}
+
+#[test]
 fn plain_stays_with_a_vertex_for_a_while() {
-    let mut script = Script::new(Plain::new());
+    let mut script = Script::new(Plain::new(false));
     script.vertices(&["[a 1/1] RUN a", "[b 1/1] RUN b", "[c 1/1] RUN c"]);
     script.start(0);
     script.start(1);
@@ -180,7 +214,7 @@ fn plain_stays_with_a_vertex_for_a_while() {
 
 #[test]
 fn plain_does_not_repeat_status_rows_too_often() {
-    let mut script = Script::new(Plain::new());
+    let mut script = Script::new(Plain::new(false));
     script.vertices(&["[1/1] FROM debian"]);
     script.start(0);
     script.status(0, "exporting layers", 0, 0, false);
@@ -229,7 +263,13 @@ impl Screen {
     fn with_colors(columns: u16, lines: u16, colors: Colors) -> Self {
         let size = Size::new(Mutex::new((columns, lines)));
         let asked = size.clone();
-        let tty = Tty::new(Box::new(move || *asked.lock().unwrap()), colors, 6, at(0));
+        let tty = Tty::new(
+            Box::new(move || *asked.lock().unwrap()),
+            colors,
+            6,
+            USUAL_PACE,
+            at(0),
+        );
         Self {
             script: Script::new(tty),
             size,
@@ -592,10 +632,10 @@ proptest! {
         (columns, lines) in (0u16..50, 0u16..12),
     ) {
         let renderers: [Box<dyn Renderer>; 4] = [
-            Box::new(Plain::new()),
+            Box::new(Plain::new(false)),
             Box::new(Quiet::new()),
             Box::new(RawJson::new()),
-            Box::new(Tty::new(Box::new(move || (columns, lines)), Colors::default(), 6, at(0))),
+            Box::new(Tty::new(Box::new(move || (columns, lines)), Colors::default(), 6, USUAL_PACE, at(0))),
         ];
         for mut renderer in renderers {
             let mut out = Vec::new();
@@ -673,8 +713,18 @@ fn classic_shows_steps_in_the_order_of_the_file() {
     script.log(2, "second\n");
     finish(&mut script, 2);
     script.emit(Event::Cached { id: VertexId(5) });
+    script.emit(Event::Vertex {
+        id: VertexId(6),
+        title: "exporting to image".to_owned(),
+    });
+    let image = format!("writing image sha256:{}", "0123456789abcdef".repeat(4));
+    script.status(6, &image, 0, 0, true);
     script.renderer.finish(at(200), &mut script.out);
     let shown = String::from_utf8(script.out).unwrap();
+    assert!(
+        shown.ends_with(" ---> Using cache\n ---> 0123456789ab\n"),
+        "the last step is the image: {shown}"
+    );
     let without_names: String = shown
         .lines()
         .map(|line| match line.rsplit_once(' ') {
@@ -689,7 +739,7 @@ fn classic_shows_steps_in_the_order_of_the_file() {
 
 #[test]
 fn plain_repeats_output_that_was_interrupted() {
-    let mut script = Script::new(Plain::new());
+    let mut script = Script::new(Plain::new(false));
     script.vertices(&["[a 1/1] RUN fails", "[b 1/1] RUN other"]);
     script.start(0);
     script.start(1);

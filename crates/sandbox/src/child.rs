@@ -28,10 +28,6 @@ use crate::seccomp::Instruction;
 use crate::sys;
 use crate::tree::Places;
 
-/// Capabilities of Docker's default set: `chown dac_override fowner fsetid kill setgid setuid setpcap
-/// net_bind_service net_raw sys_chroot mknod audit_write setfcap`.
-pub(crate) const DOCKER_CAPABILITIES: u64 = 0xa804_25fb;
-
 /// Hidden under Docker's default confinement.
 pub(crate) const MASKED: [&CStr; 12] = [
     c"/proc/acpi",
@@ -71,6 +67,8 @@ pub(crate) struct Plan {
     pub(crate) report: OwnedFd,
     /// Docker's confinement; else none.
     pub(crate) confined: bool,
+    /// The capabilities that a confined program may have.
+    pub(crate) capabilities: u64,
     /// The root is to be read-only.
     pub(crate) read_only_root: bool,
     pub(crate) no_new_privs: bool,
@@ -316,8 +314,7 @@ fn die_with_worker(plan: &Plan) -> Result<()> {
 fn reset_signals() {
     // As the kernel has it: handler, flags, restorer, mask. All zero is the default action.
     let default = [0u64; 4];
-    let mask = 0u64;
-    // SAFETY: both structures are live, and of the size that the kernel reads. The C library's own functions leave two
+    // SAFETY: the structure is live, and of the size that the kernel reads. The C library's own function leaves two
     // signals out. SIGKILL and SIGSTOP fail, as they must.
     unsafe {
         for signal in 1..=64 {
@@ -329,14 +326,9 @@ fn reset_signals() {
                 size_of::<u64>(),
             );
         }
-        libc::syscall(
-            libc::SYS_rt_sigprocmask,
-            libc::SIG_SETMASK,
-            &raw const mask,
-            ptr::null_mut::<u64>(),
-            size_of::<u64>(),
-        );
     }
+    // It fails only for a mask that cannot be read.
+    let _ = sys::set_signal_mask(0);
 }
 
 fn connect_stdio(plan: &Plan) -> Result<()> {
@@ -478,7 +470,7 @@ fn drop_privileges(plan: &Plan) -> std::result::Result<(), Failure> {
         supervise(&plan.questions).map_err(at(Stage::Supervised))?;
     }
     if plan.confined {
-        limit_bounding_set(DOCKER_CAPABILITIES).map_err(at(Stage::Bounding))?;
+        limit_bounding_set(plan.capabilities).map_err(at(Stage::Bounding))?;
     }
     match rustix::thread::set_thread_groups(&plan.groups) {
         // Where only one id exists setgroups is switched off, and there is no other group to have.
@@ -493,7 +485,7 @@ fn drop_privileges(plan: &Plan) -> std::result::Result<(), Failure> {
     rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(at(Stage::Uid))?;
     if plan.confined && keeps_rights {
         let all = rustix::thread::capabilities(None).map_err(at(Stage::Capabilities))?;
-        let kept = all.permitted & CapabilitySet::from_bits_retain(DOCKER_CAPABILITIES);
+        let kept = all.permitted & CapabilitySet::from_bits_retain(plan.capabilities);
         let sets = CapabilitySets {
             effective: kept,
             permitted: kept,

@@ -25,7 +25,7 @@ pub(crate) fn split(terminal: bool, report: RawFd) -> Result<()> {
     sys::check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }.into())?;
     // SAFETY: a text that ends with a null. Executing the program gives the child another name.
     unsafe { libc::prctl(libc::PR_SET_NAME, c"init".as_ptr(), 0, 0, 0) };
-    set_mask(ALL)?;
+    sys::set_signal_mask(ALL)?;
     // SAFETY: a plain fork on a copy of this stack.
     let child = sys::check(unsafe {
         libc::syscall(
@@ -56,21 +56,7 @@ fn become_foreground(terminal: bool) -> Result<()> {
             sys::check(libc::ioctl(0, libc::TIOCSPGRP, &raw const group).into())?;
         }
     }
-    set_mask(0)
-}
-
-fn set_mask(mask: u64) -> Result<()> {
-    // SAFETY: a mask of the size that the kernel reads.
-    sys::check(unsafe {
-        libc::syscall(
-            libc::SYS_rt_sigprocmask,
-            libc::SIG_SETMASK,
-            &raw const mask,
-            ptr::null_mut::<u64>(),
-            size_of::<u64>(),
-        )
-    })
-    .map(drop)
+    sys::set_signal_mask(0)
 }
 
 /// Waits for signals until the child ends. The kernel keeps blocked ones for process 1, which it would not get otherwise.

@@ -36,6 +36,8 @@ pub(crate) struct Job {
     pub(crate) user: UserSpec,
     pub(crate) cwd: PathBuf,
     pub(crate) confinement: Confinement,
+    capabilities: u64,
+    unfiltered: bool,
     pub(crate) shm_size: u64,
     /// Rows and columns.
     pub(crate) terminal: Option<(u16, u16)>,
@@ -157,6 +159,8 @@ impl Job {
             user: process.user.clone(),
             cwd: process.cwd.clone(),
             confinement: process.confinement,
+            capabilities: process.capabilities,
+            unfiltered: process.unfiltered,
             shm_size: process.shm_size,
             terminal,
             network: process.network,
@@ -460,10 +464,11 @@ fn plan(job: Job, opened: Opened, supervised: bool) -> Plan {
         terminal: opened.terminal,
         report: opened.report,
         confined,
+        capabilities: job.capabilities,
         read_only_root: job.read_only_root,
         no_new_privs: job.no_new_privs,
         init: job.init,
-        filter: if confined {
+        filter: if confined && !job.unfiltered {
             seccomp::filter()
         } else {
             Vec::new()

@@ -13,6 +13,7 @@
 //! and stays until the child is gone: the kernel kills the child when the *thread* that forked it ends.
 
 pub mod cancel;
+mod capabilities;
 pub mod cgroup;
 mod child;
 mod error;
@@ -30,6 +31,7 @@ pub mod users;
 pub mod worker;
 
 pub use cancel::Cancel;
+pub use capabilities::{Capability, DOCKER_CAPABILITIES};
 pub use cgroup::{Cgroup, Limits};
 pub use error::SandboxError;
 pub use isolation::{IdRange, IdTools, Isolation, User, Wanted, choose};

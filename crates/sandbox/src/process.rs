@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_image::InodeOwners;
 
+use crate::capabilities::DOCKER_CAPABILITIES;
 use crate::cgroup::Cgroup;
 use crate::users::UserSpec;
 
@@ -45,6 +46,10 @@ pub struct Process<'a> {
     pub mounts: Vec<SandboxMount<'a>>,
     /// How tightly it is held.
     pub confinement: Confinement,
+    /// The capabilities that it may have, a bit each, under [`Confinement::Docker`].
+    pub capabilities: u64,
+    /// There is no filter of system calls under [`Confinement::Docker`] either.
+    pub unfiltered: bool,
     /// Set-user-id programs give no privileges. Off in builds: `su` and `sudo` work in a `RUN`.
     pub no_new_privs: bool,
     /// The program is the child of a process 1 that collects the processes that others leave, and passes signals on.
@@ -80,6 +85,8 @@ impl<'a> Process<'a> {
             network: Network::Host,
             mounts: Vec::new(),
             confinement: Confinement::Docker,
+            capabilities: DOCKER_CAPABILITIES,
+            unfiltered: false,
             no_new_privs: false,
             init: false,
             ulimits: Vec::new(),

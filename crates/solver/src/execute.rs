@@ -387,6 +387,7 @@ impl Solver<'_> {
             read_only_root: false,
             terminal: false,
             init: false,
+            rights: kiln_worker::Rights::default(),
         }
     }
 

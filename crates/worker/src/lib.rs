@@ -14,7 +14,7 @@ pub use client::{Launch, Worker, WorkerError};
 pub use kiln_sandbox::Limits;
 pub use protocol::{
     CacheFolder, ExecJob, ExecMount, Exit, Failure, FailureKind, FileJob, FileTree, Made,
-    MadeFiles, MountSource, Outlined, ProcessSpec, Request, Response, Seed, Stacked, TarInput,
-    Trust, UnpackJob, UnpackedLayer, WorkerFacts, hosts_file,
+    MadeFiles, MountSource, Outlined, ProcessSpec, Request, Response, Rights, Seed, Stacked,
+    TarInput, Trust, UnpackJob, UnpackedLayer, WorkerFacts, hosts_file,
 };
 pub use server::serve;

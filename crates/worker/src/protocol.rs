@@ -125,6 +125,22 @@ pub struct ProcessSpec {
     /// A process 1 that collects processes comes before the program.
     #[serde(default)]
     pub init: bool,
+    /// What a container may do, where it is not the usual.
+    #[serde(default)]
+    pub rights: Rights,
+}
+
+/// What a process may do, where it is not what is usual.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rights {
+    /// Its capabilities, a bit each, instead of docker's.
+    pub capabilities: Option<u64>,
+    /// No system call filter.
+    pub unfiltered: bool,
+    /// Set-user-id programs give no privileges.
+    pub no_new_privileges: bool,
+    /// Further groups, by name or number.
+    pub groups: Vec<String>,
 }
 
 /// The text of `/etc/hosts`: the loopback names, then extra lines of name and address.

@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
+use kiln_engine::BuildError;
 use kiln_image::{Document, Reference, parse_manifest};
 use kiln_registry::Resolved;
 use kiln_template::{Fields, Shape, Value};
@@ -11,6 +12,7 @@ use serde_json::json;
 
 use super::reference;
 use crate::context::{Place, registry_client};
+use crate::docker_flags::note;
 use crate::format::{complain, say, say_all};
 use crate::listing::{Listing, print_one};
 use crate::long_names::{
@@ -68,9 +70,19 @@ pub(super) fn ls(args: &BuilderLsArgs) -> Result<ExitCode> {
 
 /// What scripts for CI begin with: it changes nothing, and what they do next works.
 pub(super) fn create(args: &BuilderCreateArgs) -> Result<ExitCode> {
-    if !args.driver_opt.is_empty() || args.endpoint.is_some() {
-        bail!("there is one builder, this program: it has neither options nor an endpoint");
+    if let Some(endpoint) = args.endpoint.as_deref().filter(|it| *it != "default") {
+        let text = format!("{endpoint}: there is one builder, this program");
+        let hint = "run kiln on the machine that is to build";
+        return Err(BuildError::new(text).with_hint(hint).into());
     }
+    let options = !args.driver_opt.is_empty()
+        || args.buildkitd_config.is_some()
+        || args.buildkitd_flags.is_some();
+    note(
+        options,
+        "an option of a builder",
+        "kiln.toml has kiln's own",
+    );
     complain("note: there is one builder, this program; nothing was made");
     say(args.name.as_deref().unwrap_or("default"));
     Ok(ExitCode::SUCCESS)

@@ -40,7 +40,7 @@ pub(super) fn builds(place: &Place, command: HistoryCommand) -> Result<ExitCode>
     let store = &engine.store;
     match command {
         HistoryCommand::Ls(args) => list(store, &args)?,
-        HistoryCommand::Logs { build } => {
+        HistoryCommand::Logs { build, .. } => {
             let build = why::find(store, build.as_deref())?;
             let Some(mut log) = store.read_log(&build)? else {
                 let text = format!("the log of build {} is not kept any more", build.id);
@@ -57,14 +57,14 @@ pub(super) fn builds(place: &Place, command: HistoryCommand) -> Result<ExitCode>
                 }
             }
         }
-        HistoryCommand::Inspect { build, format } => {
+        HistoryCommand::Inspect { build, format, .. } => {
             let build = why::find(store, build.as_deref())?;
             match format {
                 Some(format) => print_one(&format, &document(&build))?,
                 None => why::say_build(&build, true),
             }
         }
-        HistoryCommand::Rm { builds, all } => {
+        HistoryCommand::Rm { builds, all, .. } => {
             let gone = store.forget_builds((!all).then_some(&builds[..]))?;
             if !all && gone < builds.len() {
                 complain("note: some of these builds were not remembered");

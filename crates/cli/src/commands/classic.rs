@@ -76,10 +76,8 @@ pub(super) fn options(args: &BuildArgs, request: &BuildRequest) -> Option<Option
 /// The last words, which scripts look for.
 pub(super) fn say_end(built: &Built, outputs: &[Output]) {
     if let Some(image) = &built.image {
-        say(&format!(
-            "Successfully built {}",
-            crate::format::short(&image.config)
-        ));
+        let id = crate::format::short(&image.config);
+        say(&format!("Successfully built {id}"));
         for output in outputs {
             if let Output::Image { names, .. } = output {
                 for name in names {

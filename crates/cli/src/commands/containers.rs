@@ -1,13 +1,10 @@
 //! `kiln ps`, `kiln rm`, `kiln diff` and `kiln export`.
 
-use std::process::ExitCode;
-use std::time::{Duration, Instant};
-
 use anyhow::{Context as _, Result, bail};
-use kiln_engine::{BuildError, Change, ContainerInfo, Engine};
+use kiln_engine::{Change, ContainerInfo, Engine};
 use kiln_graph::Network;
 use kiln_template::{Fields, Shape, Value};
-use rustix::process::{Pid, Signal, kill_process};
+use std::process::ExitCode;
 
 use super::find_image;
 use crate::container_args::{PsArgs, RmArgs};
@@ -35,16 +32,20 @@ const CONTAINERS: Listing = Listing {
         ("Networks", "NETWORKS"),
         ("Platform", "PLATFORM"),
     ],
-    usual: &[
-        "ID",
-        "Image",
-        "Command",
-        "RunningFor",
-        "Status",
-        "Ports",
-        "Names",
-    ],
+    usual: WITH_SIZE.split_at(7).0,
 };
+
+/// The columns, the last one only with `--size`.
+const WITH_SIZE: &[&str] = &[
+    "ID",
+    "Image",
+    "Command",
+    "RunningFor",
+    "Status",
+    "Ports",
+    "Names",
+    "Size",
+];
 
 pub(super) fn ps(place: &Place, args: &PsArgs) -> Result<ExitCode> {
     let engine = place.engine()?;
@@ -89,15 +90,10 @@ pub(super) fn ps(place: &Place, args: &PsArgs) -> Result<ExitCode> {
                     Some((label, wanted)) => (label, Some(wanted)),
                     None => (value, None),
                 };
-                let mut kept = Vec::new();
-                for it in containers {
-                    let labels = labels(&engine, &it);
-                    let found = labels.iter().find(|(name, _)| name == label);
-                    if found.is_some_and(|(_, value)| wanted.is_none_or(|wanted| wanted == value)) {
-                        kept.push(it);
-                    }
-                }
-                containers = kept;
+                containers.retain(|it| {
+                    let found = it.config.labels.get(label);
+                    found.is_some_and(|value| wanted.is_none_or(|wanted| wanted == value))
+                });
             }
             _ => bail!(
                 "--filter {filter}: expected one of name, id, status, exited, ancestor, label"
@@ -110,20 +106,14 @@ pub(super) fn ps(place: &Place, args: &PsArgs) -> Result<ExitCode> {
     for it in &containers {
         rows.push(row(&engine, it, args)?);
     }
-    let with_size = Listing {
-        usual: &[
-            "ID",
-            "Image",
-            "Command",
-            "RunningFor",
-            "Status",
-            "Ports",
-            "Names",
-            "Size",
-        ],
+    let listing = Listing {
+        usual: if args.size {
+            WITH_SIZE
+        } else {
+            CONTAINERS.usual
+        },
         ..CONTAINERS
     };
-    let listing = if args.size { with_size } else { CONTAINERS };
     listing.print(args.format.as_deref(), args.quiet, rows)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -139,7 +129,7 @@ fn row(engine: &Engine, it: &ContainerInfo, args: &PsArgs) -> Result<Fields> {
     };
     let id = if args.no_trunc { &it.id } else { &it.id[..12] };
     let (own, all) = sizes(engine, it)?;
-    let labels = labels(engine, it);
+    let labels = &it.config.labels;
     let pairs: Vec<_> = labels
         .iter()
         .map(|(name, value)| format!("{name}={value}"))
@@ -150,7 +140,7 @@ fn row(engine: &Engine, it: &ContainerInfo, args: &PsArgs) -> Result<Fields> {
     fields.add("ID", id);
     fields.add("Image", it.image.as_str());
     fields.add("Labels", pairs.join(","));
-    fields.hide("Label", Value::Lookup(labels));
+    fields.hide("Label", Value::Lookup(labels.clone().into_iter().collect()));
     fields.add("LocalVolumes", "0");
     fields.add("Mounts", "");
     fields.add("Names", it.name.as_str());
@@ -179,18 +169,6 @@ fn quoted(word: &str) -> String {
         word.to_owned()
     } else {
         format!("'{}'", word.replace('\'', "'\\''"))
-    }
-}
-
-/// The labels of a container's image.
-fn labels(engine: &Engine, it: &ContainerInfo) -> Vec<(String, String)> {
-    let Some(manifest) = it.manifest else {
-        return Vec::new();
-    };
-    match super::images::config(&engine.store, manifest) {
-        Ok((_, config)) => config.config.labels.into_iter().collect(),
-        // The image is gone, the container stays.
-        Err(_) => Vec::new(),
     }
 }
 
@@ -224,6 +202,7 @@ fn status(container: &ContainerInfo) -> String {
 }
 
 pub(super) fn rm(place: &Place, args: &RmArgs) -> Result<ExitCode> {
+    args.docker.check()?;
     let engine = place.engine()?;
     let mut code = ExitCode::SUCCESS;
     for name in &args.containers {
@@ -232,7 +211,9 @@ pub(super) fn rm(place: &Place, args: &RmArgs) -> Result<ExitCode> {
                 complain(&error.to_string());
                 continue;
             }
-            Ok(container) if args.force && container.running => kill(&engine, &container),
+            Ok(container) if args.force && container.running => {
+                super::ending::kill_and_remove(&engine, &container)
+            }
             other => other.and_then(|container| engine.remove_container(&container)),
         };
         match removed {
@@ -249,48 +230,6 @@ pub(super) fn rm(place: &Place, args: &RmArgs) -> Result<ExitCode> {
     engine.sweep_containers()?;
     engine.sweep()?;
     Ok(code)
-}
-
-/// Ends a container that runs, and removes it.
-fn kill(engine: &Engine, container: &ContainerInfo) -> Result<(), BuildError> {
-    const WITHIN: Duration = Duration::from_secs(10);
-    let ends = || {
-        let start = Instant::now();
-        while start.elapsed() < WITHIN {
-            match engine
-                .containers()?
-                .into_iter()
-                .find(|it| it.id == container.id)
-            {
-                Some(still) if still.running => std::thread::sleep(Duration::from_millis(10)),
-                left => return Ok(Some(left)),
-            }
-        }
-        Ok::<_, BuildError>(None)
-    };
-    let pid = engine.store.container_holder(&container.id)?;
-    let pid = pid.and_then(|pid| Pid::from_raw(pid.cast_signed()));
-    let Some(pid) = pid else {
-        let text = format!(
-            "cannot end container {:?}: the process that runs it cannot be seen from here",
-            container.name
-        );
-        return Err(
-            BuildError::new(text).with_hint("end its kiln run or kiln start where that runs")
-        );
-    };
-    for signal in [Signal::ALARM, Signal::KILL] {
-        // One that has just ended needs none.
-        let _ = kill_process(pid, signal);
-        if let Some(left) = ends()? {
-            return left.map_or(Ok(()), |left| engine.remove_container(&left));
-        }
-    }
-    Err(BuildError::new(format!(
-        "container {:?} still runs after {} seconds",
-        container.name,
-        2 * WITHIN.as_secs()
-    )))
 }
 
 pub(super) fn diff(place: &Place, name: &str) -> Result<ExitCode> {

@@ -1,6 +1,7 @@
 //! How progress is shown.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use anyhow::Result;
 use kiln_engine::BuildError;
@@ -45,5 +46,10 @@ pub(super) fn options(mode: Mode) -> kiln_progress::Options {
     options.size = Box::new(size);
     options.colors = colors;
     options.log_lines = lines.unwrap_or(options.log_lines);
+    let rate = variable("TTY_DISPLAY_RATE").and_then(|rate| rate.parse().ok());
+    // Faster than this nobody can look.
+    let rate = rate.map(|rate: u64| Duration::from_millis(rate.clamp(10, 60_000)));
+    options.pace = rate.unwrap_or(options.pace);
+    options.short_titles = variable("PROGRESS_NO_TRUNC").as_deref() == Some("0");
     options
 }

@@ -11,6 +11,7 @@ use kiln_source::glob::go_match;
 use kiln_store::{Image, ImageInfo, Store, StoredIndex};
 use kiln_template::{Fields, Shape};
 
+use super::platforms::{find_image_for, platform};
 use super::prune::Filters;
 use super::{find_image, find_target, reference};
 use crate::args::{ImagesArgs, RmiArgs};
@@ -277,6 +278,7 @@ pub(super) fn tag(place: &Place, source: &str, target: &str) -> Result<ExitCode>
 }
 
 pub(super) fn rmi(place: &Place, args: &RmiArgs) -> Result<ExitCode> {
+    args.docker.check()?;
     note(args.no_prune, "--no-prune", "images have no parents");
     let engine = place.engine()?;
     let store = &engine.store;
@@ -355,8 +357,10 @@ const HISTORY: Listing = Listing {
 };
 
 pub(super) fn history(place: &Place, image: &str, args: &HistoryFormatArgs) -> Result<ExitCode> {
+    let wanted = args.platform.as_deref().map(|text| platform(Some(text)));
+    let wanted = wanted.transpose()?;
     let engine = place.engine()?;
-    let manifest = find_image(&engine.store, image)?;
+    let manifest = find_image_for(&engine.store, image, wanted.as_ref())?;
     let (info, config) = config(&engine.store, manifest)?;
     let mut layers = info.layers.iter();
     let mut rows = Vec::new();

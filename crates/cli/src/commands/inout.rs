@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use kiln_engine::{BuildError, To};
-use kiln_export::{Format, Packing, Unwatched};
+use kiln_export::{Changed, Format, Import, Packing, Unwatched};
 use kiln_image::{Digest, Reference};
 
 use super::platforms::{find_image_for, find_target, platform, platforms};
 use super::reference;
 use crate::args::{ImportArgs, LoadArgs, SaveArgs};
+use crate::container_args::CommitArgs;
 use crate::context::{Place, cores};
 use crate::format::say;
 
@@ -40,11 +41,51 @@ pub(super) fn import(place: &Place, args: &ImportArgs) -> Result<ExitCode> {
         &lease,
         &file,
         &args.file,
-        &args.change,
-        &platform,
+        &Import {
+            changes: &args.change,
+            message: args.message.as_deref(),
+            platform: &platform,
+        },
     )?;
     if let Some(name) = &name {
         store.tag(name, image.manifest)?;
+    }
+    say(&image.config.to_string());
+    crate::worker::settle_later(place);
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn commit(place: &Place, args: &CommitArgs) -> Result<ExitCode> {
+    let name = args.name.as_deref().map(reference).transpose()?;
+    let engine = place.engine()?;
+    engine.allow()?;
+    let lease = engine.store.lease()?;
+    let container = engine.container(&args.container)?;
+    if container.running {
+        let text = format!("container {:?} runs", container.name);
+        return Err(BuildError::new(text)
+            .with_hint("what it changes is there when it has ended: kiln stop ends it")
+            .into());
+    }
+    let manifest = container.manifest.context("its image is not known")?;
+    let (_, image) = super::images::config(&engine.store, manifest)?;
+    let layers = [&container.image_layers[..], &container.own_layers[..]].concat();
+    engine.store.protect(&lease, &layers)?;
+    let image = kiln_export::commit_container(
+        &engine.store,
+        &engine.worker,
+        Changed {
+            image,
+            run: container.config,
+            layers: &layers,
+            own: container.own_layers.len(),
+            changes: &args.change,
+            author: args.author.as_deref(),
+            message: args.message.as_deref(),
+        },
+    )?;
+    if let Some(name) = &name {
+        engine.store.tag(name, image.manifest)?;
     }
     say(&image.config.to_string());
     crate::worker::settle_later(place);

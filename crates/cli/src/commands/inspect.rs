@@ -11,8 +11,9 @@ use kiln_store::StoredIndex;
 use kiln_template::{Fields, Shape, Value};
 use serde_json::{Map, json};
 
+use super::find_target;
 use super::images::config;
-use super::{find_image, find_target};
+use super::platforms::{find_image_for, platform};
 use crate::context::Place;
 use crate::format::{complain, say};
 use crate::listing::print_one;
@@ -74,9 +75,12 @@ fn find(engine: &Engine, name: &str, args: &InspectArgs) -> Result<Found> {
             Err(_) => {}
         }
     }
-    match find_image(&engine.store, name) {
+    let wanted = args.platform.as_deref().map(|text| platform(Some(text)));
+    match find_image_for(&engine.store, name, wanted.transpose()?.as_ref()) {
         Ok(manifest) => image(engine, find_target(&engine.store, name)?, manifest),
-        Err(_) if kind.is_none() => anyhow::bail!("no such object: {name}"),
+        Err(_) if kind.is_none() && args.platform.is_none() => {
+            anyhow::bail!("no such object: {name}")
+        }
         Err(error) => Err(error),
     }
 }
@@ -184,6 +188,8 @@ fn config_fields(run: &RunConfig) -> Fields {
     };
     put(&mut fields, "Labels", labels);
     put(&mut fields, "StopSignal", run.stop_signal.as_str().into());
+    let timeout = run.stop_timeout.map_or(Value::Null, Value::Int);
+    put(&mut fields, "StopTimeout", timeout);
     put(&mut fields, "ArgsEscaped", run.args_escaped.into());
     let health = run.healthcheck.as_ref().map_or(Value::Null, |check| {
         let mut fields = Fields::new(Shape::Struct);
@@ -326,10 +332,6 @@ fn container(engine: &Engine, it: &ContainerInfo, with_size: bool) -> Result<Fou
         Some(manifest) => engine.store.image(manifest)?.map(|image| image.info.config),
         None => None,
     };
-    let config = match it.manifest.map(|manifest| config(&engine.store, manifest)) {
-        Some(Ok((_, config))) => config.config,
-        _ => RunConfig::default(),
-    };
     let ended = it.ended.map(|(code, at)| (code, timestamp(at)));
     let never = || NEVER.to_owned();
     let (path, args) = it
@@ -340,10 +342,7 @@ fn container(engine: &Engine, it: &ContainerInfo, with_size: bool) -> Result<Fou
         Network::None => "none",
         _ => "host",
     };
-    let mut run = config.clone();
-    run.env.clone_from(&it.process.env);
-    run.user.clone_from(&it.process.user);
-    run.working_dir.clone_from(&it.process.cwd);
+    let run = &it.config;
     let mut document = json!({
         "Id": it.id,
         "Created": timestamp(it.created),
@@ -370,12 +369,12 @@ fn container(engine: &Engine, it: &ContainerInfo, with_size: bool) -> Result<Fou
         "HostConfig": {
             "NetworkMode": network,
             "AutoRemove": false,
-            "Privileged": false,
+            "Privileged": it.process.insecure,
             "ReadonlyRootfs": it.process.read_only_root,
             "ShmSize": it.process.shm_size,
         },
         "Mounts": [],
-        "Config": config_document(&run)?,
+        "Config": config_document(run)?,
         "NetworkSettings": { "Ports": {}, "IPAddress": "", "Networks": { network: {} } },
     });
     if let Some(map) = document["Config"].as_object_mut() {
@@ -393,7 +392,7 @@ fn container(engine: &Engine, it: &ContainerInfo, with_size: bool) -> Result<Fou
         map.insert("SizeRw".to_owned(), json!(own));
         map.insert("SizeRootFs".to_owned(), json!(all));
     }
-    let mut inner = config_fields(&run);
+    let mut inner = config_fields(run);
     inner.add("Hostname", it.process.hostname.as_str());
     inner.add("Image", it.image.as_str());
     inner.add("Tty", it.terminal);

@@ -28,6 +28,7 @@ fn clean_up(engine: &Engine) {
 }
 
 pub(super) fn pull(place: &Place, args: &PullArgs) -> Result<ExitCode> {
+    args.docker.check()?;
     let (name, added) = named(&args.name)?;
     let platform = platform(args.platform.as_deref())?;
     let mode = display::mode(args.quiet, &args.progress)?;
@@ -89,6 +90,7 @@ fn push_to_docker(place: &Place, args: &PushArgs, text: &str) -> Result<ExitCode
 }
 
 pub(super) fn push(place: &Place, args: &PushArgs) -> Result<ExitCode> {
+    args.docker.check()?;
     if let Some(name) = args.name.strip_prefix("docker-daemon:") {
         return push_to_docker(place, args, name);
     }

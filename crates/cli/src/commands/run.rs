@@ -6,9 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use kiln_engine::{BuildError, Engine, Ran, RunRequest};
+use kiln_engine::{BuildError, Engine, Ran, Rights, RunRequest};
 use kiln_graph::Network;
 use kiln_image::{Digest, Platform};
+use kiln_sandbox::{Capability, DOCKER_CAPABILITIES};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use signal_hook::consts::{
     SIGALRM, SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2,
@@ -20,6 +21,7 @@ use super::platforms::{find_image_for, find_target, platform};
 use super::{display, reference};
 use crate::container_args::{ContainerArgs, RunArgs, StartArgs};
 use crate::context::{Place, resolv_conf};
+use crate::docker_flags::note;
 use crate::format::{complain, say};
 
 /// What docker does with detached containers is not a builder's work.
@@ -70,6 +72,7 @@ pub(super) fn create(place: &Place, args: &ContainerArgs) -> Result<ExitCode> {
 }
 
 pub(super) fn start(place: &Place, args: &StartArgs) -> Result<ExitCode> {
+    args.docker.check()?;
     if !args.attach && !args.interactive {
         return Err(
             BuildError::new("kiln runs containers in the foreground, not detached")
@@ -163,6 +166,7 @@ fn with_signals<T>(engine: &Engine, run: impl FnOnce() -> T) -> Result<T> {
 
 fn request(engine: &Engine, args: &ContainerArgs) -> Result<RunRequest> {
     args.docker.check()?;
+    let rights = rights(args)?;
     let network = network(&args.network)?;
     for ports in &args.publish {
         check_ports(ports, network)?;
@@ -188,7 +192,7 @@ fn request(engine: &Engine, args: &ContainerArgs) -> Result<RunRequest> {
         read_only: args.read_only,
         network,
         hostname: args.hostname.clone().unwrap_or_else(|| "kiln".to_owned()),
-        resolv_conf: resolv_conf(),
+        resolv_conf: resolver(args, resolv_conf()),
         extra_hosts: extra_hosts(&args.add_hosts)?,
         limits: limits(args)?,
         ulimits: args
@@ -206,8 +210,20 @@ fn request(engine: &Engine, args: &ContainerArgs) -> Result<RunRequest> {
         init: args.init,
         interactive: args.interactive,
         trust: crate::certificates::trust(&args.trust, crate::context::certificates())?,
+        privileged: args.privileged,
+        rights,
+        labels: labels(args)?,
+        exposed_ports: exposed(&args.expose)?,
+        stop_signal: args.stop_signal.clone(),
+        stop_timeout: args.stop_timeout,
         ..RunRequest::default()
     };
+    if let Some(signal) = &request.stop_signal {
+        super::ending::signal("--stop-signal", signal)?;
+    }
+    for device in &args.device {
+        request.volumes.push(parse_device(device)?);
+    }
     for volume in &args.volume {
         request.volumes.push(parse_volume(volume)?);
     }
@@ -225,6 +241,142 @@ fn request(engine: &Engine, args: &ContainerArgs) -> Result<RunRequest> {
         parse_mount(mount, &mut request)?;
     }
     Ok(request)
+}
+
+/// The rights that are not the usual ones.
+fn rights(args: &ContainerArgs) -> Result<Rights> {
+    let mut rights = Rights {
+        groups: args.group_add.clone(),
+        ..Rights::default()
+    };
+    for text in &args.security_opt {
+        let (name, value) = text.split_once(['=', ':']).unwrap_or((text, "true"));
+        match (name, value) {
+            ("no-new-privileges", "true" | "false") => rights.no_new_privileges = value == "true",
+            ("seccomp", "unconfined") => rights.unfiltered = true,
+            ("seccomp", "builtin") | ("writable-cgroups", "false") => {}
+            ("label" | "apparmor", _) => {
+                note(
+                    true,
+                    &format!("--security-opt {text}"),
+                    "kiln gives containers no profile of that kind",
+                );
+            }
+            _ => {
+                let known = "kiln knows no-new-privileges, seccomp=unconfined and seccomp=builtin; --privileged gives all rights";
+                let error = BuildError::new(format!("--security-opt {text}: not possible"));
+                return Err(error.with_hint(known).into());
+            }
+        }
+    }
+    if args.cap_add.is_empty() && args.cap_drop.is_empty() {
+        return Ok(rights);
+    }
+    let find = |option: &str, name: &str| {
+        Capability::from_name(name).ok_or_else(|| {
+            BuildError::new(format!("{option} {name}: there is no such capability"))
+                .with_hint("the names are those of capabilities(7), and ALL")
+        })
+    };
+    let mut bits = DOCKER_CAPABILITIES;
+    // In this order, so that --cap-drop ALL --cap-add CHOWN leaves one.
+    for name in &args.cap_drop {
+        bits &= !find("--cap-drop", name)?.bits;
+    }
+    for name in &args.cap_add {
+        let found = find("--cap-add", name)?;
+        if found.needs_calls && !rights.unfiltered && !args.privileged {
+            let text = format!("--cap-add {name}: the filter of system calls leaves nothing of it");
+            let hint = "add --security-opt seccomp=unconfined, which lifts the filter; --privileged gives all rights";
+            return Err(BuildError::new(text).with_hint(hint).into());
+        }
+        bits |= found.bits;
+    }
+    rights.capabilities = Some(bits);
+    Ok(rights)
+}
+
+/// The text of `/etc/resolv.conf`, with what is asked for in place of the machine's.
+fn resolver(args: &ContainerArgs, machine: String) -> String {
+    let given = [
+        ("nameserver", &args.dns),
+        ("search", &args.dns_search),
+        ("options", &args.dns_option),
+    ];
+    let mut lines: Vec<String> = machine
+        .lines()
+        .filter(|line| {
+            let word = line.split_whitespace().next().unwrap_or_default();
+            !given.iter().any(|(name, values)| {
+                !values.is_empty() && (word == *name || *name == "search" && word == "domain")
+            })
+        })
+        .map(str::to_owned)
+        .collect();
+    for (name, values) in given {
+        match name {
+            "nameserver" => lines.extend(values.iter().map(|it| format!("nameserver {it}"))),
+            // A dot alone asks for none.
+            "search" if values[..] == ["."] => {}
+            _ if values.is_empty() => {}
+            _ => lines.push(format!("{name} {}", values.join(" "))),
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+/// Labels from the command line and from files; those of the command line win.
+fn labels(args: &ContainerArgs) -> Result<Vec<(String, String)>> {
+    let mut lines = Vec::new();
+    for file in &args.label_file {
+        let text = std::fs::read_to_string(file).with_context(|| format!("--label-file {file}"))?;
+        let those = text.lines().map(str::trim);
+        let those = those.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        lines.extend(those.map(str::to_owned));
+    }
+    lines.extend(args.labels.iter().cloned());
+    let pairs = lines.iter().map(|line| {
+        let (name, value) = line.split_once('=').unwrap_or((line, ""));
+        if name.is_empty() {
+            let error = BuildError::new(format!("--label {line:?}: expected NAME=VALUE"));
+            return Err(error.into());
+        }
+        Ok((name.to_owned(), value.to_owned()))
+    });
+    pairs.collect()
+}
+
+/// Ports as configs have them: `80/tcp`, each of a range.
+fn exposed(list: &[String]) -> Result<Vec<String>> {
+    let mut ports = Vec::new();
+    for text in list {
+        let wrong = || BuildError::new(format!("--expose {text}: expected PORT or PORT/udp"));
+        let (range, kind) = text.split_once('/').unwrap_or((text, "tcp"));
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let number = |text: &str| text.parse::<u16>().map_err(|_| wrong());
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last || !matches!(kind, "tcp" | "udp" | "sctp") {
+            return Err(wrong().into());
+        }
+        ports.extend((first..=last).map(|port| format!("{port}/{kind}")));
+    }
+    Ok(ports)
+}
+
+/// A device is mounted like a file.
+fn parse_device(text: &str) -> Result<(String, String, bool)> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let mut fields = text.split(':');
+    let from = fields.next().unwrap_or_default();
+    // What comes last says what may be done with it; that is up to its mode here.
+    let to = fields.next().filter(|to| to.starts_with('/'));
+    let path = on_machine("--device", text, from)?;
+    let kind = std::fs::metadata(&path).with_context(|| format!("--device {text}"))?;
+    if !kind.file_type().is_char_device() && !kind.file_type().is_block_device() {
+        let error = BuildError::new(format!("--device {text:?}: {from} is no device"));
+        return Err(error.with_hint("-v takes files and folders").into());
+    }
+    Ok((path, to.unwrap_or(from).to_owned(), false))
 }
 
 /// A file for an id, which must not be there yet: it would be that of another container.

@@ -206,14 +206,6 @@ fn lines(engine: &Engine, filled: &Filled, items: &[CacheItem]) -> Result<Vec<Li
             size: filled.cache + filled.making,
             reclaimable: filled.cache.saturating_sub(in_use),
         },
-        // The database, and what else docker does not show. With it the lines add up to what du says of the store.
-        Line {
-            kind: "Store",
-            total: 1,
-            active: 1,
-            size: filled.other,
-            reclaimable: 0,
-        },
     ])
 }
 
@@ -233,6 +225,8 @@ pub(super) fn df(place: &Place, args: &DfArgs) -> Result<ExitCode> {
         fields.add("Size", size4(line.size));
         fields.add("Reclaimable", line.reclaimable());
         fields.hide("SizeBytes", line.size.to_string());
+        // With the database, and what else docker does not show: what du says of the store.
+        fields.hide("StoreBytes", filled.total().to_string());
         fields
     });
     DF.print(args.format.as_deref(), false, rows)?;
@@ -248,6 +242,7 @@ const DF: Listing = Listing {
         ("Size", "SIZE"),
         ("Reclaimable", "RECLAIMABLE"),
         ("SizeBytes", "SIZE"),
+        ("StoreBytes", "STORE"),
     ],
     usual: &["Type", "TotalCount", "Active", "Size", "Reclaimable"],
 };

@@ -11,8 +11,6 @@ use crate::event::Event;
 use crate::model::{Model, since};
 use crate::text;
 
-/// Frames are at least this far apart.
-const PACE: Duration = Duration::from_millis(100);
 /// What a terminal of unknown size is taken for.
 const USUAL_SIZE: (u16, u16) = (80, 24);
 
@@ -21,6 +19,8 @@ pub(crate) struct Tty {
     size: Box<dyn Fn() -> (u16, u16) + Send>,
     colors: Colors,
     log_lines: usize,
+    /// Frames are at least this far apart.
+    pace: Duration,
     started: SystemTime,
     /// When the last frame was drawn; before the first one, when the display was made.
     drawn: SystemTime,
@@ -33,6 +33,7 @@ impl Tty {
         size: Box<dyn Fn() -> (u16, u16) + Send>,
         colors: Colors,
         log_lines: usize,
+        pace: Duration,
         now: SystemTime,
     ) -> Self {
         Self {
@@ -40,6 +41,7 @@ impl Tty {
             size,
             colors,
             log_lines,
+            pace,
             started: now,
             drawn: now,
             rows: Vec::new(),
@@ -94,7 +96,7 @@ impl Tty {
     fn is_due(&self, now: SystemTime) -> bool {
         // A clock that was set back must not stop the screen.
         now.duration_since(self.drawn)
-            .map_or(true, |time| time >= PACE)
+            .map_or(true, |time| time >= self.pace)
     }
 }
 
@@ -113,7 +115,7 @@ impl Renderer for Tty {
     }
 
     fn pace(&self, now: SystemTime) -> Option<Duration> {
-        self.model.is_slow(now).then_some(PACE)
+        self.model.is_slow(now).then_some(self.pace)
     }
 
     fn finish(&mut self, now: SystemTime, out: &mut Vec<u8>) {

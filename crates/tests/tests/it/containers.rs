@@ -11,6 +11,9 @@ in_each_setting! {
     files_go_both_ways
     hostile_containers
     run_options
+    rights
+    labels_and_images_of_containers
+    ended_from_elsewhere
     exit_codes
     signals
     removed_while_it_runs
@@ -339,6 +342,200 @@ fn run_options(setting: Setting) {
         .failed()
         .says(&["no such image: nothing:here"]);
     assert_eq!(kiln.run(&["ps", "-aq"]).ok().stdout, "", "all were removed");
+    kiln.leaves_nothing();
+}
+
+fn rights(setting: Setting) {
+    let Some(kiln) = fresh(setting) else { return };
+    let run = |args: &[&str]| kiln.run(&[&["run", "--rm"], args].concat()).ok().stdout;
+    let capabilities = |args: &[&str]| {
+        let show = ["busybox", "grep", "CapBnd", "/proc/self/status"];
+        let said = run(&[args, &show].concat());
+        let digits = said.trim().trim_start_matches("CapBnd:").trim();
+        u64::from_str_radix(digits, 16).expect("hexadecimal digits")
+    };
+    assert_eq!(capabilities(&[]), 0xa804_25fb);
+    assert_eq!(capabilities(&["--cap-drop", "ALL"]), 0);
+    assert_eq!(
+        capabilities(&["--cap-drop=all", "--cap-add", "CAP_CHOWN"]),
+        1
+    );
+    assert_eq!(capabilities(&["--cap-add=NET_ADMIN"]), 0xa804_35fb);
+    assert_eq!(capabilities(&["--cap-drop=NET_RAW"]), 0xa804_05fb);
+    assert!(capabilities(&["--privileged"]).count_ones() > 35);
+    let status = |args: &[&str], line: &str| {
+        let show = ["busybox", "grep", line, "/proc/self/status"];
+        run(&[args, &show].concat())
+    };
+    let unconfined = ["--security-opt", "seccomp=unconfined"];
+    assert_ne!(
+        status(&unconfined, "Seccomp_filters:"),
+        status(&[], "Seccomp_filters:"),
+        "one filter less"
+    );
+    assert_eq!(
+        status(&["--security-opt=no-new-privileges"], "NoNewPrivs"),
+        "NoNewPrivs:\t1\n"
+    );
+    let resolver = [
+        "--dns",
+        "192.0.2.1",
+        "--dns-search",
+        "a.example",
+        "--dns-option",
+        "ndots:3",
+        "busybox",
+        "cat",
+        "/etc/resolv.conf",
+    ];
+    let resolver = run(&resolver);
+    let server = |line: &&str| line.starts_with("nameserver");
+    assert_eq!(
+        resolver.lines().filter(server).collect::<Vec<_>>(),
+        ["nameserver 192.0.2.1"]
+    );
+    assert!(
+        resolver.contains("search a.example\n") && resolver.contains("options ndots:3\n"),
+        "{resolver}"
+    );
+    let zeros = [
+        "--device",
+        "/dev/zero:/dev/mine",
+        "busybox",
+        "sh",
+        "-c",
+        "head -c4 /dev/mine | wc -c",
+    ];
+    assert_eq!(run(&zeros).trim(), "4");
+    // Where there is one id only there are no other groups to be in.
+    if !matches!(setting, Setting::OneId) {
+        let groups = run(&["--group-add=daemon", "--group-add=7", "busybox", "id", "-G"]);
+        assert_eq!(groups, "0 1 7\n");
+    }
+    kiln.leaves_nothing();
+}
+
+fn labels_and_images_of_containers(setting: Setting) {
+    let Some(kiln) = fresh(setting) else { return };
+    let context = kiln.context(&[
+        (
+            "Dockerfile",
+            "FROM busybox\nLABEL from=image\nENTRYPOINT [\"sh\", \"-c\"]\nCMD [\"true\"]\n",
+        ),
+        ("labels", "# none\nfile=1\n\n"),
+    ]);
+    kiln.build(&["-t", "base:1", &context]).ok();
+    let file = format!("{context}/labels");
+    let create = [
+        "create",
+        "--name=lab",
+        "-l",
+        "own=2",
+        "--label-file",
+        &file,
+        "--expose",
+        "80-81",
+        "--stop-signal",
+        "SIGINT",
+        "--stop-timeout=3",
+        "-e",
+        "A=b",
+        "base:1",
+        "echo made > /made",
+    ];
+    kiln.run(&create).ok();
+    let inspect = |format: &str| kiln.run(&["inspect", "-f", format, "lab"]).ok().stdout;
+    assert_eq!(
+        inspect("{{json .Config.Labels}}"),
+        "{\"file\":\"1\",\"from\":\"image\",\"own\":\"2\"}\n"
+    );
+    assert_eq!(
+        inspect("{{.Config.Entrypoint}}{{.Config.Cmd}}{{.Config.StopSignal}}"),
+        "[sh -c][echo made > /made]SIGINT\n"
+    );
+    assert_eq!(
+        inspect("{{.Config.ExposedPorts}}{{.Config.StopTimeout}}"),
+        "map[80/tcp:{} 81/tcp:{}]3\n"
+    );
+    let found = |filter: &str| kiln.run(&["ps", "-aq", "--filter", filter]).ok().stdout;
+    assert_eq!(found("label=own=2"), found("label=from"));
+    assert_eq!(found("label=own=3"), "");
+    kiln.run(&["start", "-a", "lab"]).ok();
+    let commit = [
+        "commit",
+        "-m",
+        "what for",
+        "-a",
+        "who",
+        "-c",
+        "CMD [\"cat /made; echo $A\"]",
+        "lab",
+        "made:1",
+    ];
+    let id = kiln.run(&commit).ok().stdout;
+    assert_eq!(
+        kiln.run(&["images", "-q", "--no-trunc", "made:1"])
+            .ok()
+            .stdout,
+        id
+    );
+    assert_eq!(
+        kiln.run(&["run", "--rm", "made:1"]).ok().stdout,
+        "made\nb\n"
+    );
+    let history = [
+        "history",
+        "--format",
+        "{{.CreatedBy}}|{{.Comment}}",
+        "made:1",
+    ];
+    let history = kiln.run(&history).ok().stdout;
+    assert_eq!(
+        history.lines().next(),
+        Some("sh -c echo made > /made|what for"),
+        "{history}"
+    );
+    let layers = "{{len .RootFS.Layers}} {{.Author}} {{.Config.Labels.own}}";
+    assert_eq!(
+        kiln.run(&["inspect", "-f", layers, "made:1"]).ok().stdout,
+        "2 who 2\n"
+    );
+    // The image stays when the container goes, and can be built on.
+    kiln.run(&["rm", "lab"]).ok();
+    let on = kiln.context(&[("Dockerfile", "FROM made:1\nRUN cat /made\n")]);
+    kiln.build(&[&on]).ok().says(&["made"]);
+    kiln.leaves_nothing();
+}
+
+fn ended_from_elsewhere(setting: Setting) {
+    let Some(kiln) = fresh(setting) else { return };
+    let name = marker(&kiln);
+    let named = format!("--name={name}");
+    let polite = "trap 'echo bye; exit 4' TERM; echo ready; while :; do sleep 0.05; done";
+    let deaf = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
+    for (script, args, code) in [
+        (polite, vec!["stop"], 4),
+        (deaf, vec!["stop", "-t", "0"], 137),
+        (deaf, vec!["kill"], 137),
+        (polite, vec!["kill", "-s", "15"], 4),
+    ] {
+        let run = ["run", &named, "busybox", "sh", "-c", script];
+        let mut terminal = Terminal::start(kiln.wrapped(&OWN_TERMINAL, &run));
+        terminal.shows("ready");
+        let ended = kiln.run(&[&args[..], &[name.as_str()]].concat()).ok();
+        assert_eq!(ended.stdout, format!("{name}\n"));
+        let waited = kiln.run(&["wait", &name]).ok();
+        assert_eq!(waited.stdout, format!("{code}\n"), "{args:?}");
+        assert_eq!(terminal.ends().code(), Some(code), "{}", terminal.shown);
+        kiln.run(&["stop", &name]).ok();
+        kiln.run(&["kill", &name])
+            .failed()
+            .says(&["it does not run"]);
+        kiln.run(&["rm", &name]).ok();
+    }
+    kiln.run(&["stop", "nobody"])
+        .failed()
+        .says(&["no such container: nobody"]);
     kiln.leaves_nothing();
 }
 

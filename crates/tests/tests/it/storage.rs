@@ -36,15 +36,19 @@ fn du(kiln: &Kiln) -> u64 {
     number.parse().expect("du says a number")
 }
 
-/// The sum of what `system df` says.
+/// What `system df` says of the store, which is no less than the sum of its lines.
 fn df(kiln: &Kiln) -> u64 {
-    let said = kiln
-        .run(&["system", "df", "--format", "{{.SizeBytes}}"])
-        .ok();
-    said.stdout
-        .lines()
-        .map(|line| line.parse::<u64>().expect("a number"))
-        .sum()
+    let format = "{{.SizeBytes}} {{.StoreBytes}}";
+    let said = kiln.run(&["system", "df", "--format", format]).ok();
+    let number = |text: &str| text.parse::<u64>().expect("a number");
+    let (mut sum, mut store) = (0, 0);
+    for line in said.stdout.lines() {
+        let (size, all) = line.split_once(' ').expect("two numbers");
+        sum += number(size);
+        store = number(all);
+    }
+    assert!(sum <= store, "{said}");
+    store
 }
 
 /// What `df` and `du` say at the same time: what runs on after a build may still be writing to the database.

@@ -257,7 +257,7 @@ fn process(
 ) -> Result<Response, Failure> {
     let mut cleanup = Cleanup::new(shared, [job.into]);
     let root = Tree::prepare(shared, &job.root, job.into, job.trust.as_ref())?;
-    let user = user(&root, &job.process.user)?;
+    let user = user(&root, &job.process)?;
     let mut trees = Vec::new();
     for mount in &job.mounts {
         if let MountSource::Cache { scratch, .. } = &mount.source {
@@ -393,13 +393,22 @@ fn say(stdio: Stdio<'_>, relay: Option<&terminal::Relay<'_>>, message: &str) {
     }
 }
 
-fn user(root: &Tree, spec: &str) -> Result<UserSpec, Failure> {
+fn user(root: &Tree, process: &ProcessSpec) -> Result<UserSpec, Failure> {
     let read = |path: &str| {
         read_in_root(root.source(), Path::new(path), MOST_PASSWD)
             .map_err(|error| failure(&format!("cannot read the image's {path}"), &error))
     };
     let (passwd, group) = (read("etc/passwd")?, read("etc/group")?);
-    lookup_user(spec, passwd.as_deref(), group.as_deref()).map_err(|error| failure("", &error))
+    let mut user = lookup_user(&process.user, passwd.as_deref(), group.as_deref())
+        .map_err(|error| failure("", &error))?;
+    for name in &process.rights.groups {
+        let found = lookup_user(&format!("0:{name}"), None, group.as_deref());
+        let gid = found.map_err(|error| failure("", &error))?.gid;
+        if !user.groups.contains(&gid) {
+            user.groups.push(gid);
+        }
+    }
+    Ok(user)
 }
 
 fn standard_files(process: &ProcessSpec) -> Vec<SandboxMount<'static>> {
@@ -457,6 +466,11 @@ fn spec<'a>(
     if process.insecure {
         spec.confinement = Confinement::Insecure;
     }
+    if let Some(capabilities) = process.rights.capabilities {
+        spec.capabilities = capabilities;
+    }
+    spec.unfiltered = process.rights.unfiltered;
+    spec.no_new_privs = process.rights.no_new_privileges;
     for (name, soft, hard) in &process.ulimits {
         let kind = UlimitKind::from_name(name)
             .ok_or_else(|| Failure::other(format!("unknown limit {name}")))?;
