@@ -90,10 +90,10 @@ pub(crate) struct ContainerArgs {
     /// File of labels, one a line
     #[arg(long, value_name = "FILE")]
     pub(crate) label_file: Vec<String>,
-    /// A right besides docker's usual ones: NET_ADMIN and the like
+    /// A right besides docker's usual ones: `NET_ADMIN` and the like
     #[arg(long, value_name = "CAPABILITY")]
     pub(crate) cap_add: Vec<String>,
-    /// A right less: NET_RAW and the like, ALL for all of them
+    /// A right less: `NET_RAW` and the like, ALL for all of them
     #[arg(long, value_name = "CAPABILITY")]
     pub(crate) cap_drop: Vec<String>,
     /// All rights that kiln itself has

@@ -49,21 +49,24 @@ fn holder(engine: &Engine, container: &ContainerInfo) -> Result<Pid, BuildError>
         })
 }
 
-/// Waits for a container's end, for as long as is said. `None` while it runs, then what is left of it.
-fn end_of(
-    engine: &Engine,
-    id: &str,
-    within: Option<Duration>,
-) -> Result<Option<Option<ContainerInfo>>, BuildError> {
+/// Whether a container has ended.
+enum End {
+    Runs,
+    /// What is left of it.
+    Over(Option<Box<ContainerInfo>>),
+}
+
+/// Waits for a container's end, for as long as is said.
+fn end_of(engine: &Engine, id: &str, within: Option<Duration>) -> Result<End, BuildError> {
     let start = Instant::now();
     loop {
         let mut all = engine.containers()?.into_iter();
         match all.find(|it| it.id == id) {
             Some(still) if still.running => {}
-            left => return Ok(Some(left)),
+            left => return Ok(End::Over(left.map(Box::new))),
         }
         if within.is_some_and(|within| start.elapsed() >= within) {
-            return Ok(None);
+            return Ok(End::Runs);
         }
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -109,7 +112,8 @@ pub(super) fn stop(place: &Place, args: &StopArgs) -> Result<ExitCode> {
         let within = u64::try_from(seconds.unwrap_or(USUAL)).ok();
         // One that has just ended needs none.
         let _ = kill_process(holder(engine, container)?, first);
-        if end_of(engine, &container.id, within.map(Duration::from_secs))?.is_none() {
+        let end = end_of(engine, &container.id, within.map(Duration::from_secs))?;
+        if matches!(end, End::Runs) {
             force(engine, container)?;
         }
         Ok(String::new())
@@ -133,8 +137,10 @@ pub(super) fn kill(place: &Place, args: &KillArgs) -> Result<ExitCode> {
 
 pub(super) fn wait(place: &Place, names: &[String]) -> Result<ExitCode> {
     each(place, names, |engine, container| {
-        let left = end_of(engine, &container.id, None)?.flatten();
-        let code = left.and_then(|it| it.ended).map(|(code, _)| code);
+        let code = match end_of(engine, &container.id, None)? {
+            End::Over(Some(left)) => left.ended.map(|(code, _)| code),
+            _ => None,
+        };
         // One that never ran has docker's zero.
         match (code, container.running) {
             (Some(code), _) => Ok(code.to_string()),
@@ -151,12 +157,15 @@ pub(super) fn wait(place: &Place, names: &[String]) -> Result<ExitCode> {
 }
 
 /// Ends a container that runs by force; gives what is left of it.
-fn force(engine: &Engine, container: &ContainerInfo) -> Result<Option<ContainerInfo>, BuildError> {
+fn force(
+    engine: &Engine,
+    container: &ContainerInfo,
+) -> Result<Option<Box<ContainerInfo>>, BuildError> {
     const WITHIN: Duration = Duration::from_secs(10);
     let pid = holder(engine, container)?;
     for signal in [Signal::ALARM, Signal::KILL] {
         let _ = kill_process(pid, signal);
-        if let Some(left) = end_of(engine, &container.id, Some(WITHIN))? {
+        if let End::Over(left) = end_of(engine, &container.id, Some(WITHIN))? {
             return Ok(left);
         }
     }

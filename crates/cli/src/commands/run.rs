@@ -192,7 +192,7 @@ fn request(engine: &Engine, args: &ContainerArgs) -> Result<RunRequest> {
         read_only: args.read_only,
         network,
         hostname: args.hostname.clone().unwrap_or_else(|| "kiln".to_owned()),
-        resolv_conf: resolver(args, resolv_conf()),
+        resolv_conf: resolver(args, &resolv_conf()),
         extra_hosts: extra_hosts(&args.add_hosts)?,
         limits: limits(args)?,
         ulimits: args
@@ -297,7 +297,7 @@ fn rights(args: &ContainerArgs) -> Result<Rights> {
 }
 
 /// The text of `/etc/resolv.conf`, with what is asked for in place of the machine's.
-fn resolver(args: &ContainerArgs, machine: String) -> String {
+fn resolver(args: &ContainerArgs, machine: &str) -> String {
     let given = [
         ("nameserver", &args.dns),
         ("search", &args.dns_search),
