@@ -49,6 +49,14 @@ const fn switch(long: &'static str, what: What) -> Row {
 }
 
 impl Row {
+    fn help(&self) -> String {
+        match self.what {
+            What::Nothing(why) => format!("accepted for docker's sake: {why}"),
+            What::Silent => "accepted for docker's sake".to_owned(),
+            What::Refused(why, _) => format!("refused: {why}"),
+        }
+    }
+
     const fn short(self, letter: char) -> Self {
         Self {
             short: Some(letter),
@@ -97,6 +105,7 @@ impl<T: Table> Args for Others<T> {
             let mut arg = Arg::new(row.long)
                 .long(row.long)
                 .action(action)
+                .help(row.help())
                 .hide(true)
                 // Where the container's or the builder's own options have such a conflict, the value may begin with -.
                 .allow_hyphen_values(row.takes_value);
