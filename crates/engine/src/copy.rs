@@ -105,6 +105,7 @@ impl Engine {
             op: one_copy(FileInput::Scratch, copy),
             inputs: vec![FileTree::Layers(layers)],
             into: vec![into],
+            earlier: Vec::new(),
             now: (0, 0),
         };
         let failed = |error| BuildError::from_worker(&error);
@@ -164,6 +165,7 @@ impl Engine {
                 FileTree::Layers(vec![unpacked]),
             ],
             into: vec![self.store.begin_layer(&lease)?],
+            earlier: Vec::new(),
             now: (0, 0),
         };
         let made = self.worker.file(job, &[]).map_err(failed)?;

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use kiln_graph::{CopyAction, FileAction, FileActionKind, FileInput, FileOp, Owner};
-use kiln_image::{Entry, FileDigest, Kind, LayerIndex, LayerPath, MergedView, Xattrs};
+use kiln_image::{Entry, FileDigest, Kind, LayerId, LayerIndex, LayerPath, MergedView, Xattrs};
 use kiln_source::pattern::Glob;
-use kiln_store::layer_fs::{self, Ids};
+use kiln_store::layer_fs::{self, Ids, LayerDirs};
 
-use crate::builder::{Builder, Made};
+use crate::builder::{Builder, Finished, Made};
 use crate::copy::{Changes, copy};
 use crate::mode::Chmod;
 use crate::tree::{Folders, Tree};
@@ -20,6 +20,8 @@ use crate::{FileOpError, owner};
 pub struct Applied {
     /// The layer of each output, on top of the input that its chain of actions starts from.
     pub layers: Vec<LayerIndex>,
+    /// For each of them the layer on whose folder it stands, if it stands on one.
+    pub below: Vec<Option<LayerId>>,
     /// Files of a local context that were not what their index says when they were copied. The layers are true; a
     /// key that was made from the index is not the key of these layers.
     pub changed: Vec<LayerPath>,
@@ -28,15 +30,31 @@ pub struct Applied {
     pub unknown: Vec<String>,
 }
 
-/// Executes a file operation: writes `fs/` and `index` of a layer into each of `layer_dirs`, one for each output. `now`
-/// is the time that new folders and files get where the operation says nothing.
+/// A layer to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewLayer {
+    /// Its folder, beside those of all others.
+    pub dir: PathBuf,
+    /// A whole layer that may have most of the same files. If it has, the new one stands on its folder: what is in the
+    /// new folder is only what was added or changed.
+    pub earlier: Option<LayerId>,
+}
+
+impl From<PathBuf> for NewLayer {
+    fn from(dir: PathBuf) -> Self {
+        Self { dir, earlier: None }
+    }
+}
+
+/// Executes a file operation: writes `fs/` and `index` of each of `layers`, one for each output. `now` is the time that new
+/// folders and files get where the operation says nothing.
 ///
 /// # Errors
 /// See [`FileOpError`]. What was written so far is left in the layers' folders.
 pub fn apply(
     op: &FileOp,
     inputs: &[Option<Tree<'_>>],
-    layer_dirs: &[PathBuf],
+    layers: &[NewLayer],
     ids: Ids,
     now: (i64, u32),
 ) -> Result<Applied, FileOpError> {
@@ -51,19 +69,21 @@ pub fn apply(
     };
     let mut applied = Applied {
         layers: Vec::new(),
+        below: Vec::new(),
         changed: Vec::new(),
         unknown: Vec::new(),
     };
-    for (output, layer_dir) in (0u32..).zip(layer_dirs) {
+    for (output, layer) in (0u32..).zip(layers) {
         let last = op
             .actions
             .iter()
             .position(|action| action.output == Some(output));
         let last =
             last.ok_or_else(|| FileOpError::Broken(format!("no action gives output {output}")))?;
-        let (layer, changed) = run.chain(last, layer_dir)?;
-        applied.layers.push(layer);
-        applied.changed.extend(changed);
+        let made = run.chain(last, layer)?;
+        applied.layers.push(made.index);
+        applied.below.push(made.below);
+        applied.changed.extend(made.changed);
     }
     applied.changed.sort_unstable();
     applied.changed.dedup();
@@ -83,16 +103,12 @@ struct Run<'a> {
 /// What an action of the same operation left, for another one to read.
 struct Intermediate {
     view: MergedView,
-    dirs: Vec<PathBuf>,
+    dirs: Vec<LayerDirs>,
 }
 
 impl<'a> Run<'a> {
     /// Executes the actions that lead to action `last`, in one layer.
-    fn chain(
-        &self,
-        last: usize,
-        layer_dir: &Path,
-    ) -> Result<(LayerIndex, Vec<LayerPath>), FileOpError> {
+    fn chain(&self, last: usize, layer: &NewLayer) -> Result<Finished, FileOpError> {
         let (base, actions) = self.actions(last)?;
         let mut sources = Vec::new();
         for &at in &actions {
@@ -106,7 +122,7 @@ impl<'a> Run<'a> {
                         "action {at} reads the later action {from}"
                     )));
                 }
-                FileInput::Action(from) => Some(self.intermediate(from, layer_dir)?),
+                FileInput::Action(from) => Some(self.intermediate(from, &layer.dir)?),
                 _ => None,
             });
         }
@@ -125,13 +141,13 @@ impl<'a> Run<'a> {
                 _ => Ok(self.scratch()),
             })
             .collect::<Result<_, _>>()?;
-        let mut builder = Builder::new(&base, layer_dir, self.ids)?;
+        let mut builder = Builder::new(&base, layer, self.ids)?;
         for (&at, from) in actions.iter().zip(&trees) {
             self.action(&mut builder, &self.op.actions[at], from)?;
         }
         let finished = builder.finish()?;
         if sources.iter().any(Option::is_some) {
-            layer_fs::delete_layer(&aside(layer_dir)).map_err(FileOpError::Write)?;
+            layer_fs::delete_layer(&aside(&layer.dir)).map_err(FileOpError::Write)?;
         }
         Ok(finished)
     }
@@ -183,12 +199,12 @@ impl<'a> Run<'a> {
     fn intermediate(&self, at: usize, layer_dir: &Path) -> Result<Intermediate, FileOpError> {
         let aside = aside(layer_dir).join(at.to_string());
         std::fs::create_dir_all(&aside).map_err(FileOpError::Write)?;
-        let (index, _) = self.chain(at, &aside)?;
+        let Finished { index, .. } = self.chain(at, &aside.clone().into())?;
         let (base, _) = self.actions(at)?;
         let mut view = base.view.clone();
         view.push(index.into());
         let mut dirs = base.dirs;
-        dirs.push(aside.join(layer_fs::FS));
+        dirs.push(aside.join(layer_fs::FS).into());
         Ok(Intermediate { view, dirs })
     }
 

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use kiln_image::{Entry, Kind, LayerIndex, LayerPath, ResolveError, Xattrs};
-use kiln_store::layer_fs::{Content, Ids, LayerFs};
+use kiln_image::{Entry, Kind, LayerId, LayerIndex, LayerPath, ResolveError, Xattrs};
+use kiln_store::layer_fs::{Content, Ids, LayerFs, read_index};
 
-use crate::FileOpError;
+use crate::apply::NewLayer;
+use crate::{FileOpError, standing};
 use crate::transfer::{Job, run};
 use crate::tree::{Folders, Tree};
 
@@ -37,16 +38,31 @@ pub(crate) struct Builder<'a> {
     names: HashMap<u32, Vec<usize>>,
     /// The folder last asked about, and whether what the base has in it can be seen.
     seen: Option<(LayerPath, bool)>,
+    /// The layer that this one may stand on, as long as nothing is on disk.
+    earlier: Option<LayerId>,
     /// Files that were not what the index of their tree says.
     pub(crate) changed: Vec<LayerPath>,
 }
 
+/// A layer that is on disk with its index.
+pub(crate) struct Finished {
+    pub(crate) index: LayerIndex,
+    /// The layer on whose folder it stands.
+    pub(crate) below: Option<LayerId>,
+    /// See [`Builder::changed`].
+    pub(crate) changed: Vec<LayerPath>,
+}
+
 impl<'a> Builder<'a> {
-    pub(crate) fn new(base: &'a Tree<'a>, layer_dir: &Path, ids: Ids) -> Result<Self, FileOpError> {
-        let fs = LayerFs::create(layer_dir, ids).map_err(FileOpError::Write)?;
+    pub(crate) fn new(
+        base: &'a Tree<'a>,
+        layer: &NewLayer,
+        ids: Ids,
+    ) -> Result<Self, FileOpError> {
+        let fs = LayerFs::create(&layer.dir, ids).map_err(FileOpError::Write)?;
         Ok(Self {
             base,
-            layer_dir: layer_dir.to_owned(),
+            layer_dir: layer.dir.clone(),
             ids,
             fs,
             entries: Vec::new(),
@@ -55,6 +71,7 @@ impl<'a> Builder<'a> {
             groups: 0,
             names: HashMap::new(),
             seen: None,
+            earlier: layer.earlier,
             changed: Vec::new(),
         })
     }
@@ -192,11 +209,23 @@ impl<'a> Builder<'a> {
     /// else gives way.
     pub(crate) fn put(&mut self, entry: Entry) -> Result<usize, FileOpError> {
         let at = self.enter(entry)?;
-        let entry = self.entries[at].as_ref().expect("it was entered just now");
-        self.fs
-            .put(entry, Content::None)
-            .map_err(FileOpError::Write)?;
+        self.make(at)?;
         Ok(at)
+    }
+
+    /// Makes what has no content: at once, or when it is known whether the layer stands on another one.
+    fn make(&mut self, at: usize) -> Result<(), FileOpError> {
+        if self.earlier.is_some() {
+            self.jobs.push(Job::Make { at });
+            return Ok(());
+        }
+        match &self.entries[at] {
+            Some(entry) => self
+                .fs
+                .put(entry, Content::None)
+                .map_err(FileOpError::Write),
+            None => Ok(()),
+        }
     }
 
     /// Changes the time of a folder that this layer has made.
@@ -211,6 +240,7 @@ impl<'a> Builder<'a> {
 
     /// Puts a regular file with these bytes.
     pub(crate) fn put_bytes(&mut self, entry: Entry, bytes: &[u8]) -> Result<(), FileOpError> {
+        self.be_whole()?;
         let at = self.enter(entry)?;
         let entry = self.entries[at].as_ref().expect("it was entered just now");
         self.fs
@@ -224,6 +254,7 @@ impl<'a> Builder<'a> {
         entry: Entry,
         content: &mut dyn Read,
     ) -> Result<(), FileOpError> {
+        self.be_whole()?;
         let at = self.enter(entry)?;
         let entry = self.entries[at].as_mut().expect("it was entered just now");
         self.fs
@@ -365,11 +396,9 @@ impl<'a> Builder<'a> {
                 hardlink: None,
                 ..node.entry.clone()
             };
-            self.fs
-                .put(&entry, Content::None)
-                .map_err(FileOpError::Write)?;
             self.new.insert(path, self.entries.len());
             self.entries.push(Some(entry));
+            self.make(self.entries.len() - 1)?;
         }
         Ok(())
     }
@@ -463,38 +492,77 @@ impl<'a> Builder<'a> {
         Ok(Some(content))
     }
 
-    /// Copies the contents that are due.
+    /// What comes now goes to the disk at once, and so must what came before.
+    fn be_whole(&mut self) -> Result<(), FileOpError> {
+        if self.earlier.is_some() {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Makes what is due. From now on the layer stands on nothing.
     pub(crate) fn flush(&mut self) -> Result<(), FileOpError> {
+        self.earlier = None;
         let jobs = std::mem::take(&mut self.jobs);
+        self.work(&jobs)
+    }
+
+    fn work(&mut self, jobs: &[Job<'a>]) -> Result<(), FileOpError> {
         if jobs.is_empty() {
             return Ok(());
         }
-        let changed = run(
-            &self.fs,
-            &self.layer_dir,
-            self.ids,
-            &mut self.entries,
-            &jobs,
-        )?;
+        let changed = run(&self.fs, &self.layer_dir, self.ids, &mut self.entries, jobs)?;
         self.changed.extend(changed);
         Ok(())
     }
 
     /// Finishes the files and gives the index. It is on disk then, too.
-    pub(crate) fn finish(mut self) -> Result<(LayerIndex, Vec<LayerPath>), FileOpError> {
-        self.flush()?;
+    pub(crate) fn finish(mut self) -> Result<Finished, FileOpError> {
         // Large contexts need the memory.
         self.new = HashMap::new();
-        let mut entries: Vec<Entry> = self.entries.into_iter().flatten().collect();
         let mut names: HashMap<u32, usize> = HashMap::new();
-        for group in entries.iter().filter_map(|entry| entry.hardlink) {
+        for group in self.entries.iter().flatten().filter_map(|it| it.hardlink) {
             *names.entry(group).or_default() += 1;
         }
-        for entry in &mut entries {
+        for entry in self.entries.iter_mut().flatten() {
             entry.hardlink = entry.hardlink.filter(|group| names[group] > 1);
         }
-        let index = LayerIndex::new(entries);
-        self.fs.finish(&index).map_err(FileOpError::Write)?;
-        Ok((index, self.changed))
+        let below = self
+            .earlier
+            .and_then(|earlier| Some((earlier, self.needs_on(earlier)?)));
+        let Some((earlier, own)) = below else {
+            self.flush()?;
+            let index = LayerIndex::new(self.entries.into_iter().flatten().collect());
+            self.fs.finish(&index).map_err(FileOpError::Write)?;
+            return Ok(Finished {
+                index,
+                below: None,
+                changed: self.changed,
+            });
+        };
+        let mut jobs = std::mem::take(&mut self.jobs);
+        jobs.retain(|job| own[job.at()]);
+        self.work(&jobs)?;
+        let of_own = self.entries.iter().zip(own).filter(|(_, own)| *own);
+        let of_own = LayerIndex::new(of_own.filter_map(|(entry, _)| entry.clone()).collect());
+        let index = LayerIndex::new(self.entries.into_iter().flatten().collect());
+        self.fs
+            .finish_on(earlier, &of_own, &index)
+            .map_err(FileOpError::Write)?;
+        Ok(Finished {
+            index,
+            below: Some(earlier),
+            changed: self.changed,
+        })
+    }
+
+    /// What the layer needs in its own folder if it stands on `earlier`; `None` if it does not. An earlier layer that is
+    /// damaged is as good as none: who uses it finds out.
+    fn needs_on(&self, earlier: LayerId) -> Option<Vec<bool>> {
+        let dir = self.layer_dir.with_file_name(earlier.hex());
+        if !dir.join(kiln_store::layer_fs::FS).is_dir() {
+            return None;
+        }
+        standing::own(&self.entries, &read_index(&dir).ok()?)
     }
 }

@@ -11,11 +11,12 @@ mod listing;
 mod mode;
 mod owner;
 mod select;
+mod standing;
 mod transfer;
 mod tree;
 mod unpack;
 
-pub use apply::{Applied, apply};
+pub use apply::{Applied, NewLayer, apply};
 pub use error::FileOpError;
 pub use listing::{Changes, Listing};
 pub use select::{selection, selection_key};

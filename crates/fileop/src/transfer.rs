@@ -2,13 +2,13 @@
 
 use std::io::{self, Seek};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kiln_image::{Entry, Kind, LayerPath};
 use kiln_source::{Stamp, UNHASHED};
-use kiln_store::layer_fs::{Content, Ids, LayerFs};
+use kiln_store::layer_fs::{Content, Ids, LayerDirs, LayerFs};
 
 use crate::FileOpError;
 use crate::tree::{Folders, Place};
@@ -21,11 +21,16 @@ pub(crate) enum Job<'a> {
         /// The entry.
         at: usize,
         /// The folders of the tree that is read.
-        dirs: &'a [PathBuf],
+        dirs: &'a [LayerDirs],
         /// Where the content is.
         place: Place<'a>,
         /// The stamp under which the digest is true; `None` in a layer, which nobody changes.
         stamp: Option<&'a Stamp>,
+    },
+    /// Make what has no content.
+    Make {
+        /// The entry.
+        at: usize,
     },
     /// Make one more name.
     Link {
@@ -34,6 +39,15 @@ pub(crate) enum Job<'a> {
         /// The entry that is copied.
         first: usize,
     },
+}
+
+impl Job<'_> {
+    /// The entry.
+    pub(crate) fn at(&self) -> usize {
+        match self {
+            Self::Copy { at, .. } | Self::Make { at } | Self::Link { at, .. } => *at,
+        }
+    }
 }
 
 /// What the threads have to say.
@@ -59,6 +73,14 @@ pub(crate) fn run(
     entries: &mut [Option<Entry>],
     jobs: &[Job<'_>],
 ) -> Result<Vec<LayerPath>, FileOpError> {
+    // Folders come before what is in them.
+    for job in jobs {
+        if let Job::Make { at } = job
+            && let Some(entry) = &entries[*at]
+        {
+            fs.put(entry, Content::None).map_err(FileOpError::Write)?;
+        }
+    }
     let copies: Vec<&Job<'_>> = jobs
         .iter()
         .filter(|job| matches!(job, Job::Copy { .. }))
@@ -68,7 +90,7 @@ pub(crate) fn run(
             Some(Kind::File { size, .. }) => *size,
             _ => 0,
         },
-        Job::Link { .. } => 0,
+        Job::Make { .. } | Job::Link { .. } => 0,
     };
     let alone = copies.len() < 2
         || copies.len() < ALONE && copies.iter().map(size).sum::<u64>() < BYTES_ALONE;
@@ -81,7 +103,7 @@ pub(crate) fn run(
         CHUNK
     };
     let work = |fs: &LayerFs| {
-        let mut last: Option<(&[PathBuf], Folders<'_>)> = None;
+        let mut last: Option<(&[LayerDirs], Folders<'_>)> = None;
         loop {
             let start = next.fetch_add(chunk, Ordering::Relaxed);
             let Some(part) = copies

@@ -2,11 +2,11 @@
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
 
 use kiln_image::view::Node;
 use kiln_image::{LayerIndex, LayerPath, MergedView};
 use kiln_source::Stamps;
+use kiln_store::layer_fs::LayerDirs;
 use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -16,8 +16,8 @@ use rustix::io::Errno;
 pub struct Tree<'a> {
     /// What is in it.
     pub view: &'a MergedView,
-    /// For each layer of the view the folder that holds its files: `layers/<id>/fs`, or the root of a context.
-    pub dirs: Vec<PathBuf>,
+    /// For each layer of the view the folders that hold its files: `layers/<id>/fs`, or the root of a context.
+    pub dirs: Vec<LayerDirs>,
     /// Of a local context: its index, and the stamps under which its files were hashed. A file that has another one when it is
     /// copied is hashed again.
     pub stamps: Option<(&'a LayerIndex, &'a Stamps)>,
@@ -25,37 +25,36 @@ pub struct Tree<'a> {
 
 /// The opened folders of a tree. Made by each thread for itself.
 pub(crate) struct Folders<'a> {
-    dirs: &'a [PathBuf],
-    open: Vec<Option<OwnedFd>>,
+    dirs: &'a [LayerDirs],
+    /// Of each layer the own folder, and that of the one that it stands on.
+    open: Vec<[Option<OwnedFd>; 2]>,
 }
 
 impl<'a> Folders<'a> {
-    pub(crate) fn new(dirs: &'a [PathBuf]) -> Self {
+    pub(crate) fn new(dirs: &'a [LayerDirs]) -> Self {
         Self {
             dirs,
-            open: dirs.iter().map(|_| None).collect(),
+            open: dirs.iter().map(|_| [None, None]).collect(),
         }
     }
 
     /// Opens a regular file of one layer for reading, following no link at all.
     pub(crate) fn open(&mut self, layer: usize, path: &LayerPath) -> io::Result<File> {
-        let folder = match &mut self.open[layer] {
-            Some(folder) => folder,
-            closed => {
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                closed.insert(rustix::fs::open(&self.dirs[layer], flags, Mode::empty())?)
-            }
-        };
-        // Without NONBLOCK, opening a fifo that has come in place of the file would wait for a writer.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let resolve =
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let file =
-            match rustix::fs::openat2(&*folder, path.as_path(), flags, Mode::empty(), resolve) {
-                // Linux before 5.6, and filters that do not know the call.
-                Err(Errno::NOSYS | Errno::PERM) => step_by_step(folder, path, flags)?,
-                outcome => outcome?,
+        let mut opened = Err(Errno::NOENT);
+        for (dir, folder) in self.dirs[layer].all().zip(&mut self.open[layer]) {
+            let folder = match folder {
+                Some(folder) => folder,
+                closed => {
+                    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                    closed.insert(rustix::fs::open(dir, flags, Mode::empty())?)
+                }
             };
+            opened = open_in(folder, path);
+            if !matches!(opened, Err(Errno::NOENT)) {
+                break;
+            }
+        }
+        let file = opened?;
         if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -63,6 +62,17 @@ impl<'a> Folders<'a> {
             ));
         }
         Ok(File::from(file))
+    }
+}
+
+fn open_in(folder: &OwnedFd, path: &LayerPath) -> Result<OwnedFd, Errno> {
+    // Without NONBLOCK, opening a fifo that has come in place of the file would wait for a writer.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    match rustix::fs::openat2(folder, path.as_path(), flags, Mode::empty(), resolve) {
+        // Linux before 5.6, and filters that do not know the call.
+        Err(Errno::NOSYS | Errno::PERM) => step_by_step(folder, path, flags),
+        outcome => outcome,
     }
 }
 

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use kiln_image::LayerPath;
-use kiln_store::layer_fs::delete_layer;
+use kiln_store::layer_fs::{LayerDirs, delete_layer};
 use rustix::fs::{Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
@@ -16,16 +16,25 @@ pub(crate) struct Folder {
     fd: OwnedFd,
     /// For messages.
     path: PathBuf,
+    /// The folder of the layer that this one stands on.
+    below: Option<OwnedFd>,
 }
 
 impl Folder {
     pub(crate) fn open(path: &Path) -> Result<Self, RootfsError> {
+        Self::of(&path.to_owned().into())
+    }
+
+    /// The files of a layer.
+    pub(crate) fn of(dirs: &LayerDirs) -> Result<Self, RootfsError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd =
-            rustix::fs::open(path, flags, Mode::empty()).map_err(RootfsError::io("open", path))?;
+        let open = |path: &Path| {
+            rustix::fs::open(path, flags, Mode::empty()).map_err(RootfsError::io("open", path))
+        };
         Ok(Self {
-            fd,
-            path: path.to_owned(),
+            fd: open(&dirs.own)?,
+            path: dirs.own.clone(),
+            below: dirs.below.as_deref().map(open).transpose()?,
         })
     }
 
@@ -40,11 +49,13 @@ impl Folder {
 
     /// Opens what is at `path`; no component, the last one included, may be a symbolic link.
     pub(crate) fn open_at(&self, path: &LayerPath, flags: OFlags) -> Result<OwnedFd, RootfsError> {
-        open_beneath(
-            self.fd.as_fd(),
-            path.as_bytes(),
-            flags | OFlags::CLOEXEC | OFlags::NOFOLLOW,
-        )
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        match (open_beneath(self.fd.as_fd(), path.as_bytes(), flags), &self.below) {
+            (Err(Errno::NOENT), Some(below)) => {
+                open_beneath(below.as_fd(), path.as_bytes(), flags)
+            }
+            (own, _) => own,
+        }
         .map_err(self.error("open", path))
     }
 

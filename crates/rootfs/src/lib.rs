@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use kiln_image::view::MergedView;
 use kiln_image::{Entry, InodeOwners, Kind, LayerIndex, LayerPath};
-use kiln_store::layer_fs::{Ids, delete_layer};
+use kiln_store::layer_fs::{Ids, LayerDirs, delete_layer};
 
 pub use error::RootfsError;
 pub use probe::probe;
@@ -49,8 +49,8 @@ pub enum Provider {
 /// A finished layer to stack on.
 #[derive(Debug, Clone)]
 pub struct Lower {
-    /// The layer's folder, absolute: holds `fs/` and `index`.
-    pub dir: PathBuf,
+    /// The folders with its files, absolute.
+    pub dirs: LayerDirs,
     /// The layer's index.
     pub index: Arc<LayerIndex>,
 }
@@ -155,7 +155,7 @@ impl Rootfs {
                 continue;
             }
             let folder = match &self.state {
-                State::Overlay(_) => Folder::open(&lower.dir.join("fs"))?,
+                State::Overlay(_) => Folder::of(&lower.dirs)?,
                 State::Plain(tree) => Folder::open(tree.root())?,
             };
             for entry in given {

@@ -52,7 +52,7 @@ pub(crate) fn prepare(
         .iter()
         .rev()
         .filter(|lower| !lower.index.entries().is_empty())
-        .map(|lower| lower.dir.join("fs"))
+        .flat_map(|lower| lower.dirs.all().map(Path::to_owned))
         .collect();
     if dirs.len() > MOST_LOWERS {
         return Err(RootfsError::TooManyLayers {

@@ -148,7 +148,7 @@ fn copy(
 ) -> Result<Vec<Entry>, RootfsError> {
     let sources = lowers
         .iter()
-        .map(|lower| Folder::open(&lower.dir.join("fs")))
+        .map(|lower| Folder::of(&lower.dirs))
         .collect::<Result<Vec<_>, _>>()?;
     let fs = LayerFs::create(dir, ids).map_err(RootfsError::io("open", dir))?;
     let target = Folder::open(&dir.join("fs"))?;

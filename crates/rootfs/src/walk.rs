@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use kiln_image::{
     Entry, FileDigest, InodeKey, InodeOwners, Kind, LayerPath, OWNER_XATTR, OwnerRecord, Xattrs,
 };
-use rustix::fs::{AtFlags, FileType, RawDir, Statx, StatxFlags};
+use rustix::fs::{AtFlags, FileType, OFlags, RawDir, Statx, StatxFlags};
 use rustix::io::Errno;
 
 use crate::RootfsError;
@@ -268,9 +268,9 @@ pub(crate) fn key(stat: &Statx) -> InodeKey {
 
 /// The key of what is at `path`.
 pub(crate) fn key_at(root: &Folder, path: &LayerPath) -> Result<InodeKey, RootfsError> {
-    let folder = root.open_dir(&path.parent().unwrap_or_default())?;
+    let file = root.open_at(path, OFlags::PATH)?;
     let mask = StatxFlags::INO | StatxFlags::BTIME;
-    let stat = rustix::fs::statx(&folder, path.name(), AtFlags::SYMLINK_NOFOLLOW, mask)
+    let stat = rustix::fs::statx(&file, "", AtFlags::EMPTY_PATH, mask)
         .map_err(root.error("look at", path))?;
     Ok(key(&stat))
 }

@@ -9,7 +9,7 @@ use kiln_graph::{
     CopyAction, ExecOp, FileAction, FileActionKind, FileInput, FileOp, MountKind, Network, OpKind,
     Security,
 };
-use kiln_image::Platform;
+use kiln_image::{LayerId, Platform};
 use kiln_progress::event::Stream;
 use kiln_progress::{Event, Sink, VertexId};
 use kiln_store::NewRecord;
@@ -128,6 +128,7 @@ impl Solver<'_> {
             op: file.clone(),
             inputs,
             into: Vec::new(),
+            earlier: self.whole_layers(task),
             now: self.options.now,
         };
         let mut tried = false;
@@ -170,6 +171,17 @@ impl Solver<'_> {
             trees.push(self.seal(&base, layer)?);
         }
         Ok((trees, made.changed.is_empty()))
+    }
+
+    /// For each output of the same step in an earlier build the whole layer that it is made of, kept from now on.
+    fn whole_layers(&self, task: &Task) -> Vec<Option<LayerId>> {
+        let outputs = task.earlier.iter().flat_map(|record| &record.outputs);
+        let whole = |layers: &Vec<LayerId>| {
+            let whole = self.store.whole_layer(*layers.last()?).ok()?;
+            self.store.protect(self.lease, &[whole]).ok()?;
+            Some(whole)
+        };
+        outputs.map(whole).collect()
     }
 
     fn diff(

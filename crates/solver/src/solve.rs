@@ -183,6 +183,8 @@ pub(crate) struct Task {
     pub(crate) keys: Vec<Key>,
     pub(crate) parts: Vec<(String, Vec<u8>)>,
     pub(crate) claim: Option<Claim>,
+    /// What the same step gave in an earlier build.
+    pub(crate) earlier: Option<Record>,
 }
 
 struct Run<'s, 'a> {

@@ -139,6 +139,7 @@ impl Store {
                     format!("layer {id}: its files are not there"),
                 );
             }
+            self.check_below(db, id, verdict)?;
             let content: Option<[u8; 32]> = row.get(2)?;
             let size = row.get::<_, i64>(3)? as u64;
             let entries = row.get::<_, i64>(4)? as u64;
@@ -161,6 +162,26 @@ impl Store {
                 );
             }
         }
+        Ok(())
+    }
+
+    /// Whether row and folder name the same layer that it stands on, and whether that has its files.
+    fn check_below(
+        &self,
+        db: &Connection,
+        id: LayerId,
+        verdict: &mut Verdict,
+    ) -> Result<(), StoreError> {
+        let row = crate::layers::below_of(db, id)?.map(|below| self.layer_dir(below));
+        let told = match layer_fs::below(&self.layer_dir(id)) {
+            Ok(told) if told != row => "it stands on another layer than its row says".to_owned(),
+            Ok(Some(below)) if !below.join(layer_fs::FS).is_dir() => {
+                "the layer that it stands on is not there".to_owned()
+            }
+            Ok(_) => return Ok(()),
+            Err(err) => err.to_string(),
+        };
+        verdict.add(Faulty::Layer(id), format!("layer {id}: {told}"));
         Ok(())
     }
 

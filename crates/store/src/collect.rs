@@ -32,7 +32,12 @@ const OLD_STAT: i64 = 30 * 24 * 3600;
 const KEPT: &str = "EXISTS (SELECT 1 FROM image_layers WHERE layer = layers.id)
     OR EXISTS (SELECT 1 FROM record_layers WHERE layer = layers.id)
     OR EXISTS (SELECT 1 FROM container_layers WHERE layer = layers.id)
-    OR EXISTS (SELECT 1 FROM protected WHERE layer = layers.id)";
+    OR EXISTS (SELECT 1 FROM protected WHERE layer = layers.id)
+    OR EXISTS (SELECT 1 FROM layer_below WHERE below = layers.id)";
+
+/// What is doomed stands on nothing any more.
+const LET_GO: &str =
+    "DELETE FROM layer_below WHERE layer IN (SELECT id FROM layers WHERE state = ?1)";
 
 impl Store {
     /// Finds the layers that nothing keeps: pending ones whose lease is free, and sealed ones that no image, record,
@@ -52,10 +57,12 @@ impl Store {
             let grace = if self.live_leases()?.is_empty() { 0 } else { GRACE };
             on.execute("DELETE FROM records WHERE NOT EXISTS (SELECT 1 FROM record_keys WHERE record = records.id)", [])?;
             on.execute("UPDATE layers SET state = ?1 WHERE state = ?2 AND lease IS NULL", [DOOMED, PENDING])?;
-            on.execute(
-                &format!("UPDATE layers SET state = ?1 WHERE state = ?2 AND lease IS NULL AND NOT ({KEPT})"),
-                [DOOMED, SEALED],
-            )?;
+            let doom = format!("UPDATE layers SET state = ?1 WHERE state = ?2 AND lease IS NULL AND NOT ({KEPT})");
+            on.execute(&doom, [DOOMED, SEALED])?;
+            // With what stood on them gone, whole layers may go.
+            if on.execute(LET_GO, [DOOMED])? > 0 {
+                on.execute(&doom, [DOOMED, SEALED])?;
+            }
             adopt_strays(on, &folders)?;
             let moved = doomed_that_moved(on)?;
             on.execute("DELETE FROM diffs WHERE layer IN (SELECT id FROM layers WHERE state = ?1)", [DOOMED])?;
@@ -498,6 +505,12 @@ fn give_up(on: &Transaction<'_>, report: &mut OpenReport) -> Result<Vec<Digest>,
     on.execute(
         "UPDATE layers SET state = ?1 WHERE state = ?2",
         [DOOMED, PENDING],
+    )?;
+    // What a durable layer stands on is older, and so durable itself; this is for what nobody thought of.
+    report.lost_layers += on.execute(
+        "UPDATE layers SET state = ?1 WHERE state = ?2 AND id IN (SELECT layer FROM layer_below
+         JOIN layers AS whole ON whole.id = below WHERE whole.state <> ?2)",
+        [DOOMED, SEALED],
     )?;
     let broken = |table: &str, column: &str| {
         format!(

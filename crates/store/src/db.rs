@@ -18,7 +18,7 @@ pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_mins(1);
 
 const FILE: &str = "kiln.db";
 
-/// Format 1. Times are nanoseconds since 1970. Ids are blobs.
+/// Times are nanoseconds since 1970. Ids are blobs.
 const SCHEMA: &str = "
 -- One row.
 CREATE TABLE state (
@@ -141,7 +141,8 @@ CREATE TABLE container_layers (
 CREATE INDEX container_layers_by_layer ON container_layers (layer);
 ";
 
-/// Tables that came later and that an older Kiln can do without: stores that lack them get them.
+/// Tables that came later: stores that lack them get them. An older Kiln can do without all but `layer_below`, for which
+/// the format was raised.
 const ADDITIONS: &str = "
 -- By which digest an image is known in a repository: of its manifest there, or of an index that names it.
 CREATE TABLE IF NOT EXISTS repo_digests (
@@ -168,6 +169,12 @@ CREATE TABLE IF NOT EXISTS layer_space (
     layer BLOB PRIMARY KEY REFERENCES layers ON DELETE CASCADE,
     bytes INTEGER NOT NULL
 ) WITHOUT ROWID;
+-- Layers whose folder has only what is different from a whole one's.
+CREATE TABLE IF NOT EXISTS layer_below (
+    layer BLOB PRIMARY KEY REFERENCES layers ON DELETE CASCADE,
+    below BLOB NOT NULL REFERENCES layers ON DELETE CASCADE
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS layer_below_by_below ON layer_below (below);
 -- Cache mounts, and the leases of the builds that use them.
 CREATE TABLE IF NOT EXISTS cache_mounts (
     folder TEXT PRIMARY KEY,
@@ -227,6 +234,10 @@ impl Db {
             "PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 4096;",
         )?;
         connection.execute_batch(ADDITIONS)?;
+        if version < FORMAT {
+            // Older stores lack nothing but tables; from now on an older Kiln must stay out.
+            connection.pragma_update(None, "user_version", FORMAT)?;
+        }
         connection.execute_batch(crate::history::TABLES)?;
         Ok(Self(Mutex::new(connection)))
     }

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use crate::StoreError;
 
 /// The format of the folder and of the database. Raised with every change that an older Kiln would misread.
-pub(crate) const FORMAT: u32 = 1;
+///
+/// 2: layers that stand on others' folders.
+pub(crate) const FORMAT: u32 = 2;
 
 const FILE: &str = "header.json";
 

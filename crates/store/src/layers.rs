@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
 use kiln_image::{ContentId, DiffId, Digest, LayerId, LayerIndex};
-use rusqlite::{OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 
 use crate::db::{self, DOOMED, PENDING, SEALED};
@@ -24,6 +24,8 @@ pub struct LayerSummary {
     pub entries: u64,
     /// What the layer's folder takes of the disk ([`crate::space_of`]); 0 where it was not measured.
     pub space: u64,
+    /// The whole layer on whose folder it stands, where its own has only what is different.
+    pub below: Option<LayerId>,
 }
 
 impl LayerSummary {
@@ -34,6 +36,7 @@ impl LayerSummary {
             size: index.size(),
             entries: index.entries().len() as u64,
             space: 0,
+            below: None,
         }
     }
 }
@@ -107,10 +110,11 @@ impl Store {
         Ok(id)
     }
 
-    /// Declares a layer whole, after its files and index are written. The lease goes on protecting it.
+    /// Declares a layer complete, after its files and index are written. The lease goes on protecting it. The layer that it
+    /// stands on, if there is one, stays as long as it does.
     ///
     /// # Errors
-    /// When the layer is not pending or has no index.
+    /// When the layer is not pending or has no index, or what it stands on is gone.
     pub fn seal_layer(&self, id: LayerId, summary: &LayerSummary) -> Result<(), StoreError> {
         if !self.layer_dir(id).join(layer_fs::INDEX).is_file() {
             return Err(StoreError::Seal(id, "its index is not written"));
@@ -135,6 +139,11 @@ impl Store {
             }
             if summary.space > 0 {
                 crate::space::put_space(on, id, summary.space)?;
+            }
+            if let Some(below) = summary.below {
+                require_sealed(on, &[below])?;
+                on.prepare_cached("INSERT INTO layer_below (layer, below) VALUES (?1, ?2)")?
+                    .execute(params![id.as_bytes(), below.as_bytes()])?;
             }
             Ok(())
         })
@@ -271,7 +280,7 @@ impl Store {
         let mut rows = query.query(params![diff.as_bytes(), i64::MIN, SEALED])?;
         while let Some(row) = rows.next()? {
             let id = LayerId::new(row.get(0)?);
-            if self.is_there(id)? {
+            if self.is_there(&db, id)? {
                 return Ok(Some(id));
             }
         }
@@ -364,8 +373,24 @@ impl Store {
         Ok(())
     }
 
-    /// Whether the index of a sealed layer is really there: somebody may have cleaned up by hand.
-    pub(crate) fn is_there(&self, id: LayerId) -> Result<bool, StoreError> {
+    /// The layer on whose folder a layer stands; itself if it is whole.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn whole_layer(&self, id: LayerId) -> Result<LayerId, StoreError> {
+        below_of(&self.db.read(), id).map(|below| below.unwrap_or(id))
+    }
+
+    /// Whether the index of a sealed layer, and that of what it stands on, is really there: somebody may have cleaned up
+    /// by hand.
+    pub(crate) fn is_there(&self, on: &Connection, id: LayerId) -> Result<bool, StoreError> {
+        match below_of(on, id)? {
+            Some(below) if !self.has_index(below)? => Ok(false),
+            _ => self.has_index(id),
+        }
+    }
+
+    fn has_index(&self, id: LayerId) -> Result<bool, StoreError> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.contains(&id) {
             return Ok(true);
@@ -377,6 +402,13 @@ impl Store {
             Err(err) => Err(StoreError::io("examine", &path)(err)),
         }
     }
+}
+
+/// The layer that a layer stands on.
+pub(crate) fn below_of(on: &Connection, id: LayerId) -> Result<Option<LayerId>, StoreError> {
+    let mut query = on.prepare_cached("SELECT below FROM layer_below WHERE layer = ?1")?;
+    let below = |row: &Row<'_>| Ok(LayerId::new(row.get(0)?));
+    Ok(query.query_row(params![id.as_bytes()], below).optional()?)
 }
 
 /// Checks that layers are sealed.

@@ -260,7 +260,7 @@ impl Store {
             return Ok(false);
         }
         for id in record.outputs.iter().flatten() {
-            if !self.is_there(*id)? {
+            if !self.is_there(db, *id)? {
                 self.missing
                     .lock()
                     .unwrap_or_else(std::sync::PoisonError::into_inner)

@@ -8,7 +8,7 @@ use std::fs;
 use std::time::SystemTime;
 
 use kiln_image::LayerId;
-use rusqlite::params;
+use rusqlite::{Connection, Transaction, params};
 
 use crate::db::{self, DOOMED, SEALED};
 use crate::{RecordId, Store, StoreError, lock};
@@ -136,6 +136,7 @@ impl Store {
                     live.contains(row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?);
             }
         }
+        hold_what_others_stand_on(&db, &mut leaves)?;
         let mut leaves: Vec<Leaf> = leaves.into_values().collect();
         // Of a stack fewer records have the upper layers.
         leaves.sort_by(|a, b| {
@@ -184,34 +185,33 @@ impl Store {
         })
     }
 
-    /// Drops a layer that turned out to be damaged, with the records, images and names that cannot be without it. Gives
+    /// Drops a layer that turned out to be damaged, with the layers that stand on its folder, and the records, images and
+    /// names that cannot be without them. Gives
     /// how many records and which names went; nothing when the layer was collected meanwhile. The layer goes with the
     /// next sweep.
     ///
     /// # Errors
     /// When the database cannot be written.
     pub fn drop_layer(&self, id: LayerId) -> Result<Option<Dropped>, StoreError> {
-        self.forget_in_memory(&[id]);
-        self.db.write_durably(|on| {
+        let (dropped, layers) = self.db.write_durably(|on| {
             let known = on.prepare("SELECT 1 FROM layers WHERE id = ?1 AND state = ?2")?.exists(params![id.as_bytes(), SEALED])?;
             if !known {
-                return Ok(None);
+                return Ok((None, vec![id]));
             }
-            let of_images = "SELECT manifest FROM image_layers WHERE layer = ?1";
-            let mut query = on.prepare(&format!("SELECT name FROM tags WHERE target IN ({of_images}) ORDER BY name"))?;
-            let names = query.query_map(params![id.as_bytes()], |row| row.get(0))?.collect::<Result<_, _>>()?;
-            let records = on.execute(
-                "DELETE FROM records WHERE id IN (SELECT record FROM record_layers WHERE layer = ?1)",
-                params![id.as_bytes()],
-            )?;
-            on.execute(&format!("DELETE FROM tags WHERE target IN ({of_images})"), params![id.as_bytes()])?;
-            on.execute(&format!("DELETE FROM images WHERE manifest IN ({of_images})"), params![id.as_bytes()])?;
-            on.execute("DELETE FROM protected WHERE layer = ?1", params![id.as_bytes()])?;
-            on.execute("DELETE FROM container_layers WHERE layer = ?1", params![id.as_bytes()])?;
-            on.execute("DELETE FROM diffs WHERE layer = ?1", params![id.as_bytes()])?;
-            on.execute("UPDATE layers SET state = ?2 WHERE id = ?1", params![id.as_bytes(), DOOMED])?;
-            Ok(Some(Dropped { records, names }))
-        })
+            let mut query = on.prepare("SELECT layer FROM layer_below WHERE below = ?1")?;
+            let mut layers = query
+                .query_map(params![id.as_bytes()], |row| Ok(LayerId::new(row.get(0)?)))?
+                .collect::<Result<Vec<_>, _>>()?;
+            layers.push(id);
+            let mut dropped = Dropped { records: 0, names: Vec::new() };
+            for id in &layers {
+                drop_one(on, *id, &mut dropped)?;
+            }
+            dropped.names.sort_unstable();
+            Ok((Some(dropped), layers))
+        })?;
+        self.forget_in_memory(&layers);
+        Ok(dropped)
     }
 
     /// Who has how much of the layers; each layer once.
@@ -223,9 +223,9 @@ impl Store {
         let mut query = db.prepare(
             "SELECT CASE
                  WHEN state <> ?1 THEN 3
-                 WHEN EXISTS (SELECT 1 FROM image_layers WHERE layer = id) THEN 0
-                 WHEN EXISTS (SELECT 1 FROM container_layers WHERE layer = id) THEN 1
-                 WHEN EXISTS (SELECT 1 FROM record_layers WHERE layer = id) THEN 2
+                 WHEN EXISTS (SELECT 1 FROM image_layers WHERE layer = id OR layer IN (SELECT layer FROM layer_below WHERE below = id)) THEN 0
+                 WHEN EXISTS (SELECT 1 FROM container_layers WHERE layer = id OR layer IN (SELECT layer FROM layer_below WHERE below = id)) THEN 1
+                 WHEN EXISTS (SELECT 1 FROM record_layers WHERE layer = id OR layer IN (SELECT layer FROM layer_below WHERE below = id)) THEN 2
                  ELSE 3 END AS kind, sum(bytes)
              FROM layers JOIN layer_space ON layer_space.layer = id WHERE state <> ?2 GROUP BY kind",
         )?;
@@ -242,6 +242,64 @@ impl Store {
         }
         Ok(spaces)
     }
+}
+
+/// A layer on whose folder another one stands is used and kept with that one, and goes after it.
+fn hold_what_others_stand_on(
+    db: &Connection,
+    leaves: &mut HashMap<LayerId, Leaf>,
+) -> Result<(), StoreError> {
+    let mut query = db.prepare(
+        "SELECT layer, below, EXISTS (SELECT 1 FROM image_layers WHERE image_layers.layer = layer_below.layer)
+             OR EXISTS (SELECT 1 FROM container_layers WHERE container_layers.layer = layer_below.layer)
+         FROM layer_below",
+    )?;
+    let mut rows = query.query([])?;
+    while let Some(row) = rows.next()? {
+        let upper = leaves.get(&LayerId::new(row.get(0)?)).cloned();
+        let Some(leaf) = leaves.get_mut(&LayerId::new(row.get(1)?)) else {
+            continue;
+        };
+        leaf.shared |= row.get::<_, bool>(2)?;
+        if let Some(upper) = upper {
+            leaf.used = leaf.used.max(upper.used);
+            leaf.in_use |= upper.in_use;
+            leaf.records += upper.records;
+        }
+    }
+    Ok(())
+}
+
+/// Dooms a layer, and adds up what goes with it.
+fn drop_one(on: &Transaction<'_>, id: LayerId, dropped: &mut Dropped) -> Result<(), StoreError> {
+    let id = params![id.as_bytes()];
+    let of_images = "SELECT manifest FROM image_layers WHERE layer = ?1";
+    let mut query = on.prepare(&format!(
+        "SELECT name FROM tags WHERE target IN ({of_images})"
+    ))?;
+    let names = query.query_map(id, |row| row.get(0))?;
+    dropped
+        .names
+        .extend(names.collect::<Result<Vec<String>, _>>()?);
+    dropped.records += on.execute(
+        "DELETE FROM records WHERE id IN (SELECT record FROM record_layers WHERE layer = ?1)",
+        id,
+    )?;
+    for what in [
+        &format!("FROM tags WHERE target IN ({of_images})"),
+        &format!("FROM images WHERE manifest IN ({of_images})"),
+        "FROM protected WHERE layer = ?1",
+        "FROM container_layers WHERE layer = ?1",
+        "FROM diffs WHERE layer = ?1",
+        "FROM layer_below WHERE layer = ?1",
+    ] {
+        on.execute(&format!("DELETE {what}"), id)?;
+    }
+    on.execute(
+        &format!("UPDATE layers SET state = {DOOMED} WHERE id = ?1"),
+        id,
+    )?;
+    Ok(())
 }
 
 /// What went with a damaged layer.

@@ -260,6 +260,8 @@ pub struct FileJob {
     pub inputs: Vec<FileTree>,
     /// The new layer of each output.
     pub into: Vec<LayerId>,
+    /// For each output a whole layer that may have most of the same files; the new one may stand on it. May be shorter.
+    pub earlier: Vec<Option<LayerId>>,
     /// The time of what has none of its own.
     pub now: (i64, u32),
 }
@@ -327,6 +329,8 @@ pub struct Made {
     pub entries: u64,
     /// What its folder takes of the disk, in bytes.
     pub space: u64,
+    /// The layer on whose folder it stands.
+    pub below: Option<LayerId>,
 }
 
 impl From<&Made> for LayerSummary {
@@ -336,6 +340,7 @@ impl From<&Made> for LayerSummary {
             size: made.size,
             entries: made.entries,
             space: made.space,
+            below: made.below,
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kiln_image::{LayerId, LayerIndex};
 use kiln_rootfs::Provider;
 use kiln_sandbox::Cancel;
-use kiln_store::layer_fs::Ids;
+use kiln_store::layer_fs::{Ids, LayerDirs};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::protocol::{Failure, FailureKind, Request, Response};
@@ -38,6 +38,19 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn layer_dir(&self, layer: LayerId) -> PathBuf {
         self.store_root.join("layers").join(layer.hex())
+    }
+
+    /// The folders with a layer's files. What it stands on must be there.
+    pub(crate) fn dirs(&self, layer: LayerId) -> Result<LayerDirs, Failure> {
+        let dirs = LayerDirs::of(&self.layer_dir(layer))
+            .map_err(|error| Failure::damaged(layer, &error.to_string()))?;
+        if dirs.below.as_ref().is_some_and(|below| !below.is_dir()) {
+            return Err(Failure::damaged(
+                layer,
+                "the layer that it stands on is not there",
+            ));
+        }
+        Ok(dirs)
     }
 
     /// The way root file systems are made here; found out once, by trying.

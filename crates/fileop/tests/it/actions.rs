@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 
 use crate::common::{NOW, chain, chain_of, copy, ids, listing, run, tree};
-use kiln_fileop::{FileOpError, Tree, apply};
+use kiln_fileop::{FileOpError, NewLayer, Tree, apply};
 use kiln_graph::{FileAction, FileActionKind, FileInput, FileOp, Owner, UserRef};
 use kiln_image::{LayerIndex, MergedView};
 use kiln_source::{StatCache, Wanted, scan};
@@ -160,7 +160,7 @@ fn several_outputs_and_intermediate_trees() {
     for dir in &dirs {
         fs::create_dir(dir).unwrap();
     }
-    let applied = apply(&op, &[Some(base.tree())], &dirs, ids(), NOW).unwrap();
+    let applied = apply(&op, &[Some(base.tree())], &dirs.clone().map(NewLayer::from), ids(), NOW).unwrap();
     assert_eq!(
         listing(&applied.layers[0]),
         "d 755 0:0 now /copied\nf 600 0:0 9 /copied/x 5\n"
@@ -186,7 +186,7 @@ fn several_outputs_and_intermediate_trees() {
         let op = FileOp {
             actions: vec![action(on, Some(output), mkdir("/x", true))],
         };
-        let broken = apply(&op, &[], &dirs[..1], ids(), NOW);
+        let broken = apply(&op, &[], &[dirs[0].clone().into()], ids(), NOW);
         assert!(
             matches!(broken, Err(FileOpError::Broken(_))),
             "{on:?} {output}"
@@ -214,13 +214,13 @@ fn files_of_a_context_that_changed() {
     let home = tempfile::tempdir().unwrap();
     let from = Tree {
         view: &view,
-        dirs: vec![context.path().to_owned()],
+        dirs: vec![context.path().to_owned().into()],
         stamps: Some((&index, &stamps)),
     };
     let applied = apply(
         &chain(&["/ /"]),
         &[None, Some(from)],
-        &[home.path().to_owned()],
+        &[home.path().to_owned().into()],
         ids(),
         NOW,
     )
@@ -233,13 +233,13 @@ fn files_of_a_context_that_changed() {
     std::os::unix::fs::symlink("/etc/passwd", path("same")).unwrap();
     let from = Tree {
         view: &view,
-        dirs: vec![context.path().to_owned()],
+        dirs: vec![context.path().to_owned().into()],
         stamps: Some((&index, &stamps)),
     };
     let swapped = apply(
         &chain(&["/same /"]),
         &[None, Some(from)],
-        &[home.path().to_owned()],
+        &[home.path().to_owned().into()],
         ids(),
         NOW,
     );

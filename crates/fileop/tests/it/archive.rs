@@ -60,14 +60,14 @@ fn add(base: &crate::common::Made, bytes: &[u8], line: &str) -> String {
     let view = MergedView::new([LayerIndex::new(vec![entry]).into()]);
     let from = Tree {
         view: &view,
-        dirs: vec![context.path().to_owned()],
+        dirs: vec![context.path().to_owned().into()],
         stamps: None,
     };
     let dir = base.layer_dir();
     match apply(
         &chain(&[line]),
         &[Some(base.tree()), Some(from)],
-        std::slice::from_ref(&dir),
+        &[dir.clone().into()],
         ids(),
         NOW,
     ) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kiln_fileop::{Applied, FileOpError, Tree, apply};
 use kiln_graph::{CopyAction, FileAction, FileActionKind, FileInput, FileOp, Owner, UserRef};
 use kiln_image::{Entry, FileDigest, KeyHasher, Kind, LayerIndex, LayerPath, MergedView, Xattrs};
-use kiln_store::layer_fs::{Content, Ids, LayerFs};
+use kiln_store::layer_fs::{Content, Ids, LayerDirs, LayerFs};
 
 /// The time of everything in the trees; "now" is 2000.
 pub(crate) const THEN: (i64, u32) = (1000, 5);
@@ -83,7 +83,7 @@ fn entry(line: &str) -> (Entry, Vec<u8>) {
 /// A tree in a folder of its own.
 pub(crate) struct Made {
     pub(crate) view: MergedView,
-    pub(crate) dirs: Vec<PathBuf>,
+    pub(crate) dirs: Vec<LayerDirs>,
     home: tempfile::TempDir,
 }
 
@@ -99,7 +99,7 @@ impl Made {
     /// Stacks a layer that was applied in this tree's home.
     pub(crate) fn push(&mut self, index: LayerIndex, layer_dir: &Path) {
         self.view.push(Arc::new(index));
-        self.dirs.push(layer_dir.join("fs"));
+        self.dirs.push(layer_dir.join("fs").into());
     }
 
     pub(crate) fn layer_dir(&self) -> PathBuf {
@@ -248,7 +248,7 @@ pub(crate) fn try_run(
     let applied = apply(
         op,
         &[Some(base.tree()), Some(from.tree())],
-        std::slice::from_ref(&dir),
+        &[dir.clone().into()],
         ids(),
         NOW,
     )?;

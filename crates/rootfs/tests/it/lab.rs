@@ -69,7 +69,7 @@ impl Lab {
         }
         fs.finish(&index).unwrap();
         Lower {
-            dir,
+            dirs: dir.join("fs").into(),
             index: Arc::new(index),
         }
     }
@@ -94,7 +94,7 @@ impl Lab {
         let left: Vec<_> = names(&dir);
         assert_eq!(left, ["fs", "index"], "what is left in the layer's folder");
         Lower {
-            dir,
+            dirs: dir.join("fs").into(),
             index: Arc::new(index),
         }
     }

@@ -155,13 +155,14 @@ impl<'s> Run<'s, '_> {
             started,
             took: Duration::ZERO,
         });
-        let task = Task {
+        let mut task = Task {
             op: op.clone(),
             inputs,
             vertex,
             keys: definition.into_iter().chain([content]).collect(),
             parts: question.parts().to_vec(),
             claim: self.claims[id.0].take(),
+            earlier: None,
         };
         self.states[id.0] = State::Running;
         self.running += 1;
@@ -172,21 +173,32 @@ impl<'s> Run<'s, '_> {
         } += 1;
         let (sender, solver) = (sender.clone(), self.solver);
         scope.spawn(move || {
-            let reason = solver.explain(&question);
-            if let Ok(reason) = &reason
-                && !reason.first
-            {
-                solver.sink.emit(Event::Reason {
-                    id: vertex,
-                    text: reason.text.clone(),
-                });
-            }
-            let outcome = solver.execute(task);
+            let explain = || {
+                let reason = solver.explain(&question);
+                if let Ok(reason) = &reason
+                    && !reason.first
+                {
+                    let text = reason.text.clone();
+                    solver.sink.emit(Event::Reason { id: vertex, text });
+                }
+                // A step is not worth failing for want of an explanation.
+                reason.ok()
+            };
+            let (reason, outcome) = if exec {
+                // Before anything that the process says.
+                (explain(), solver.execute(task))
+            } else {
+                task.earlier = solver.earlier_record(&question).ok().flatten();
+                std::thread::scope(|beside| {
+                    let reason = beside.spawn(explain);
+                    let outcome = solver.execute(task);
+                    (reason.join().ok().flatten(), outcome)
+                })
+            };
             let well = outcome.is_ok();
             let _ = sender.send(Message::Executed {
                 op: id,
-                // A step is not worth failing for want of an explanation.
-                reason: reason.ok(),
+                reason,
                 outcome,
             });
             if well {

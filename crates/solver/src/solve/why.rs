@@ -1,14 +1,14 @@
 //! Finds out why an operation is executed, and keeps what the next explanation will need.
 
-use std::cell::OnceCell;
-use std::sync::Arc;
+
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use kiln_fileop::{Changes, Listing};
 use kiln_graph::{CopyAction, OpId, OpKind, Place, SourceOp};
 use kiln_image::Key;
 use kiln_image::view::MergedView;
-use kiln_store::{BuildStep, StepState, Store, StoreError};
+use kiln_store::{BuildStep, Record, StepState, Store, StoreError};
 
 use super::{Run, Solver, State, step_name, upon};
 use crate::explain::{self, ABOUT, Inputs, Reason};
@@ -51,7 +51,7 @@ struct Files {
     value: Value,
     output: u32,
     copy: CopyAction,
-    listing: OnceCell<Option<Listing>>,
+    listing: OnceLock<Option<Listing>>,
 }
 
 impl Files {
@@ -108,9 +108,37 @@ impl Question {
     pub(crate) fn parts(&self) -> &[(String, Vec<u8>)] {
         &self.parts
     }
+
+    /// The same step in earlier builds, the latest first.
+    fn counterparts(&self) -> Vec<&BuildStep> {
+        let Place {
+            title, step, stage, ..
+        } = &self.place;
+        let in_stage = |text: &str| self.texts.iter().filter(|it| *it == text).count();
+        explain::counterpart(&self.earlier, (stage, step, self.nth), title, &in_stage)
+    }
 }
 
 impl Solver<'_> {
+    /// What the operation gave when it was last executed: what an explanation compares with.
+    pub(crate) fn earlier_record(&self, question: &Question) -> Result<Option<Record>, StoreError> {
+        if question.uncached {
+            return Ok(None);
+        }
+        for before in question.counterparts() {
+            if !matches!(before.state, StepState::Failed | StepState::Canceled)
+                && let Some(record) = self.store.any_record(&before.keys)?
+            {
+                return Ok(Some(record));
+            }
+        }
+        if !question.earlier.is_empty() {
+            return Ok(None);
+        }
+        self.store
+            .latest_record_of_step(&step_name(&question.place))
+    }
+
     /// Why the operation is executed.
     pub(crate) fn explain(&self, question: &Question) -> Result<Reason, StoreError> {
         if question.uncached {
@@ -128,17 +156,8 @@ impl Solver<'_> {
             let reason = explain::difference(&question.parts, &before, &inputs);
             Ok::<_, StoreError>(reason.unwrap_or_else(|| Reason::plain(GONE)))
         };
-        let Place {
-            title, step, stage, ..
-        } = &question.place;
-        let in_stage = |text: &str| question.texts.iter().filter(|it| *it == text).count();
         let mut forgotten = false;
-        for before in explain::counterpart(
-            &question.earlier,
-            (stage, step, question.nth),
-            title,
-            &in_stage,
-        ) {
+        for before in question.counterparts() {
             let same = before.keys.iter().any(|key| question.keys.contains(key));
             match before.state {
                 StepState::Failed if same => return Ok(Reason::plain("it failed last time")),
@@ -223,7 +242,7 @@ impl Run<'_, '_> {
                 value: value.clone(),
                 output: op.inputs[input].output,
                 copy,
-                listing: OnceCell::new(),
+                listing: OnceLock::new(),
             });
         }
         let same_stage = |(_, other): (OpId, &kiln_graph::Op)| {

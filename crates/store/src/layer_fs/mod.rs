@@ -7,6 +7,7 @@
 //! see: everything with [`Ids::Real`], everything but owners with [`Ids::Recorded`].
 
 mod allowance;
+mod below;
 mod remove;
 mod write;
 
@@ -18,11 +19,12 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use kiln_image::{Entry, FileDigest, Kind, LayerIndex, LayerPath};
+use kiln_image::{Entry, FileDigest, Kind, LayerId, LayerIndex, LayerPath};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use serde::{Deserialize, Serialize};
 
 pub use allowance::allow;
+pub use below::{LayerDirs, below};
 pub use remove::delete_layer;
 pub(crate) use remove::delete_tree;
 
@@ -55,8 +57,8 @@ pub enum Content<'a> {
     Reader(&'a mut dyn Read),
 }
 
-/// A folder by its path.
-type Folder = (Box<[u8]>, Arc<OwnedFd>);
+/// A folder by its path; none where it is known to be missing.
+type Folder = (Box<[u8]>, Option<Arc<OwnedFd>>);
 
 /// The files of one layer: `layers/<id>/fs`. Fastest when entries come in index order, since the last folder stays open.
 pub struct LayerFs {
@@ -69,6 +71,8 @@ pub struct LayerFs {
     last: Mutex<Option<Folder>>,
     /// Whether reflinks are worth trying.
     can_clone: AtomicBool,
+    /// The files of the layer that this one stands on.
+    below: Option<Box<LayerFs>>,
 }
 
 impl LayerFs {
@@ -84,14 +88,30 @@ impl LayerFs {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(err) => return Err(within(err)),
         }
-        let root = rustix::fs::openat(&layer, FS, flags | OFlags::NOFOLLOW, Mode::empty())
-            .map_err(within)?;
+        Self::open_in(layer, flags, ids, below(layer_dir)?.as_deref()).map_err(within)
+    }
+
+    fn open_in(
+        layer: OwnedFd,
+        flags: OFlags,
+        ids: Ids,
+        below: Option<&Path>,
+    ) -> Result<Self, rustix::io::Errno> {
+        let root = rustix::fs::openat(&layer, FS, flags | OFlags::NOFOLLOW, Mode::empty())?;
+        let below = match below {
+            Some(dir) => {
+                let layer = rustix::fs::open(dir, flags, Mode::empty())?;
+                Some(Box::new(Self::open_in(layer, flags, ids, None)?))
+            }
+            None => None,
+        };
         Ok(Self {
             layer,
             root: Arc::new(root),
             ids: Some(ids),
             last: Mutex::new(None),
             can_clone: AtomicBool::new(true),
+            below,
         })
     }
 
@@ -107,6 +127,7 @@ impl LayerFs {
             ids: None,
             last: Mutex::new(None),
             can_clone: AtomicBool::new(true),
+            below: None,
         })
     }
 
@@ -194,6 +215,17 @@ impl LayerFs {
         write_index(self.layer.as_fd(), index).map_err(|err| at(INDEX.as_bytes(), err))
     }
 
+    /// Finishes a layer whose own folder has only the entries of `own`; all else that `index` has is in the folder of the
+    /// layer `on`, which is whole.
+    ///
+    /// # Errors
+    /// As [`LayerFs::finish`].
+    pub fn finish_on(self, on: LayerId, own: &LayerIndex, index: &LayerIndex) -> io::Result<()> {
+        below::write(self.layer.as_fd(), on).map_err(|err| at(b"below", err))?;
+        self.finish_folders(own)?;
+        write_index(self.layer.as_fd(), index).map_err(|err| at(INDEX.as_bytes(), err))
+    }
+
     /// Gives folders their modes and times, from the bottom up.
     ///
     /// # Errors
@@ -207,6 +239,15 @@ impl LayerFs {
     }
 
     fn open_file(&self, path: &LayerPath) -> io::Result<File> {
+        match (self.open_own(path), &self.below) {
+            (Err(err), Some(below)) if err.kind() == io::ErrorKind::NotFound => {
+                below.open_own(path)
+            }
+            (own, _) => own,
+        }
+    }
+
+    fn open_own(&self, path: &LayerPath) -> io::Result<File> {
         let (parent, name) = self.parent(path)?;
         // Without NONBLOCK, opening a fifo would wait for a writer.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -249,11 +290,21 @@ impl LayerFs {
         if let Some((known, fd)) = &*last
             && **known == *path
         {
-            return Ok(Arc::clone(fd));
+            return fd.clone().ok_or_else(|| io::ErrorKind::NotFound.into());
         }
-        let fd = Arc::new(open_beneath(self.root.as_fd(), path)?);
-        *last = Some((path.into(), Arc::clone(&fd)));
-        Ok(fd)
+        match open_beneath(self.root.as_fd(), path).map(Arc::new) {
+            Ok(fd) => {
+                *last = Some((path.into(), Some(Arc::clone(&fd))));
+                Ok(fd)
+            }
+            Err(err) => {
+                // Nothing is made in a layer that stands on another one: what is missing stays missing.
+                if self.below.is_some() && err.kind() == io::ErrorKind::NotFound {
+                    *last = Some((path.into(), None));
+                }
+                Err(err)
+            }
+        }
     }
 
     fn remove_at(&self, parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {

@@ -54,12 +54,12 @@ impl Tree {
         let mut lowers = layers
             .iter()
             .map(|layer| {
-                let dir = shared.layer_dir(*layer);
                 let index = shared.index(*layer)?;
-                if !dir.join("fs").is_dir() {
+                let dirs = shared.dirs(*layer)?;
+                if !dirs.own.is_dir() {
                     return Err(Failure::damaged(*layer, "its files are not there"));
                 }
-                Ok(Lower { dir, index })
+                Ok(Lower { dirs, index })
             })
             .collect::<Result<Vec<_>, Failure>>()?;
         let view = MergedView::new(lowers.iter().map(|lower| lower.index.clone()));
@@ -116,7 +116,7 @@ impl Tree {
                 failure("cannot remove the layer of the host's certificates", &error)
             })?;
         }
-        made(shared, self.layer, index)
+        made(shared, self.layer, index, None)
     }
 }
 

@@ -5,9 +5,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use kiln_fileop::Tree;
+use kiln_fileop::{NewLayer, Tree};
 use kiln_image::view::MergedView;
 use kiln_image::{DiffId, LayerId, LayerIndex};
+use kiln_store::layer_fs::LayerDirs;
 use sha2::{Digest as _, Sha256};
 
 use super::{Cleanup, Shared, failure};
@@ -16,24 +17,29 @@ use crate::protocol::{
     UnpackedLayer,
 };
 
-/// The merged view of layers, with the folder of each.
+/// The merged view of layers, with the folders of each.
 pub(super) fn stack(
     shared: &Shared,
     layers: &Stacked,
-) -> Result<(MergedView, Vec<PathBuf>), Failure> {
+) -> Result<(MergedView, Vec<LayerDirs>), Failure> {
     let indexes = layers
         .iter()
         .map(|layer| shared.index(*layer))
         .collect::<Result<Vec<_>, _>>()?;
     let dirs = layers
         .iter()
-        .map(|layer| shared.layer_dir(*layer).join("fs"))
-        .collect();
+        .map(|layer| shared.dirs(*layer))
+        .collect::<Result<_, _>>()?;
     Ok((MergedView::new(indexes), dirs))
 }
 
 /// What the front is told of a new layer. Its index is remembered, since its tar is asked for next.
-pub(super) fn made(shared: &Shared, layer: LayerId, index: LayerIndex) -> Result<Made, Failure> {
+pub(super) fn made(
+    shared: &Shared,
+    layer: LayerId,
+    index: LayerIndex,
+    below: Option<LayerId>,
+) -> Result<Made, Failure> {
     let space = kiln_store::space_of(&shared.layer_dir(layer))
         .map_err(|error| failure(&format!("cannot measure layer {layer}"), &error))?;
     let made = Made {
@@ -42,6 +48,7 @@ pub(super) fn made(shared: &Shared, layer: LayerId, index: LayerIndex) -> Result
         size: index.size(),
         entries: index.entries().len() as u64,
         space,
+        below,
     };
     shared.remember(layer, index);
     Ok(made)
@@ -74,7 +81,7 @@ pub(super) fn file(shared: &Shared, job: FileJob) -> Result<Response, Failure> {
                 stamps,
             } => (
                 MergedView::new([index.clone()]),
-                vec![PathBuf::from(root)],
+                vec![PathBuf::from(root).into()],
                 Some((index, stamps)),
             ),
         });
@@ -87,10 +94,15 @@ pub(super) fn file(shared: &Shared, job: FileJob) -> Result<Response, Failure> {
             Some(Tree { view, dirs, stamps })
         })
         .collect();
+    let earlier = job.earlier.iter().copied().chain(std::iter::repeat(None));
     let folders: Vec<_> = job
         .into
         .iter()
-        .map(|layer| shared.layer_dir(*layer))
+        .zip(earlier)
+        .map(|(layer, earlier)| NewLayer {
+            dir: shared.layer_dir(*layer),
+            earlier,
+        })
         .collect();
     let applied =
         kiln_fileop::apply(&job.op, &inputs, &folders, shared.ids, job.now).map_err(|error| {
@@ -103,8 +115,8 @@ pub(super) fn file(shared: &Shared, job: FileJob) -> Result<Response, Failure> {
     let layers = job
         .into
         .iter()
-        .zip(applied.layers)
-        .map(|(layer, index)| made(shared, *layer, index))
+        .zip(applied.layers.into_iter().zip(applied.below))
+        .map(|(layer, (index, below))| made(shared, *layer, index, below))
         .collect::<Result<_, _>>()?;
     let changed = applied.changed.iter().map(ToString::to_string).collect();
     cleanup.keep_all();
@@ -168,6 +180,7 @@ pub(super) fn unpack(
             size: unpacked.summary.size,
             entries: unpacked.summary.entries,
             space: unpacked.summary.space,
+            below: None,
         },
         diff_id: unpacked.diff_id,
         tar_size: unpacked.tar_size,

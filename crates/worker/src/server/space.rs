@@ -56,11 +56,11 @@ pub(super) fn space(
 pub(super) fn verify(shared: &Shared, layer: LayerId) -> Result<Response, Failure> {
     let mut wrong = Vec::new();
     let index = shared.index(layer)?;
-    let dir = shared.layer_dir(layer);
-    let fs = LayerFs::create(&dir, Ids::Recorded)
+    let dirs = shared.dirs(layer)?;
+    let fs = LayerFs::create(&shared.layer_dir(layer), Ids::Recorded)
         .map_err(|error| failure(&format!("cannot open layer {layer}"), &error))?;
     for entry in index.entries() {
-        let path = dir.join("fs").join(entry.path.as_path());
+        let path = dirs.find(&entry.path);
         let there = std::fs::symlink_metadata(&path);
         let text = match (&entry.kind, there) {
             // In the index only, or only where the file system allows it.

@@ -109,7 +109,7 @@ impl Trusted {
             if bundles.iter().any(|(known, _)| *known == path) {
                 continue;
             }
-            let bytes = read(&lowers[node.layer].dir.join("fs").join(path.as_path()))
+            let bytes = read(&lowers[node.layer].dirs.find(&path))
                 .map_err(|error| failure("cannot read the image's certificates", &error))?;
             own.extend(parse(&bytes));
             bundles.push((path, bytes));
@@ -166,7 +166,7 @@ impl Trusted {
             .write(view, items, ids)
             .map_err(|error| failure("cannot add the host's certificates", &error))?;
         let lower = Lower {
-            dir: trusted.dir.clone(),
+            dirs: trusted.dir.join("fs").into(),
             index: Arc::new(index),
         };
         Ok((trusted, Some(lower)))

@@ -100,7 +100,7 @@ fn copy(
         entry.path = LayerPath::clean(rest);
         entry.hardlink = None;
         if entry.is_file() {
-            let file = File::open(dirs[node.layer].join(path.as_path())).map_err(failed)?;
+            let file = File::open(dirs[node.layer].find(&path)).map_err(failed)?;
             fs.put(&entry, Content::Copy(std::os::fd::AsFd::as_fd(&file)))
         } else {
             fs.put(&entry, Content::None)
