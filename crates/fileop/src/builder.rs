@@ -8,9 +8,9 @@ use kiln_image::{Entry, Kind, LayerId, LayerIndex, LayerPath, ResolveError, Xatt
 use kiln_store::layer_fs::{Content, Ids, LayerFs, read_index};
 
 use crate::apply::NewLayer;
-use crate::{FileOpError, standing};
 use crate::transfer::{Job, run};
 use crate::tree::{Folders, Tree};
+use crate::{FileOpError, standing};
 
 /// As many links as one resolution follows.
 const MAX_LINKS: usize = 255;
@@ -54,11 +54,7 @@ pub(crate) struct Finished {
 }
 
 impl<'a> Builder<'a> {
-    pub(crate) fn new(
-        base: &'a Tree<'a>,
-        layer: &NewLayer,
-        ids: Ids,
-    ) -> Result<Self, FileOpError> {
+    pub(crate) fn new(base: &'a Tree<'a>, layer: &NewLayer, ids: Ids) -> Result<Self, FileOpError> {
         let fs = LayerFs::create(&layer.dir, ids).map_err(FileOpError::Write)?;
         Ok(Self {
             base,

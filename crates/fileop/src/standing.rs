@@ -89,10 +89,7 @@ pub(crate) fn own(entries: &[Option<Entry>], earlier: &LayerIndex) -> Option<Vec
 }
 
 fn hides(entry: &Entry) -> bool {
-    matches!(
-        entry.kind,
-        Kind::Whiteout | Kind::Dir { opaque: true, .. }
-    )
+    matches!(entry.kind, Kind::Whiteout | Kind::Dir { opaque: true, .. })
 }
 
 /// Devices and sockets are in the index only: nothing of theirs could cover what is below.
@@ -101,7 +98,8 @@ fn is_on_disk(entry: &Entry) -> bool {
 }
 
 fn turned(entry: &Entry, known: &Entry) -> bool {
-    entry.is_dir() != known.is_dir() || !entry.is_dir() && discriminant(&entry.kind) != discriminant(&known.kind)
+    entry.is_dir() != known.is_dir()
+        || !entry.is_dir() && discriminant(&entry.kind) != discriminant(&known.kind)
 }
 
 /// Whether all is the same but for the number of a group of hard links.
@@ -168,7 +166,11 @@ mod tests {
 
     /// Enough files to be worth it, below `app`.
     fn listing() -> Vec<Entry> {
-        let mut all = vec![entry("app", DIR), entry("app/d", DIR), entry("app/d/e", DIR)];
+        let mut all = vec![
+            entry("app", DIR),
+            entry("app/d", DIR),
+            entry("app/d/e", DIR),
+        ];
         all.extend((0..300).map(|number| entry(&format!("app/d/{number:03}"), file(1))));
         all.push(entry("app/d/e/f", file(1)));
         all

@@ -50,10 +50,11 @@ impl Folder {
     /// Opens what is at `path`; no component, the last one included, may be a symbolic link.
     pub(crate) fn open_at(&self, path: &LayerPath, flags: OFlags) -> Result<OwnedFd, RootfsError> {
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        match (open_beneath(self.fd.as_fd(), path.as_bytes(), flags), &self.below) {
-            (Err(Errno::NOENT), Some(below)) => {
-                open_beneath(below.as_fd(), path.as_bytes(), flags)
-            }
+        match (
+            open_beneath(self.fd.as_fd(), path.as_bytes(), flags),
+            &self.below,
+        ) {
+            (Err(Errno::NOENT), Some(below)) => open_beneath(below.as_fd(), path.as_bytes(), flags),
             (own, _) => own,
         }
         .map_err(self.error("open", path))

@@ -4,6 +4,7 @@
 //! [`unpack_tar`] and [`write_tar`] are the worker's side: file work inside one layer's folder, without the database.
 //! The format, the locks and what is durable when are described in `docs/store.md`.
 
+mod ahead;
 mod cache_mounts;
 mod check;
 mod collect;

@@ -194,7 +194,9 @@ impl Store {
     /// When the database cannot be written.
     pub fn drop_layer(&self, id: LayerId) -> Result<Option<Dropped>, StoreError> {
         let (dropped, layers) = self.db.write_durably(|on| {
-            let known = on.prepare("SELECT 1 FROM layers WHERE id = ?1 AND state = ?2")?.exists(params![id.as_bytes(), SEALED])?;
+            let known = on
+                .prepare("SELECT 1 FROM layers WHERE id = ?1 AND state = ?2")?
+                .exists(params![id.as_bytes(), SEALED])?;
             if !known {
                 return Ok((None, vec![id]));
             }
@@ -203,7 +205,10 @@ impl Store {
                 .query_map(params![id.as_bytes()], |row| Ok(LayerId::new(row.get(0)?)))?
                 .collect::<Result<Vec<_>, _>>()?;
             layers.push(id);
-            let mut dropped = Dropped { records: 0, names: Vec::new() };
+            let mut dropped = Dropped {
+                records: 0,
+                names: Vec::new(),
+            };
             for id in &layers {
                 drop_one(on, *id, &mut dropped)?;
             }

@@ -1,6 +1,7 @@
 //! Layers from and to tar archives.
 
 use std::cell::Cell;
+use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 use std::rc::Rc;
@@ -11,6 +12,7 @@ use kiln_image::{DiffId, Kind, LayerIndex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::ahead::{Ahead, Part};
 use crate::{Content, Ids, LayerFs, LayerSummary};
 
 /// Bytes read and written at once.
@@ -118,10 +120,32 @@ pub fn write_tar(
     clamp: Option<i64>,
     out: &mut dyn Write,
 ) -> io::Result<u64> {
-    let fs = LayerFs::create(layer_dir, Ids::Recorded)?;
+    let open = || LayerFs::create(layer_dir, Ids::Recorded);
+    let fs = open()?;
     let out = BufWriter::with_capacity(BUFFER, out);
-    let (_, size) = write_layer(index, clamp, out, |entry| fs.open(&entry.path))?;
-    Ok(size)
+    std::thread::scope(|scope| {
+        let mut ahead = Ahead::begin(index, scope, open)?;
+        let (_, size) = write_layer(index, clamp, out, |entry| match &mut ahead {
+            Some(ahead) if Ahead::takes(entry) => ahead.next().map(Source::Ahead),
+            _ => fs.open(&entry.path).map(Source::File),
+        })?;
+        Ok(size)
+    })
+}
+
+/// Where the content of a file comes from.
+enum Source {
+    File(File),
+    Ahead(Part),
+}
+
+impl Read for Source {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::File(file) => file.read(buffer),
+            Self::Ahead(part) => part.read(buffer),
+        }
+    }
 }
 
 /// The hash of all bytes of a layer's archive that are not content of files. If it is the same for two archives, and

@@ -160,7 +160,14 @@ fn several_outputs_and_intermediate_trees() {
     for dir in &dirs {
         fs::create_dir(dir).unwrap();
     }
-    let applied = apply(&op, &[Some(base.tree())], &dirs.clone().map(NewLayer::from), ids(), NOW).unwrap();
+    let applied = apply(
+        &op,
+        &[Some(base.tree())],
+        &dirs.clone().map(NewLayer::from),
+        ids(),
+        NOW,
+    )
+    .unwrap();
     assert_eq!(
         listing(&applied.layers[0]),
         "d 755 0:0 now /copied\nf 600 0:0 9 /copied/x 5\n"

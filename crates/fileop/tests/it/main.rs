@@ -4,3 +4,4 @@ mod actions;
 mod archive;
 mod common;
 mod copy;
+mod standing;

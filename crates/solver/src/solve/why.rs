@@ -1,6 +1,5 @@
 //! Finds out why an operation is executed, and keeps what the next explanation will need.
 
-
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 

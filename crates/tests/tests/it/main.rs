@@ -45,6 +45,7 @@ mod reproducible;
 mod sees;
 mod settings_agree;
 mod sources;
+mod standing;
 mod storage;
 mod tidy;
 mod times;
