@@ -74,7 +74,7 @@ pub(crate) fn own(entries: &[Option<Entry>], earlier: &LayerIndex) -> Option<Vec
         if !own[*at] {
             continue;
         }
-        let mut folder = path(at).and_then(|path| path.parent());
+        let mut folder = path(at).and_then(kiln_image::LayerPath::parent);
         while let Some(up) = folder {
             let Ok(found) = order.binary_search_by(|at| path(at).cmp(&Some(&up))) else {
                 break;
@@ -144,6 +144,8 @@ mod tests {
     use kiln_image::{FileDigest, LayerPath};
 
     use super::*;
+
+    type Edit = fn(&mut Vec<Entry>);
 
     const DIR: Kind = Kind::Dir {
         opaque: false,
@@ -221,7 +223,7 @@ mod tests {
             opaque: true,
             implied: false,
         };
-        let cases: [(&str, fn(&mut Vec<Entry>)); 8] = [
+        let cases: [(&str, Edit); 8] = [
             ("removed", |all| drop(all.remove(5))),
             ("the last one removed", |all| drop(all.pop())),
             ("a folder in place of a file", |all| all[5].kind = DIR),
@@ -263,7 +265,7 @@ mod tests {
             (all[5].hardlink, all[6].hardlink) = (Some(7), Some(7));
         });
         assert_eq!(renumbered, Some(Vec::new()));
-        let cases: [(&str, fn(&mut Vec<Entry>)); 5] = [
+        let cases: [(&str, Edit); 5] = [
             ("a changed member", |all| all[3].mtime = (9, 9)),
             ("one file of two", |all| all[5].hardlink = Some(1)),
             ("two files of one", |all| all[4].hardlink = Some(2)),

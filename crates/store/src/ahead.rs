@@ -16,7 +16,7 @@ const MANY: usize = 256;
 const THREADS: usize = 2;
 /// Neighbours are read by one thread. With what waits to be taken, a thread holds so many bytes four times at most.
 const CHUNK_FILES: usize = 64;
-const CHUNK_BYTES: u64 = 512 * 1024;
+const CHUNK_BYTES: u64 = 256 * 1024;
 const WAITING: usize = 2;
 
 /// Contents of files, one after the other, and where each ends. Ends with the first that could not be read.

@@ -30,7 +30,7 @@ pub struct Leaf {
     pub shared: bool,
     /// A build that runs has it.
     pub in_use: bool,
-    /// How many records have it.
+    /// How many records have it, or a layer that stands on it.
     pub records: usize,
 }
 

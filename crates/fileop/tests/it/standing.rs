@@ -58,7 +58,7 @@ fn listing(dice: &mut Dice) -> Vec<String> {
 
 /// Some changes; most of them such that the layer can stand.
 fn edit(dice: &mut Dice, lines: &mut Vec<String>) {
-    for _ in 0..1 + dice.roll(5) {
+    for _ in 0..=dice.roll(5) {
         let number = dice.roll(FILES);
         let path = format!("{}f{number}", folder(number));
         let at = lines
@@ -148,8 +148,9 @@ impl Layers {
                 let (mode, time) = (meta.mode(), (meta.mtime(), meta.mtime_nsec()));
                 let owner = (meta.uid(), meta.gid());
                 format!(
-                    "{} {mode:o} {owner:?} {links} {time:?} {target:?}",
-                    entry.path
+                    "{} {mode:o} {owner:?} {links} {time:?} {}",
+                    entry.path,
+                    target.display()
                 )
             })
             .collect()
@@ -159,9 +160,12 @@ impl Layers {
 fn count(folder: &Path) -> usize {
     let items = std::fs::read_dir(folder).unwrap().map(|item| item.unwrap());
     items
-        .map(|item| match item.file_type().unwrap().is_dir() {
-            true => count(&item.path()),
-            false => 1,
+        .map(|item| {
+            if item.file_type().unwrap().is_dir() {
+                count(&item.path())
+            } else {
+                1
+            }
         })
         .sum()
 }
