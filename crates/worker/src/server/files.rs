@@ -72,7 +72,7 @@ pub(super) fn file(shared: &Shared, job: FileJob) -> Result<Response, Failure> {
                     })
                     .collect::<Result<Vec<_>, _>>()?;
                 // Nothing is there, should anybody want to read a file.
-                let dirs = vec![PathBuf::new(); indexes.len()];
+                let dirs = vec![PathBuf::new().into(); indexes.len()];
                 (MergedView::new(indexes), dirs, None)
             }
             FileTree::Local {
