@@ -16,6 +16,8 @@ pub(crate) struct Row {
     takes_value: bool,
     /// Values that ask for what happens anyway.
     fine: &'static [&'static str],
+    /// The other values that there are; empty for any.
+    known: &'static [&'static str],
     what: What,
 }
 
@@ -36,6 +38,7 @@ const fn value(long: &'static str, what: What) -> Row {
         short: None,
         takes_value: true,
         fine: &[],
+        known: &[],
         what,
     }
 }
@@ -67,6 +70,13 @@ impl Row {
     const fn fine(self, values: &'static [&'static str]) -> Self {
         Self {
             fine: values,
+            ..self
+        }
+    }
+
+    const fn known(self, values: &'static [&'static str]) -> Self {
+        Self {
+            known: values,
             ..self
         }
     }
@@ -156,6 +166,14 @@ impl<T> Others<T> {
             let asked = asked.next();
             if row.takes_value && asked.is_none() {
                 continue;
+            }
+            if let Some(value) = asked
+                && !row.known.is_empty()
+                && !row.known.contains(&value.as_str())
+            {
+                let all = [row.fine, row.known].concat().join(", ");
+                let text = format!("--{} {value}: expected one of {all}", row.long);
+                return Err(BuildError::new(text));
             }
             match row.what {
                 What::Silent => {}
@@ -484,7 +502,8 @@ impl Table for OfProgram {
             Nothing("kiln keeps no log of its own work; the log of a build is kiln history logs"),
         )
         .short('l')
-        .fine(&["info", "warn", "error", "fatal"]),
+        .fine(&["info", "warn", "warning", "error", "fatal", "panic"])
+        .known(&["debug", "trace"]),
         switch("tls", Nothing(NO_TLS)),
         switch("tlsverify", Nothing(NO_TLS)),
         value("tlscacert", Nothing(NO_TLS)),

@@ -83,7 +83,9 @@ fn normalised(mode: char, text: &str) -> String {
         if let [.., number, unit, last] = &mut words[..]
             && last.starts_with("ago")
             && number.parse::<u32>().is_ok()
-            && (unit.starts_with("second") || unit.starts_with("minute"))
+            && ["second", "minute", "hour"]
+                .iter()
+                .any(|known| unit.starts_with(known))
         {
             let tail = last["ago".len()..].to_owned();
             words.truncate(words.len() - 3);
