@@ -137,9 +137,9 @@ fn space(kiln: &Kiln) -> (u64, u64) {
     let number = |text: &str| text.parse::<u64>().expect("a number");
     let df = || {
         let said = kiln
-            .run(&["system", "df", "--format", "{{.SizeBytes}}"])
+            .run(&["system", "df", "--format", "{{.StoreBytes}}"])
             .ok();
-        said.stdout.lines().map(number).sum()
+        number(said.stdout.lines().next().expect("a number"))
     };
     let du = || {
         let said = sh(kiln, "du -s -B1 \"$KILN_ROOT\" 2>/dev/null");
