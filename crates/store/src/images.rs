@@ -52,6 +52,9 @@ pub struct Tag {
 
 const COLUMNS: &str = "manifest, config, size, created, os, architecture, variant, stored";
 
+/// In so many nanoseconds an image that a build has made gets its name.
+const NAMING: i64 = 60_000_000_000;
+
 impl Store {
     /// Keeps a manifest, index or config, under the digest of exactly these bytes.
     ///
@@ -211,6 +214,28 @@ impl Store {
             on.prepare_cached("DELETE FROM images WHERE manifest = ?1")?
                 .execute(params![manifest.as_bytes()])?;
             Ok(tags)
+        })
+    }
+
+    /// Removes an image to which no tag leads; `false` if one does, or if a build that runs has only just made it and may
+    /// be about to name it. Its layers stay as with [`Store::remove_image`].
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn remove_untagged_image(&self, manifest: Digest) -> Result<bool, StoreError> {
+        self.db.write(|on| {
+            let fresh = if self.live_leases()?.is_empty() {
+                i64::MAX
+            } else {
+                db::now() - NAMING
+            };
+            let removed = on
+                .prepare_cached(
+                    "DELETE FROM images WHERE manifest = ?1 AND stored < ?2
+                     AND NOT EXISTS (SELECT 1 FROM tags WHERE target = ?1)",
+                )?
+                .execute(params![manifest.as_bytes(), fresh])?;
+            Ok(removed > 0)
         })
     }
 

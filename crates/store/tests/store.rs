@@ -738,3 +738,24 @@ fn speed() {
     store.sweep().unwrap();
     eprintln!("sweep: {:?}", start.elapsed());
 }
+
+/// An image was gone before it had its name when another process pruned in that moment, or had just been given one.
+#[test]
+fn an_image_that_is_about_to_be_named_is_not_pruned() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = open(temp.path());
+    let made = |number| {
+        store
+            .set_image(digest(number), &image(&[], number))
+            .unwrap();
+        digest(number)
+    };
+    let lease = store.lease().unwrap();
+    assert!(!store.remove_untagged_image(made(1)).unwrap());
+    drop(lease);
+    store.tag(&name("app:v1"), made(2)).unwrap();
+    assert!(!store.remove_untagged_image(digest(2)).unwrap());
+    assert!(store.image(digest(2)).unwrap().is_some());
+    assert!(store.remove_untagged_image(digest(1)).unwrap());
+    assert!(store.image(digest(1)).unwrap().is_none());
+}

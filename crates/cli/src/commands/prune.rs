@@ -205,8 +205,12 @@ fn images(engine: &Engine, all: bool, filters: &Filters) -> Result<()> {
         if used.contains(&image.manifest) || !(all || dangling) || !filters.fit(store, &image)? {
             continue;
         }
-        for name in store.remove_image(image.manifest)? {
-            lines.push(format!("untagged: {}", name.familiar()));
+        if all {
+            for name in store.remove_image(image.manifest)? {
+                lines.push(format!("untagged: {}", name.familiar()));
+            }
+        } else if !store.remove_untagged_image(image.manifest)? {
+            continue;
         }
         lines.push(format!("deleted: {}", image.info.config));
     }

@@ -288,7 +288,6 @@ fn what_docker_has_and_kiln_has_not_is_refused_by_name() {
             "see kiln run --help",
         ),
         ("logs x", 1, "on the terminal of their kiln run"),
-        ("buildx imagetools create x", 1, "kiln manifest create"),
         (
             "buildx create ssh://box",
             1,
