@@ -202,9 +202,7 @@ impl Caches<'_> {
             let index = remote.read_index(&cache.origin, named).ok()?;
             (layer.content == Some(index.content_id())).then_some(index)
         })?;
-        // Who cannot keep it asks again.
-        let _ = store.keep_index(layer.diff, &found);
-        Some(Arc::new(found))
+        Some(store.know_index(layer.diff, found))
     }
 
     fn here(&self, diff: DiffId) -> Result<Option<Layer>, StoreError> {

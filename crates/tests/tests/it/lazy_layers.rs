@@ -256,6 +256,12 @@ fn a_cache_tells_what_is_in_layers() {
         user.run(&["pull", "-q", &image]).ok();
         let run = user.run(&["run", "--rm", &image, "cat", "/data/ran", "/data/f"]);
         assert_eq!(run.ok().stdout, "ran\ntwo");
+        // Who does not name the cache does not believe it: it could have lied.
+        let dockerfile = format!("FROM {base}\nCOPY f /link/g\n");
+        let context = fresh.context(&[("Dockerfile", &dockerfile), ("f", "two")]);
+        registry.forget();
+        fresh.build(&["-t", &image, "--push", &context]).ok();
+        assert!(asked_for(&registry, "GET", &below) > 0, "{from}");
     }
 
     // Without the indexes the layers are brought.

@@ -11,6 +11,15 @@ fn pushed(kiln: &Kiln, name: &str, platform: &str) {
         .ok();
 }
 
+/// A registry with an image for each of two platforms, and a store that knows of them only what the registry tells.
+fn two_images() -> Option<(Registry, Kiln, [String; 2])> {
+    let (registry, kiln) = (Registry::start()?, Kiln::fresh(Setting::Root, &[])?);
+    let images = [registry.image("app:amd64"), registry.image("app:arm")];
+    pushed(&kiln, &images[0], "linux/amd64");
+    pushed(&kiln, &images[1], "linux/arm64");
+    Some((registry, Kiln::fresh(Setting::User, &[])?, images))
+}
+
 fn json(text: &[u8]) -> Value {
     serde_json::from_slice(text).expect("JSON")
 }
@@ -35,14 +44,7 @@ fn platforms(list: &Value) -> Vec<String> {
 
 #[test]
 fn lists_are_made_and_pushed() {
-    let (Some(registry), Some(kiln)) = (Registry::start(), Kiln::fresh(Setting::Root, &[])) else {
-        return;
-    };
-    let (amd, arm) = (registry.image("app:amd64"), registry.image("app:arm"));
-    pushed(&kiln, &amd, "linux/amd64");
-    pushed(&kiln, &arm, "linux/arm64");
-    // Another store, which knows of the images only what the registry tells.
-    let Some(kiln) = Kiln::fresh(Setting::User, &[]) else {
+    let Some((registry, kiln, [amd, arm])) = two_images() else {
         return;
     };
     let list = registry.image("app:1");
@@ -165,14 +167,7 @@ fn images_of_the_store_are_in_lists() {
 
 #[test]
 fn imagetools_put_images_together() {
-    let (Some(registry), Some(kiln)) = (Registry::start(), Kiln::fresh(Setting::Root, &[])) else {
-        return;
-    };
-    let (amd, arm) = (registry.image("app:amd64"), registry.image("app:arm"));
-    pushed(&kiln, &amd, "linux/amd64");
-    pushed(&kiln, &arm, "linux/arm64");
-    // Another store, which knows of the images only what the registry tells.
-    let Some(kiln) = Kiln::fresh(Setting::User, &[]) else {
+    let Some((registry, kiln, [amd, arm])) = two_images() else {
         return;
     };
     let create = |args: &[&str]| {
