@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use sha2::{Digest as _, Sha256};
 
 use crate::db;
-use crate::layers::require_sealed;
+use crate::layers::{holders, require_sealed};
 use crate::{Store, StoreError};
 
 /// An image of one platform.
@@ -51,9 +51,6 @@ pub struct Tag {
 }
 
 const COLUMNS: &str = "manifest, config, size, created, os, architecture, variant, stored";
-
-/// In so many nanoseconds an image that a build has made gets its name.
-const NAMING: i64 = 60_000_000_000;
 
 impl Store {
     /// Keeps a manifest, index or config, under the digest of exactly these bytes.
@@ -217,24 +214,34 @@ impl Store {
         })
     }
 
-    /// Removes an image to which no tag leads; `false` if one does, or if a build that runs has only just made it and may
-    /// be about to name it. Its layers stay as with [`Store::remove_image`].
+    /// Removes an image to which no tag leads; `false` if one does, or if somebody who runs has its uppermost layer: a build
+    /// may be about to name it. One without layers could be any build's. Its layers stay as with [`Store::remove_image`].
     ///
     /// # Errors
     /// When the database cannot be written.
     pub fn remove_untagged_image(&self, manifest: Digest) -> Result<bool, StoreError> {
         self.db.write(|on| {
-            let fresh = if self.live_leases()?.is_empty() {
-                i64::MAX
-            } else {
-                db::now() - NAMING
+            // Within the transaction: whoever begins later makes the image anew.
+            let live = self.live_leases()?;
+            let top: Option<LayerId> = on
+                .prepare_cached(
+                    "SELECT layer FROM image_layers WHERE manifest = ?1 ORDER BY position DESC LIMIT 1",
+                )?
+                .query_row(params![manifest.as_bytes()], |row| Ok(LayerId::new(row.get(0)?)))
+                .optional()?;
+            let held = match top {
+                Some(top) => holders(on, top)?.iter().any(|lease| live.contains(lease)),
+                None => !live.is_empty(),
             };
+            if held {
+                return Ok(false);
+            }
             let removed = on
                 .prepare_cached(
-                    "DELETE FROM images WHERE manifest = ?1 AND stored < ?2
+                    "DELETE FROM images WHERE manifest = ?1
                      AND NOT EXISTS (SELECT 1 FROM tags WHERE target = ?1)",
                 )?
-                .execute(params![manifest.as_bytes(), fresh])?;
+                .execute(params![manifest.as_bytes()])?;
             Ok(removed > 0)
         })
     }

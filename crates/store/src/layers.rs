@@ -411,6 +411,17 @@ pub(crate) fn below_of(on: &Connection, id: LayerId) -> Result<Option<LayerId>, 
     Ok(query.query_row(params![id.as_bytes()], below).optional()?)
 }
 
+/// The leases under which somebody has or had a layer.
+pub(crate) fn holders(on: &Connection, id: LayerId) -> Result<Vec<String>, StoreError> {
+    let mut query = on.prepare_cached(
+        "SELECT lease FROM protected WHERE layer = ?1
+         UNION SELECT lease FROM layers WHERE id = ?1 AND lease IS NOT NULL",
+    )?;
+    Ok(query
+        .query_map(params![id.as_bytes()], |row| row.get(0))?
+        .collect::<Result<_, _>>()?)
+}
+
 /// Checks that layers are sealed.
 pub(crate) fn require_sealed(on: &Transaction<'_>, layers: &[LayerId]) -> Result<(), StoreError> {
     let mut query = on.prepare_cached("SELECT 1 FROM layers WHERE id = ?1 AND state = ?2")?;

@@ -11,6 +11,7 @@ use kiln_image::LayerId;
 use rusqlite::{Connection, Transaction, params};
 
 use crate::db::{self, DOOMED, SEALED};
+use crate::layers::holders;
 use crate::{RecordId, Store, StoreError, lock};
 
 /// A layer of the build cache.
@@ -161,15 +162,11 @@ impl Store {
             let mut records = BTreeSet::new();
             let mut of_layer =
                 on.prepare_cached("SELECT record FROM record_layers WHERE layer = ?1")?;
-            let mut leases = on.prepare_cached(
-                "SELECT lease FROM protected WHERE layer = ?1
-                 UNION SELECT lease FROM layers WHERE id = ?1 AND lease IS NOT NULL",
-            )?;
             for layer in layers {
-                let holders: Vec<String> = leases
-                    .query_map(params![layer.as_bytes()], |row| row.get(0))?
-                    .collect::<Result<_, _>>()?;
-                if holders.iter().any(|lease| live.contains(lease)) {
+                if holders(on, *layer)?
+                    .iter()
+                    .any(|lease| live.contains(lease))
+                {
                     continue;
                 }
                 let with: Vec<i64> = of_layer

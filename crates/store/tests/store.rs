@@ -744,18 +744,27 @@ fn speed() {
 fn an_image_that_is_about_to_be_named_is_not_pruned() {
     let temp = tempfile::tempdir().unwrap();
     let store = open(temp.path());
-    let made = |number| {
+    let made = |number, layers: &[LayerId]| {
         store
-            .set_image(digest(number), &image(&[], number))
+            .set_image(digest(number), &image(layers, number))
             .unwrap();
         digest(number)
     };
     let lease = store.lease().unwrap();
-    assert!(!store.remove_untagged_image(made(1)).unwrap());
+    let (below, top) = (layer(&store, &lease, "below"), layer(&store, &lease, "top"));
+    // One that is made again, as it was, after a long time.
+    let old = made(1, &[below, top]);
+    let (empty, base) = (made(2, &[]), made(3, &[below]));
     drop(lease);
-    store.tag(&name("app:v1"), made(2)).unwrap();
-    assert!(!store.remove_untagged_image(digest(2)).unwrap());
-    assert!(store.image(digest(2)).unwrap().is_some());
-    assert!(store.remove_untagged_image(digest(1)).unwrap());
-    assert!(store.image(digest(1)).unwrap().is_none());
+    let lease = store.lease().unwrap();
+    store.protect(&lease, &[top]).unwrap();
+    assert!(!store.remove_untagged_image(old).unwrap());
+    assert!(!store.remove_untagged_image(empty).unwrap());
+    assert!(store.remove_untagged_image(base).unwrap());
+    drop(lease);
+    store.tag(&name("app:v1"), empty).unwrap();
+    assert!(!store.remove_untagged_image(empty).unwrap());
+    assert!(store.image(empty).unwrap().is_some());
+    assert!(store.remove_untagged_image(old).unwrap());
+    assert!(store.image(old).unwrap().is_none());
 }
