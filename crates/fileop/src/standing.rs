@@ -166,6 +166,13 @@ mod tests {
         }
     }
 
+    fn empty() -> Kind {
+        Kind::File {
+            size: 0,
+            digest: FileDigest::new([0; 32]),
+        }
+    }
+
     /// Enough files to be worth it, below `app`.
     fn listing() -> Vec<Entry> {
         let mut all = vec![
@@ -223,7 +230,7 @@ mod tests {
             opaque: true,
             implied: false,
         };
-        let cases: [(&str, Edit); 8] = [
+        let cases: [(&str, Edit); 9] = [
             ("removed", |all| drop(all.remove(5))),
             ("the last one removed", |all| drop(all.pop())),
             ("a folder in place of a file", |all| all[5].kind = DIR),
@@ -235,10 +242,14 @@ mod tests {
                 all.push(entry("null", Kind::Char(1, 3)));
             }),
             ("a whiteout", |all| all.push(entry("gone", Kind::Whiteout))),
+            ("too many", |all| {
+                all.extend((0..110).map(|number| entry(&format!("app/{number}"), empty())));
+            }),
             ("too much", |all| {
-                for entry in &mut all[10..120] {
-                    entry.kind = file(7);
-                }
+                all[5].kind = Kind::File {
+                    size: 2000,
+                    digest: FileDigest::new([7; 32]),
+                };
             }),
         ];
         for (name, edit) in cases {
@@ -246,7 +257,14 @@ mod tests {
         }
         let mut before = listing();
         before[1].kind = opaque;
-        assert_eq!(on(before, |_| {}), None, "a folder that hides");
+        assert_eq!(on(before, |all| all[1].kind = DIR), None, "one that hid");
+        let hides = paths(|all| {
+            all[1].kind = Kind::Dir {
+                opaque: true,
+                implied: false,
+            };
+        });
+        assert_eq!(hides, None, "a folder that hides");
         let mut few = listing();
         few.truncate(100);
         assert_eq!(on(few, |all| all[50].kind = file(2)), None, "few");
