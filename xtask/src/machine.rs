@@ -1,5 +1,6 @@
 //! The machine: who runs this, Debian packages, the plain user of the tests, and the `kiln` binary.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -73,6 +74,16 @@ pub fn ensure_plain_user() -> Result<()> {
     Ok(())
 }
 
+/// The numbers of the tests' plain user.
+pub(crate) fn plain_user() -> Result<Ids> {
+    ensure_plain_user()?;
+    let number = |option| -> Result<u32> {
+        let text = output(&mut command("id", [option, PLAIN_USER]))?;
+        Ok(String::from_utf8_lossy(&text).trim().parse()?)
+    };
+    Ok((number("-u")?, number("-g")?))
+}
+
 /// How to build the binary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
@@ -82,11 +93,15 @@ pub enum Profile {
     Release,
 }
 
-/// The `kiln` binary and the store to use it with.
+/// A user's and a group's number.
+pub(crate) type Ids = (u32, u32);
+
+/// The `kiln` binary, the store to use it with, and who does that.
 #[derive(Debug, Clone)]
 pub struct Kiln {
     binary: PathBuf,
     store: Option<PathBuf>,
+    user: Option<Ids>,
 }
 
 impl Kiln {
@@ -96,6 +111,7 @@ impl Kiln {
             return Ok(Self {
                 binary: binary.into(),
                 store: None,
+                user: None,
             });
         }
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -112,6 +128,7 @@ impl Kiln {
         Ok(Self {
             binary: target_dir().join(folder).join("kiln"),
             store: None,
+            user: None,
         })
     }
 
@@ -120,6 +137,7 @@ impl Kiln {
         Self {
             binary: binary.to_owned(),
             store: None,
+            user: None,
         }
     }
 
@@ -127,8 +145,17 @@ impl Kiln {
     #[must_use]
     pub fn with_store(&self, store: &Path) -> Self {
         Self {
-            binary: self.binary.clone(),
             store: Some(store.to_owned()),
+            ..self.clone()
+        }
+    }
+
+    /// The same binary, started by somebody else than the user who runs this.
+    #[must_use]
+    pub(crate) fn as_user(&self, user: Option<Ids>) -> Self {
+        Self {
+            user,
+            ..self.clone()
         }
     }
 
@@ -148,6 +175,10 @@ impl Kiln {
         kiln.env("KILN_HOST_CA", "1");
         if let Some(store) = &self.store {
             kiln.env("KILN_ROOT", store);
+        }
+        if let Some((user, group)) = self.user {
+            // Nothing of the home of who runs this may be read.
+            kiln.uid(user).gid(group).env("HOME", "/nonexistent");
         }
         kiln
     }

@@ -56,6 +56,9 @@ enum Command {
         /// Leave one of them out: docker or buildah.
         #[arg(long, value_name = "PEER")]
         without: Vec<String>,
+        /// Kiln as the tests' plain user.
+        #[arg(long)]
+        rootless: bool,
     },
     /// Tests that take long.
     #[command(subcommand)]
@@ -144,7 +147,8 @@ fn main() -> ExitCode {
             names,
             rounds,
             without,
-        } => bench::run(&names, rounds, &without).map(|()| ExitCode::SUCCESS),
+            rootless,
+        } => bench::run(&names, rounds, &without, rootless).map(|()| ExitCode::SUCCESS),
         Command::Soak(Soak::Kills { count, seed }) => {
             soak::kills::run(count, seed).map(|()| ExitCode::SUCCESS)
         }

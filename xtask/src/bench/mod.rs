@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 
 use crate::bases;
 use crate::compare::Peers;
-use crate::machine::{ID_MAPS, Kiln, Profile, Tool, install};
+use crate::machine::{ID_MAPS, Kiln, Profile, Tool, install, plain_user};
 use crate::process::{command, output};
 use crate::{say, target_dir, workspace};
 
@@ -44,17 +44,17 @@ pub struct Bench {
 }
 
 /// The command: measures the named scenarios, all but those of projects if none is named, and prints a table. Each side does each scenario
-/// once before its `rounds` count. The peers named by `without` are left out.
+/// once before its `rounds` count. The peers named by `without` are left out. With `rootless` Kiln works as the tests' plain user.
 ///
 /// The name `micro` measures the hot pieces one by one instead.
-pub fn run(names: &[String], rounds: usize, without: &[String]) -> Result<()> {
+pub fn run(names: &[String], rounds: usize, without: &[String], rootless: bool) -> Result<()> {
     if names == ["micro"] {
         let mut micro = command("cargo", ["run", "--release", "-q", "-p", "kiln-micro"]);
         return crate::process::run(micro.current_dir(workspace()));
     }
     let scenarios = chosen(names)?;
     install(&TOOLS)?;
-    let bench = Bench::new(without)?;
+    let bench = Bench::new(without, rootless)?;
     let disk = Disk::of(&bench.room)?;
     let mut rows = Vec::new();
     for scenario in scenarios {
@@ -90,13 +90,22 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Scenario>> {
 
 impl Bench {
     /// Everybody with the images that the scenarios start from. Kiln's store is made anew.
-    fn new(without: &[String]) -> Result<Self> {
+    fn new(without: &[String], rootless: bool) -> Result<Self> {
         let room = target_dir().join("bench");
         if room.exists() {
             std::fs::remove_dir_all(&room)?;
         }
         std::fs::create_dir_all(&room)?;
-        let kiln = Kiln::build(Profile::Release)?.with_store(&room.join("store"));
+        let user = if rootless {
+            let user = plain_user()?;
+            std::os::unix::fs::chown(&room, Some(user.0), Some(user.1))?;
+            Some(user)
+        } else {
+            None
+        };
+        let kiln = Kiln::build(Profile::Release)?
+            .with_store(&room.join("store"))
+            .as_user(user);
         bases::run_with(&kiln, &NEEDED)?;
         let peers = Peers::from_environment();
         let mut sides = Vec::new();

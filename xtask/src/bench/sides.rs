@@ -1,6 +1,8 @@
 //! Who is measured: the same work as a command line of each.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -29,14 +31,16 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// A new folder: in what the peers share if there are any, else in `room`.
+    /// A new folder, which all may write: in what the peers share if there are any, else in `room`.
     pub(super) fn new(peers: Option<&Peers>, room: &Path) -> Result<Self> {
-        if let Some(peers) = peers {
-            let (here, inside) = peers.shared()?;
-            return Ok(Self { here, inside });
-        }
-        let here = tempfile::tempdir_in(room)?;
-        let inside = here.path().to_owned();
+        let (here, inside) = if let Some(peers) = peers {
+            peers.shared()?
+        } else {
+            let here = tempfile::tempdir_in(room)?;
+            let inside = here.path().to_owned();
+            (here, inside)
+        };
+        std::fs::set_permissions(here.path(), Permissions::from_mode(0o777))?;
         Ok(Self { here, inside })
     }
 
