@@ -30,7 +30,7 @@ use kiln_image::{Entry, InodeOwners, Kind, LayerIndex, LayerPath};
 use kiln_store::layer_fs::{Ids, LayerDirs, delete_layer};
 
 pub use error::RootfsError;
-pub use probe::probe;
+pub use probe::{probe, probed, sweep};
 pub use tree::FolderTree;
 
 use files::Folder;

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use kiln_store::layer_fs::delete_layer;
@@ -14,19 +15,49 @@ use crate::{Provider, overlay};
 
 /// Tells which provider works in the store at `store_root`, and why, as a part of a sentence. An overlay is mounted in a
 /// folder below `store_root/tmp`, files are removed in it, and its marks are looked for: some file systems take the
-/// mount and then cannot hold them. The folder is given to `remove`, and may be removed later.
+/// mount and then cannot hold them. The folder is given to `remove`, and may be removed later. That overlays work is
+/// remembered in the store, for processes that may do the same, until the machine starts again.
 pub fn probe(store_root: &Path, remove: impl FnOnce(PathBuf)) -> (Provider, String) {
     match try_overlay(&store_root.join("tmp"), remove) {
-        Ok(()) => (
-            Provider::Overlay,
-            format!("overlay mounts work in {}", store_root.display()),
-        ),
+        Ok(()) => {
+            if let Ok(rights) = rights(store_root) {
+                // Who cannot write it tries again.
+                let _ = std::fs::write(store_root.join(WORKS), rights);
+            }
+            let why = format!("overlay mounts work in {}", store_root.display());
+            (Provider::Overlay, why)
+        }
         Err(why) => (Provider::PlainTree, format!("layers are copied: {why}")),
     }
 }
 
+/// What [`probe`] has found out for a process with these rights since the machine started.
+pub fn probed(store_root: &Path) -> Option<Provider> {
+    let known = std::fs::read(store_root.join(WORKS)).ok()?;
+    (known == rights(store_root).ok()?.into_bytes()).then_some(Provider::Overlay)
+}
+
+/// The file of a store in which the rights are with which overlays worked.
+const WORKS: &str = "overlays-work";
+
+/// All that decides whether a process may mount: the kernel, the file system, ids, capabilities, filters, labels.
+fn rights(store_root: &Path) -> io::Result<String> {
+    const LINES: [&str; 4] = ["CapEff:", "NoNewPrivs:", "Seccomp:", "Seccomp_filters:"];
+    let read = |path: &str| std::fs::read_to_string(path);
+    let mut rights = read("/proc/sys/kernel/random/boot_id")? + &read("/proc/self/uid_map")?;
+    for line in read("/proc/self/status")?.lines() {
+        if LINES.iter().any(|name| line.starts_with(name)) {
+            rights += line;
+            rights.push('\n');
+        }
+    }
+    // Not there without a security module.
+    rights += &read("/proc/self/attr/current").unwrap_or_default();
+    let folder = std::fs::metadata(store_root)?;
+    Ok(format!("{rights}\n{} {}\n", folder.dev(), folder.ino()))
+}
+
 fn try_overlay(tmp: &Path, remove: impl FnOnce(PathBuf)) -> Result<(), String> {
-    sweep(tmp);
     let (dir, _lock) =
         new_folder(tmp).map_err(|error| format!("cannot write to {}: {error}", tmp.display()))?;
     let result = try_overlay_in(&dir);
@@ -61,8 +92,9 @@ fn new_folder(tmp: &Path) -> io::Result<(PathBuf, File)> {
     }
 }
 
-/// Removes what processes that were killed have left. What cannot be removed is in nobody's way.
-fn sweep(tmp: &Path) {
+/// Removes what processes that were killed while they tried something have left. What cannot be removed is in nobody's way.
+pub fn sweep(store_root: &Path) {
+    let tmp = store_root.join("tmp");
     for entry in std::fs::read_dir(tmp).into_iter().flatten().flatten() {
         let left = entry
             .file_name()

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kiln_sandbox::{Isolation, SandboxError};
 
@@ -228,27 +228,20 @@ impl Worker {
         wire::send_with_fds(control.as_fd(), b"j", &[theirs.as_fd()]).map_err(WorkerError::Lost)
     }
 
-    /// Ends the worker process and waits until it is gone, with everything that ran in it.
+    /// Ends the worker process and waits until everything that ran in it is gone. What is left to be tidied up it does
+    /// afterwards.
     pub fn end(&self) {
         let Some(Running { mut child, control }) = lock(&self.running).take() else {
             return;
         };
-        drop(control);
-        let deadline = Instant::now() + END_WITHIN;
-        let mut pause = Duration::from_micros(200);
-        loop {
-            match child.try_wait() {
-                Ok(None) if Instant::now() < deadline => {
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_millis(20));
-                }
-                Ok(None) => {
-                    let _ = child.kill();
-                    let _ = child.wait();
-                    return;
-                }
-                _ => return,
-            }
+        // The worker closes its end when the jobs have ended; it never writes.
+        let ended = control
+            .shutdown(std::net::Shutdown::Write)
+            .and_then(|()| control.set_read_timeout(Some(END_WITHIN)))
+            .and_then(|()| io::Read::read_exact(&mut &control, &mut [0]));
+        if !ended.is_err_and(|error| error.kind() == io::ErrorKind::UnexpectedEof) {
+            let _ = child.kill();
+            let _ = child.wait();
         }
     }
 }

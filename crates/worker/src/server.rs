@@ -29,7 +29,7 @@ mod trust;
 pub(crate) struct Shared {
     store_root: PathBuf,
     ids: Ids,
-    provider: std::sync::OnceLock<(Provider, String)>,
+    provider: std::sync::OnceLock<Provider>,
     forced: Option<Provider>,
     indexes: Mutex<HashMap<LayerId, Arc<LayerIndex>>>,
     tidy: Tidy,
@@ -54,11 +54,16 @@ impl Shared {
     }
 
     /// The way root file systems are made here; found out once, by trying.
-    pub(crate) fn provider(&self) -> &(Provider, String) {
-        self.provider.get_or_init(|| match self.forced {
-            Some(provider) => (provider, "forced".to_owned()),
-            None => kiln_rootfs::probe(&self.store_root, |left| self.tidy.remove(left)),
+    pub(crate) fn provider(&self) -> Provider {
+        *self.provider.get_or_init(|| {
+            self.forced
+                .or_else(|| kiln_rootfs::probed(&self.store_root))
+                .unwrap_or_else(|| self.try_provider().0)
         })
+    }
+
+    fn try_provider(&self) -> (Provider, String) {
+        kiln_rootfs::probe(&self.store_root, |left| self.tidy.remove(left))
     }
 
     /// Keeps the index of a layer that was made just now.
@@ -254,8 +259,19 @@ pub fn serve(
         // A job that panicked has told its front by closing the connection.
         let _ = thread.join();
     }
+    if let Ok(()) = on_its_own() {
+        drop(control);
+    }
     shared.tidy.end();
     outcome
+}
+
+/// Nobody needs to wait for what is left to do: the front may end, and who reads what it says.
+fn on_its_own() -> io::Result<()> {
+    let null = std::fs::OpenOptions::new().write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stderr(&null)?;
+    rustix::process::set_parent_process_death_signal(None)?;
+    Ok(())
 }
 
 fn serve_job(shared: &Shared, socket: &UnixStream, cancel: &Cancel) {
@@ -283,7 +299,11 @@ fn answer(
 ) -> Result<Response, Failure> {
     match request {
         Request::Facts => {
-            let (provider, reason) = shared.provider();
+            // Who asks wants it tried now.
+            let (provider, reason) = match shared.forced {
+                Some(provider) => (provider, "forced".to_owned()),
+                None => shared.try_provider(),
+            };
             let provider = match provider {
                 Provider::Overlay => "overlay",
                 Provider::OverlayByMount => "overlay by mount(2)",
@@ -291,7 +311,7 @@ fn answer(
             };
             Ok(Response::Facts(crate::WorkerFacts {
                 provider: provider.to_owned(),
-                reason: reason.clone(),
+                reason,
             }))
         }
         Request::Exec(job) => exec::exec(shared, &job, fds, cancel),

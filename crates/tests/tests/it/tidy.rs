@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use kiln_tests::{Kiln, Setting};
 
@@ -58,12 +59,42 @@ fn mounted_as_by_old_kernels() {
     assert_eq!(scratch(&kiln), [] as [PathBuf; 0]);
 }
 
+/// What was found out of overlays is used by later processes with the same rights, and by no others.
+#[test]
+fn overlays_are_tried_once() {
+    let Some(kiln) = Kiln::fresh(Setting::Root, &["busybox"]) else {
+        return;
+    };
+    let context = kiln.context(&[("Dockerfile", DOCKERFILE)]);
+    let known = kiln.store().join("overlays-work");
+    let build = || kiln.build(&["--no-cache", &context]).ok();
+    build();
+    let found = fs::read(&known).expect("remembered");
+    let time = || fs::metadata(&known).expect("remembered").modified().ok();
+    let before = time();
+    build();
+    assert_eq!(time(), before, "tried again");
+    fs::write(&known, "of a machine that was started earlier").expect("own file");
+    build();
+    assert_eq!(fs::read(&known).expect("remembered"), found);
+    let before = time();
+    kiln.run(&["info"]).ok().says(&["overlay mounts work"]);
+    assert_ne!(time(), before, "told without a try");
+}
+
 const DOCKERFILE: &str = "FROM busybox\nRUN mkdir /a && touch /a/b\nRUN rm -r /a\nRUN true\n";
 
-/// What is in the store's folder for short-lived things.
+/// What stays in the store's folder for short-lived things: a worker tidies up when its front has ended.
 fn scratch(kiln: &Kiln) -> Vec<PathBuf> {
-    let entries = fs::read_dir(kiln.store().join("tmp")).expect("a store has it");
-    entries.map(|it| it.expect("readable").path()).collect()
+    let there = || -> Vec<PathBuf> {
+        let entries = fs::read_dir(kiln.store().join("tmp")).expect("a store has it");
+        entries.map(|it| it.expect("readable").path()).collect()
+    };
+    let until = Instant::now() + Duration::from_secs(60);
+    while !there().is_empty() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    there()
 }
 
 fn nothing_is_left(setting: Setting) {

@@ -71,7 +71,7 @@ impl Tree {
             trusted = Some(added);
             lowers.extend(layer);
         }
-        let rootfs = Rootfs::prepare(shared.provider().0, &lowers, &layer_dir, shared.ids)
+        let rootfs = Rootfs::prepare(shared.provider(), &lowers, &layer_dir, shared.ids)
             .map_err(|error| failure("cannot make the root file system", &error))?
             .put_aside(shared.tidy.place(into));
         let owners = rootfs

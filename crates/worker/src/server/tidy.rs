@@ -2,8 +2,8 @@
 //!
 //! Removing the few folders that an overlay mount needed takes longer than mounting it where the disk is told of each
 //! block that gets free (`mount -o discard`). They are moved to `tmp/old-<layer>` of the store, where nobody needs them and
-//! they are counted as part of the store, and a thread removes them. What a worker that was killed has left there the next
-//! one removes.
+//! they are counted as part of the store, and a thread removes them, which may outlive the front. What a worker that was
+//! killed has left there the next one removes.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -18,7 +18,7 @@ const PREFIX: &str = "old-";
 
 /// The thread that removes, started with the first folder.
 pub(crate) struct Tidy {
-    tmp: PathBuf,
+    store_root: PathBuf,
     thread: Mutex<Option<(Sender<PathBuf>, JoinHandle<()>)>>,
 }
 
@@ -26,14 +26,15 @@ impl Tidy {
     /// Nothing is started yet.
     pub(crate) fn new(store_root: &Path) -> Self {
         Self {
-            tmp: store_root.join("tmp"),
+            store_root: store_root.to_owned(),
             thread: Mutex::default(),
         }
     }
 
     /// Where a layer's leftovers go.
     pub(crate) fn place(&self, layer: LayerId) -> PathBuf {
-        self.tmp.join(format!("{PREFIX}{}", layer.hex()))
+        let name = format!("{PREFIX}{}", layer.hex());
+        self.store_root.join("tmp").join(name)
     }
 
     /// Removes a folder soon. Nothing happens if it is not there.
@@ -41,10 +42,10 @@ impl Tidy {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if thread.is_none() {
             let (send, receive) = channel();
-            let tmp = self.tmp.clone();
+            let store_root = self.store_root.clone();
             let started = std::thread::Builder::new()
                 .name("tidy".to_owned())
-                .spawn(move || run(&tmp, &receive));
+                .spawn(move || run(&store_root, &receive));
             *thread = started.ok().map(|thread| (send, thread));
         }
         // What cannot be removed now the next worker removes.
@@ -67,7 +68,9 @@ impl Tidy {
     }
 }
 
-fn run(tmp: &Path, folders: &Receiver<PathBuf>) {
+fn run(store_root: &Path, folders: &Receiver<PathBuf>) {
+    kiln_rootfs::sweep(store_root);
+    let tmp = store_root.join("tmp");
     // Nobody needs what has such a name, so that no lock tells who it is of: two may remove the same.
     for entry in std::fs::read_dir(tmp).into_iter().flatten().flatten() {
         if entry
