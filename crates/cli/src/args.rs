@@ -10,6 +10,7 @@ use crate::container_args::{
     StopArgs,
 };
 use crate::docker_flags::{BuildFlags, OfBuilders, OfProgram, OfRmi, OfTransfers, Others};
+use crate::later::Later;
 use crate::long_names::{
     BuilderCommand, BuildxCommand, ContainerCommand, HistoryFormatArgs, ImageCommand,
     ImageHistoryArgs, InspectArgs,
@@ -67,17 +68,17 @@ pub(crate) struct Global {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Build an image from a Dockerfile
-    Build(Box<BuildArgs>),
+    Build(Later<BuildArgs>),
     /// Run a command in a new container
-    Run(Box<RunArgs>),
+    Run(Later<RunArgs>),
     /// Make a container that is started later
-    Create(Box<ContainerArgs>),
+    Create(Later<ContainerArgs>),
     /// Run a container that was made before
-    Start(StartArgs),
+    Start(Later<StartArgs>),
     /// End containers: by their signal, and by force when they are still there after a while
-    Stop(StopArgs),
+    Stop(Later<StopArgs>),
     /// Send a signal to containers
-    Kill(KillArgs),
+    Kill(Later<KillArgs>),
     /// Wait for the end of containers, and print their exit codes
     Wait {
         /// Names or ids
@@ -85,52 +86,52 @@ pub(crate) enum Command {
         containers: Vec<String>,
     },
     /// Make an image of what a container changed
-    Commit(CommitArgs),
+    Commit(Later<CommitArgs>),
     /// Open a shell in what a step of a build made
-    Debug(Box<DebugArgs>),
+    Debug(Later<DebugArgs>),
     /// List containers
-    Ps(PsArgs),
+    Ps(Later<PsArgs>),
     /// Copy files out of a container or into it
-    Cp(CpArgs),
+    Cp(Later<CpArgs>),
     /// Show what a container changed
     Diff {
         /// Name or id
         container: String,
     },
     /// Write the files of a container into an archive
-    Export(ExportArgs),
+    Export(Later<ExportArgs>),
     /// Remove containers
-    Rm(RmArgs),
+    Rm(Later<RmArgs>),
     /// List images
-    Images(ImagesArgs),
+    Images(Later<ImagesArgs>),
     /// Make an image from a file system archive
-    Import(ImportArgs),
+    Import(Later<ImportArgs>),
     /// Load images from an archive
-    Load(LoadArgs),
+    Load(Later<LoadArgs>),
     /// Save images to an archive
-    Save(SaveArgs),
+    Save(Later<SaveArgs>),
     /// Fetch an image from a registry
-    Pull(PullArgs),
+    Pull(Later<PullArgs>),
     /// Bring an image to a registry
-    Push(PushArgs),
+    Push(Later<PushArgs>),
     /// Show what registries have, and make lists of images for several platforms
     #[command(subcommand)]
     Manifest(ManifestCommand),
     /// Keep the name and the password for a registry
-    Login(LoginArgs),
+    Login(Later<LoginArgs>),
     /// Forget the name and the password for a registry
     Logout {
         /// The registry [default: Docker Hub]
         server: Option<String>,
     },
     /// Give an image another name
-    Tag(TagArgs),
+    Tag(Later<TagArgs>),
     /// Remove images
-    Rmi(RmiArgs),
+    Rmi(Later<RmiArgs>),
     /// Show how an image was made, or the last builds
-    History(HistoryArgs),
+    History(Later<HistoryArgs>),
     /// Show what is known of images and containers, as JSON
-    Inspect(InspectArgs),
+    Inspect(Later<InspectArgs>),
     /// Look after images
     #[command(subcommand)]
     Image(ImageCommand),
@@ -150,13 +151,13 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Cache(CacheCommand),
     /// Show why the steps of a build were executed
-    Why(WhyArgs),
+    Why(Later<WhyArgs>),
     /// Show which rule of .dockerignore keeps files out of a build
-    ExplainIgnore(ExplainIgnoreArgs),
+    ExplainIgnore(Later<ExplainIgnoreArgs>),
     /// Show where Kiln runs and how
-    Info(InfoArgs),
+    Info(Later<InfoArgs>),
     /// Show the version
-    Version(VersionArgs),
+    Version(Later<VersionArgs>),
     /// Print a script that completes commands in a shell
     Completion {
         /// The shell
@@ -584,7 +585,7 @@ impl From<HistoryCommand> for HistoryArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum HistoryCommand {
     /// List the last builds
-    Ls(BuildsArgs),
+    Ls(Later<BuildsArgs>),
     /// Print all that a build showed, from its first line to its last
     Logs {
         /// The build: its number, or the name or id of its image [default: the last build]

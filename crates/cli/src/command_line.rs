@@ -1,5 +1,6 @@
 //! The command line before it is parsed, and what is said when it cannot be.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -8,6 +9,7 @@ use clap::{Arg, ArgAction, Command, CommandFactory as _};
 
 use crate::args::Cli;
 use crate::format::complain;
+use crate::later::Making;
 use crate::settings::Defaults;
 
 /// docker's own code for an option that it does not know.
@@ -24,7 +26,7 @@ pub(crate) fn program() -> &'static str {
 
 /// The command line with Go's way to write options that are on or off (`--pull=true`, `--rm=false`) in clap's words.
 pub(crate) fn prepared(args: Vec<OsString>, cli: &Command) -> Vec<OsString> {
-    let mut command = cli;
+    let mut command = Cow::Borrowed(cli);
     let mut prepared = Vec::with_capacity(args.len());
     let mut words = args.into_iter();
     prepared.extend(words.next());
@@ -39,7 +41,7 @@ pub(crate) fn prepared(args: Vec<OsString>, cli: &Command) -> Vec<OsString> {
                 None => (long, None),
             };
             match (
-                find(cli, command, |arg| arg.get_long() == Some(name)),
+                find(cli, &command, |arg| arg.get_long() == Some(name)),
                 value,
             ) {
                 (Some(arg), Some(value)) if !takes_value(arg) => match value {
@@ -59,7 +61,7 @@ pub(crate) fn prepared(args: Vec<OsString>, cli: &Command) -> Vec<OsString> {
             prepared.push(word);
             let mut letters = text.chars().skip(1).peekable();
             while let Some(letter) = letters.next() {
-                let found = find(cli, command, |arg| arg.get_short() == Some(letter));
+                let found = find(cli, &command, |arg| arg.get_short() == Some(letter));
                 if found.is_some_and(takes_value) {
                     if letters.peek().is_none() {
                         prepared.extend(words.next());
@@ -67,8 +69,8 @@ pub(crate) fn prepared(args: Vec<OsString>, cli: &Command) -> Vec<OsString> {
                     break;
                 }
             }
-        } else if let Some(below) = command.find_subcommand(&text) {
-            command = below;
+        } else if let Some(below) = command.find_subcommand(&text).map(filled) {
+            command = Cow::Owned(below);
             prepared.push(word);
         } else {
             prepared.push(word);
@@ -103,11 +105,21 @@ fn is_optional(arg: &Arg) -> bool {
         .is_some_and(|range| range.min_values() == 0)
 }
 
-/// The grammar as people read it. Its doc comments begin in upper case, as Rust's do; help begins in lower case.
+/// The whole grammar, with the arguments of all commands.
 pub(crate) fn cli() -> Command {
-    voiced(Cli::command())
+    static NONE: Defaults = Defaults {
+        global: Vec::new(),
+        build: Vec::new(),
+    };
+    let mut cli = grammar(Making {
+        defaults: &NONE,
+        is_read: true,
+    });
+    cli.build();
+    cli
 }
 
+/// The grammar as people read it. Its doc comments begin in upper case, as Rust's do; help begins in lower case.
 pub(crate) fn voiced(command: Command) -> Command {
     let about = command.get_about().map(|text| lower(&text.to_string()));
     let command = match about {
@@ -140,37 +152,25 @@ fn lower(text: &str) -> String {
     }
 }
 
-/// The grammar with what configuration files say instead of the usual values.
-pub(crate) fn grammar(defaults: &Defaults) -> Command {
-    /// Where builds are in the grammar.
-    const BUILDS: [&[&str]; 4] = [
-        &["build"],
-        &["image", "build"],
-        &["builder", "build"],
-        &["buildx", "build"],
-    ];
-    // The grammar keeps what it is given as long as the program runs.
-    let kept = |text: &String| -> &'static str { Box::leak(text.clone().into_boxed_str()) };
+/// The grammar, whose commands have their arguments [later](crate::later).
+pub(crate) fn grammar(making: Making) -> Command {
+    crate::later::set(making);
     let mut cli = Cli::command();
-    for (name, value) in &defaults.global {
-        let value = kept(value);
-        cli = cli.mut_arg(*name, |arg| arg.default_value(value));
+    for (name, value) in &making.defaults.global {
+        cli = cli.mut_arg(*name, |arg| arg.default_value(value.as_str()));
     }
-    let set = |mut command: Command| {
-        for (name, value) in &defaults.build {
-            let value = kept(value);
-            command = command.mut_arg(*name, |arg| arg.default_value(value));
-        }
-        command
-    };
-    for path in BUILDS {
-        cli = match *path {
-            [build] => cli.mut_subcommand(build, set),
-            [outer, build] => cli.mut_subcommand(outer, |outer| outer.mut_subcommand(build, set)),
-            _ => cli,
-        };
+    // Only what is read needs the voice.
+    if making.is_read { voiced(cli) } else { cli }
+}
+
+/// A command with its arguments.
+fn filled(command: &Command) -> Command {
+    let mut command = command.clone();
+    // The commands of a group are looked at when one of them is called.
+    if !command.has_subcommands() {
+        command.build();
     }
-    cli
+    command
 }
 
 /// What docker has and this program has not, with what to do instead.
@@ -313,7 +313,7 @@ pub(crate) fn refuse(error: &clap::Error) -> ExitCode {
 
 /// The command that was meant, as far as it is known: `kiln image ls`.
 fn path() -> String {
-    let cli = Cli::command();
+    let cli = cli();
     let mut command = &cli;
     let mut path = program().to_owned();
     let mut words = std::env::args().skip(1);
@@ -387,12 +387,16 @@ mod tests {
     #[test]
     fn the_grammar_is_sound() {
         Cli::command().debug_assert();
-        let defaults = Defaults {
+        let defaults = Box::leak(Box::new(Defaults {
             global: vec![("root", "/x".to_owned())],
             build: vec![("jobs", "3".to_owned()), ("summary", "true".to_owned())],
+        }));
+        let making = Making {
+            defaults,
+            is_read: false,
         };
         let line = ["kiln", "image", "build", "."];
-        let matches = grammar(&defaults).try_get_matches_from(line).unwrap();
+        let matches = grammar(making).try_get_matches_from(line).unwrap();
         let cli = <Cli as clap::FromArgMatches>::from_arg_matches(&matches).unwrap();
         assert_eq!(cli.global.root, Some("/x".into()));
         let Some(crate::args::Command::Image(crate::long_names::ImageCommand::Build(build))) =
@@ -401,5 +405,26 @@ mod tests {
             panic!("not a build");
         };
         assert_eq!((build.jobs, build.summary), (3, true));
+    }
+
+    /// What a call sees of its command is what the whole grammar says of it, under all of the command's names.
+    #[test]
+    fn a_call_makes_its_commands_whole_grammar() {
+        fn check(whole: &Command, path: &[&str]) {
+            let words = path.iter().chain(&["--help"]);
+            let defaults = Box::leak(Box::default());
+            let is_read = true;
+            let shown = grammar(Making { defaults, is_read }).try_get_matches_from(words);
+            let shown = shown.expect_err("help ends the call").render().to_string();
+            assert_eq!(shown, whole.clone().render_help().to_string(), "{path:?}");
+            for below in whole.get_subcommands() {
+                for name in std::iter::once(below.get_name()).chain(below.get_all_aliases()) {
+                    check(below, &[path, &[name]].concat());
+                }
+            }
+        }
+        let whole = cli();
+        assert!(whole.get_subcommands().count() > 30);
+        check(&whole, &["kiln"]);
     }
 }

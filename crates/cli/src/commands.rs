@@ -47,6 +47,7 @@ use crate::args::{Cli, Command, Global, HistoryArgs};
 use crate::command_line::{self, USAGE};
 use crate::context::Place;
 use crate::format::{complain, say};
+use crate::later::Making;
 use crate::long_names::{
     self, BuilderCommand, BuildxCommand, ContainerCommand, ImageCommand, ImagetoolsCommand,
 };
@@ -64,18 +65,19 @@ pub(crate) fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let grammar = command_line::grammar(&defaults);
-    let args = command_line::prepared(args, &grammar);
+    // The grammar keeps what it is given as long as the program runs.
+    let defaults = Box::leak(Box::new(defaults));
+    let grammar = |is_read| command_line::grammar(Making { defaults, is_read });
+    let called = grammar(false);
+    let args = command_line::prepared(args, &called);
     let parse = |grammar: clap::Command| {
-        let matches = grammar.try_get_matches_from(&args)?;
-        Cli::from_arg_matches(&matches)
+        let mut matches = grammar.try_get_matches_from(&args)?;
+        Cli::from_arg_matches_mut(&mut matches)
     };
-    let mut cli = match parse(grammar) {
+    let mut cli = match parse(called) {
         Ok(cli) => cli,
         Err(error) if error.kind() == clap::error::ErrorKind::DisplayHelp => {
-            // Only what is read needs the voice.
-            let again = parse(command_line::voiced(command_line::grammar(&defaults)));
-            return command_line::refuse(&again.err().unwrap_or(error));
+            return command_line::refuse(&parse(grammar(true)).err().unwrap_or(error));
         }
         Err(error) => return command_line::refuse(&error),
     };
@@ -149,13 +151,16 @@ fn dispatch(global: &Global, command: Command) -> Result<ExitCode> {
         Command::Export(args) => inout::export(&place, &args.container, args.output.as_deref()),
         Command::Tag(args) => images::tag(&place, &args.source, &args.target),
         Command::Rmi(args) => images::rmi(&place, &args),
-        Command::History(HistoryArgs {
-            command: Some(command),
-            ..
-        }) => builds::builds(&place, command),
-        Command::History(HistoryArgs { image, how, .. }) => {
-            let image = image.unwrap_or_default();
-            images::history(&place, &image, &how)
+        Command::History(args) => {
+            let HistoryArgs {
+                command,
+                image,
+                how,
+            } = args.into_inner();
+            match command {
+                Some(command) => builds::builds(&place, command),
+                None => images::history(&place, &image.unwrap_or_default(), &how),
+            }
         }
         Command::Inspect(args) => inspect::inspect(&place, &args),
         Command::Pull(args) => remote::pull(&place, &args),

@@ -3,47 +3,48 @@
 use clap::{Args, Subcommand};
 
 use crate::args::{
-    BuildArgs, Command, HistoryCommand, ImagesArgs, ImportArgs, LoadArgs, PullArgs, PushArgs,
-    RmiArgs, SaveArgs, TagArgs, VersionArgs,
+    BuildArgs, Command, HistoryArgs, HistoryCommand, ImagesArgs, ImportArgs, LoadArgs, PullArgs,
+    PushArgs, RmiArgs, SaveArgs, TagArgs, VersionArgs,
 };
 use crate::container_args::{
     CommitArgs, ContainerArgs, CpArgs, ExportArgs, KillArgs, PruneArgs, PsArgs, RmArgs, RunArgs,
     StartArgs, StopArgs,
 };
 use crate::docker_flags::{OfBuilders, Others};
+use crate::later::Later;
 use crate::storage_args::{BuilderPruneArgs, DuArgs, ImagePruneArgs};
 
 /// `kiln image`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
     /// Build an image from a Dockerfile
-    Build(Box<BuildArgs>),
+    Build(Later<BuildArgs>),
     /// List images
     #[command(visible_alias = "list")]
-    Ls(ImagesArgs),
+    Ls(Later<ImagesArgs>),
     /// Show how an image was made
-    History(ImageHistoryArgs),
+    History(Later<ImageHistoryArgs>),
     /// Show what is known of images, as JSON
-    Inspect(InspectArgs),
+    Inspect(Later<InspectArgs>),
     /// Show how the files of two images differ
-    Diff(ImageDiffArgs),
+    Diff(Later<ImageDiffArgs>),
     /// Give an image another name
-    Tag(TagArgs),
+    Tag(Later<TagArgs>),
     /// Remove images
     #[command(visible_alias = "remove")]
-    Rm(RmiArgs),
+    Rm(Later<RmiArgs>),
     /// Remove images that have no name
-    Prune(ImagePruneArgs),
+    Prune(Later<ImagePruneArgs>),
     /// Fetch an image from a registry
-    Pull(PullArgs),
+    Pull(Later<PullArgs>),
     /// Bring an image to a registry
-    Push(PushArgs),
+    Push(Later<PushArgs>),
     /// Save images to an archive
-    Save(SaveArgs),
+    Save(Later<SaveArgs>),
     /// Load images from an archive
-    Load(LoadArgs),
+    Load(Later<LoadArgs>),
     /// Make an image from a file system archive
-    Import(ImportArgs),
+    Import(Later<ImportArgs>),
 }
 
 /// `kiln container`.
@@ -51,17 +52,17 @@ pub(crate) enum ImageCommand {
 pub(crate) enum ContainerCommand {
     /// List containers
     #[command(visible_aliases = ["list", "ps"])]
-    Ls(PsArgs),
+    Ls(Later<PsArgs>),
     /// Make a container that is started later
-    Create(Box<ContainerArgs>),
+    Create(Later<ContainerArgs>),
     /// Run a command in a new container
-    Run(Box<RunArgs>),
+    Run(Later<RunArgs>),
     /// Run a container that was made before
-    Start(StartArgs),
+    Start(Later<StartArgs>),
     /// End containers: by their signal, and by force when they are still there after a while
-    Stop(StopArgs),
+    Stop(Later<StopArgs>),
     /// Send a signal to containers
-    Kill(KillArgs),
+    Kill(Later<KillArgs>),
     /// Wait for the end of containers, and print their exit codes
     Wait {
         /// Names or ids
@@ -69,34 +70,34 @@ pub(crate) enum ContainerCommand {
         containers: Vec<String>,
     },
     /// Make an image of what a container changed
-    Commit(CommitArgs),
+    Commit(Later<CommitArgs>),
     /// Copy files out of a container or into it
-    Cp(CpArgs),
+    Cp(Later<CpArgs>),
     /// Show what a container changed
     Diff {
         /// Name or id
         container: String,
     },
     /// Write the files of a container into an archive
-    Export(ExportArgs),
+    Export(Later<ExportArgs>),
     /// Show what is known of containers, as JSON
-    Inspect(InspectArgs),
+    Inspect(Later<InspectArgs>),
     /// Remove containers
     #[command(visible_alias = "remove")]
-    Rm(RmArgs),
+    Rm(Later<RmArgs>),
     /// Remove all containers that do not run
-    Prune(PruneArgs),
+    Prune(Later<PruneArgs>),
 }
 
 /// `kiln builder`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum BuilderCommand {
     /// Build an image from a Dockerfile
-    Build(Box<BuildArgs>),
+    Build(Later<BuildArgs>),
     /// Remove the build cache, or what was not used for longest of it
-    Prune(BuilderPruneArgs),
+    Prune(Later<BuilderPruneArgs>),
     /// Show what is in the build cache
-    Du(DuArgs),
+    Du(Later<DuArgs>),
 }
 
 /// `kiln buildx`.
@@ -104,11 +105,11 @@ pub(crate) enum BuilderCommand {
 pub(crate) enum BuildxCommand {
     /// Build an image from a Dockerfile
     #[command(visible_alias = "b")]
-    Build(Box<BuildArgs>),
+    Build(Later<BuildArgs>),
     /// Remove the build cache, or what was not used for longest of it
-    Prune(BuilderPruneArgs),
+    Prune(Later<BuilderPruneArgs>),
     /// Show what is in the build cache
-    Du(DuArgs),
+    Du(Later<DuArgs>),
     /// Show the last builds
     #[command(subcommand)]
     History(HistoryCommand),
@@ -116,23 +117,23 @@ pub(crate) enum BuildxCommand {
     #[command(subcommand)]
     Imagetools(ImagetoolsCommand),
     /// Show the one builder that there is
-    Inspect(BuilderInspectArgs),
+    Inspect(Later<BuilderInspectArgs>),
     /// List the one builder that there is
-    Ls(BuilderLsArgs),
+    Ls(Later<BuilderLsArgs>),
     /// Accepted for docker's sake: there is one builder
     #[command(hide = true)]
-    Create(BuilderCreateArgs),
+    Create(Later<BuilderCreateArgs>),
     /// Accepted for docker's sake: there is one builder
     #[command(hide = true)]
-    Use(BuilderNamesArgs),
+    Use(Later<BuilderNamesArgs>),
     /// Accepted for docker's sake: there is one builder
     #[command(hide = true)]
-    Stop(BuilderNamesArgs),
+    Stop(Later<BuilderNamesArgs>),
     /// Accepted for docker's sake: there is one builder
     #[command(hide = true)]
-    Rm(BuilderNamesArgs),
+    Rm(Later<BuilderNamesArgs>),
     /// Show the version
-    Version(BuildxVersionArgs),
+    Version(Later<BuildxVersionArgs>),
 }
 
 /// `kiln buildx version`.
@@ -148,9 +149,9 @@ pub(crate) struct BuildxVersionArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImagetoolsCommand {
     /// Show what a registry has under a name
-    Inspect(ImagetoolsInspectArgs),
+    Inspect(Later<ImagetoolsInspectArgs>),
     /// Put images of registries together under a name
-    Create(ImagetoolsCreateArgs),
+    Create(Later<ImagetoolsCreateArgs>),
 }
 
 /// `kiln buildx imagetools create`.
@@ -362,8 +363,8 @@ impl From<ImageCommand> for Command {
         match command {
             ImageCommand::Build(args) => Self::Build(args),
             ImageCommand::Ls(args) => Self::Images(args),
-            ImageCommand::History(args) => Self::History(args.into()),
-            ImageCommand::Inspect(args) => Self::Inspect(args.only("image")),
+            ImageCommand::History(args) => Self::History(args.map(HistoryArgs::from)),
+            ImageCommand::Inspect(args) => Self::Inspect(args.map(|args| args.only("image"))),
             ImageCommand::Tag(args) => Self::Tag(args),
             ImageCommand::Rm(args) => Self::Rmi(args),
             ImageCommand::Pull(args) => Self::Pull(args),
@@ -390,7 +391,9 @@ impl From<ContainerCommand> for Command {
             ContainerCommand::Cp(args) => Self::Cp(args),
             ContainerCommand::Diff { container } => Self::Diff { container },
             ContainerCommand::Export(args) => Self::Export(args),
-            ContainerCommand::Inspect(args) => Self::Inspect(args.only("container")),
+            ContainerCommand::Inspect(args) => {
+                Self::Inspect(args.map(|args| args.only("container")))
+            }
             ContainerCommand::Rm(args) => Self::Rm(args),
             own @ ContainerCommand::Prune(_) => Self::Container(own),
         }
@@ -412,7 +415,9 @@ impl From<BuildxCommand> for Command {
             BuildxCommand::Build(args) => Self::Build(args),
             BuildxCommand::Prune(args) => Self::Builder(BuilderCommand::Prune(args)),
             BuildxCommand::Du(args) => Self::Builder(BuilderCommand::Du(args)),
-            BuildxCommand::History(command) => Self::History(command.into()),
+            BuildxCommand::History(command) => {
+                Self::History(Later::from(HistoryArgs::from(command)))
+            }
             own => Self::Buildx(own),
         }
     }

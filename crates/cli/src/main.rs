@@ -9,6 +9,7 @@ mod context;
 mod credentials;
 mod docker_flags;
 mod format;
+mod later;
 mod listing;
 mod long_names;
 mod manifest_args;

@@ -3,18 +3,19 @@
 use clap::{Args, Subcommand};
 
 use crate::docker_flags::{OfManifests, Others};
+use crate::later::Later;
 
 /// `kiln manifest`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ManifestCommand {
     /// Show the manifest or the list that a name leads to: a list of this store, else what the registry has
-    Inspect(ManifestInspectArgs),
+    Inspect(Later<ManifestInspectArgs>),
     /// Make a list of images for several platforms; images of the store, else of registries
-    Create(ManifestCreateArgs),
+    Create(Later<ManifestCreateArgs>),
     /// Change what a list says of an image
-    Annotate(ManifestAnnotateArgs),
+    Annotate(Later<ManifestAnnotateArgs>),
     /// Bring a list, with what its registry lacks of its images, to a registry
-    Push(ManifestPushArgs),
+    Push(Later<ManifestPushArgs>),
     /// Forget lists
     Rm {
         /// Names of lists

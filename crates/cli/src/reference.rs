@@ -15,14 +15,9 @@ pub(crate) fn write(folder: &Path) -> Result<ExitCode> {
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let document = folder.join("cli.md");
     std::fs::write(&document, markdown()).with_context(|| document.display().to_string())?;
-    clap_mangen::generate_to(built(), folder).with_context(|| folder.display().to_string())?;
+    clap_mangen::generate_to(command_line::cli(), folder)
+        .with_context(|| folder.display().to_string())?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn built() -> Command {
-    let mut cli = command_line::cli();
-    cli.build();
-    cli
 }
 
 /// The whole reference as one document.
@@ -32,7 +27,7 @@ fn markdown() -> String {
         Exit codes: 0; 1 for what failed; 125 for an option that is not known, and for `kiln run` when no process could be\n\
         started; 126 when the program cannot be executed, 127 when it is not there; 130 after an interrupt; else that of the\ncontainer's process.\n"
         .to_owned();
-    let cli = built();
+    let cli = command_line::cli();
     let _ = writeln!(text, "\n## Options of all commands\n");
     let mut globals: Vec<&Arg> = cli
         .get_arguments()
@@ -195,7 +190,7 @@ mod tests {
             }
         }
         let mut wrong = Vec::new();
-        check(&built(), "", &mut wrong);
+        check(&command_line::cli(), "", &mut wrong);
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 }

@@ -6,18 +6,19 @@ use clap::{Args, Subcommand};
 
 use crate::args::InfoArgs;
 use crate::docker_flags::{OfBuilders, Others};
+use crate::later::Later;
 
 /// `kiln system`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SystemCommand {
     /// Show what takes how much of the disk
-    Df(DfArgs),
+    Df(Later<DfArgs>),
     /// Remove what is not used: untagged images and the build cache
-    Prune(SystemPruneArgs),
+    Prune(Later<SystemPruneArgs>),
     /// Look whether the store is whole
-    Check(CheckArgs),
+    Check(Later<CheckArgs>),
     /// Show where Kiln runs and how
-    Info(InfoArgs),
+    Info(Later<InfoArgs>),
 }
 
 /// `kiln system df`.

@@ -233,12 +233,11 @@ impl Db {
         connection.execute_batch(
             "PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 4096;",
         )?;
-        connection.execute_batch(ADDITIONS)?;
+        add(&connection, &[ADDITIONS, crate::history::TABLES])?;
         if version < FORMAT {
             // Older stores lack nothing but tables; from now on an older Kiln must stay out.
             connection.pragma_update(None, "user_version", FORMAT)?;
         }
-        connection.execute_batch(crate::history::TABLES)?;
         Ok(Self(Mutex::new(connection)))
     }
 
@@ -316,6 +315,24 @@ fn transaction<T>(
 
 fn user_version(connection: &Connection) -> Result<u32, StoreError> {
     Ok(connection.query_row("PRAGMA user_version", [], |row| row.get(0))?)
+}
+
+/// Makes what is missing of tables and indexes. To see that nothing is takes less than to have each said again.
+fn add(connection: &Connection, additions: &[&str]) -> Result<(), StoreError> {
+    let mut query = connection.prepare("SELECT name FROM sqlite_schema")?;
+    let there = query.query_map([], |row| row.get::<_, String>(0))?;
+    let there = there.collect::<Result<std::collections::HashSet<_>, _>>()?;
+    for text in additions {
+        let mut names = text.split(" IF NOT EXISTS ").skip(1);
+        if !names.all(|rest| {
+            rest.split(' ')
+                .next()
+                .is_some_and(|name| there.contains(name))
+        }) {
+            connection.execute_batch(text)?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes the tables. Only one process at a time gets here.
