@@ -7,6 +7,7 @@ mod cache;
 mod cache_indexes;
 mod commit;
 mod documents;
+mod growing;
 mod import;
 mod indexes;
 mod layout;

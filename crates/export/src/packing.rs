@@ -1,7 +1,7 @@
 //! How layers leave the store: their compression, done once for each layer and encoder.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek as _};
+use std::io::{self, BufReader, Read, Seek as _, Write};
 use std::num::NonZero;
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use kiln_store::{BlobInfo, Store};
 use kiln_worker::Worker;
 
 use crate::blobs::{Hashing, PULLED, kept, unnamed, write_tar};
-use crate::pull::GLANCE;
+use crate::pull::{GLANCE, PIECE};
 use crate::{ExportError, Watch};
 
 /// The form in which an image leaves the store.
@@ -91,18 +91,33 @@ impl Packer<'_> {
         layer: LayerId,
         diff: DiffId,
     ) -> Result<(BlobInfo, File), ExportError> {
+        let scratch = unnamed(self.store).map_err(ExportError::io("scratch file"))?;
+        let (blob, mut file) = self.compress_to(layer, diff, scratch)?;
+        file.rewind().map_err(ExportError::io("scratch file"))?;
+        Ok((blob, file))
+    }
+
+    /// Compresses a layer and gives back where to.
+    pub(crate) fn compress_to<W: Write>(
+        &self,
+        layer: LayerId,
+        diff: DiffId,
+        out: W,
+    ) -> Result<(BlobInfo, W), ExportError> {
         let Self { store, worker, .. } = *self;
         let (compression, level) = (self.packing.compression, self.packing.level());
         let clamp = store.clamp_of(layer, diff)?;
         let total = store.diff(layer, clamp)?.map_or(0, |(_, size)| size);
         let (read, write) = io::pipe().map_err(ExportError::io("pipe"))?;
+        // A small pipe works as well.
+        let _ = rustix::pipe::fcntl_setpipe_size(&write, PIECE);
         let compressed = std::thread::scope(|scope| {
             let writing = scope.spawn(move || {
                 let out = File::from(std::os::fd::OwnedFd::from(write));
                 write_tar(store, worker, layer, diff, &out)
             });
-            let compress = || -> io::Result<_> {
-                let out = Hashing::new(unnamed(store)?);
+            let compress = move || -> io::Result<_> {
+                let out = Hashing::new(out);
                 let mut encoder = Encoder::new(compression, level, self.cores.get(), out)?;
                 let mut tar = Told {
                     read,
@@ -112,10 +127,7 @@ impl Packer<'_> {
                     watch: self.watch,
                     last: Instant::now(),
                 };
-                io::copy(
-                    &mut BufReader::with_capacity(1 << 18, &mut tar),
-                    &mut encoder,
-                )?;
+                io::copy(&mut BufReader::with_capacity(PIECE, &mut tar), &mut encoder)?;
                 let finished = encoder.finish()?.finish();
                 self.watch.transfer(&tar.row, tar.done, tar.done, true);
                 Ok(finished)
@@ -124,8 +136,7 @@ impl Packer<'_> {
             writing.join().expect("writing a tar does not panic")?;
             compressed.map_err(ExportError::io(format!("layer {diff}")))
         });
-        let (mut file, digest, size) = compressed?;
-        file.rewind().map_err(ExportError::io("scratch file"))?;
+        let (out, digest, size) = compressed?;
         let blob = BlobInfo {
             diff,
             digest,
@@ -134,7 +145,7 @@ impl Packer<'_> {
             encoder: compression.encoder_id(level),
             present: false,
         };
-        Ok((blob, file))
+        Ok((blob, out))
     }
 }
 

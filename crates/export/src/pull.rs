@@ -25,7 +25,7 @@ const AT_ONCE: usize = 4;
 /// No config is larger.
 const MOST_CONFIG: u64 = 16 << 20;
 /// Bytes moved at once, and what a pipe should hold.
-const PIECE: usize = 1 << 18;
+pub(crate) const PIECE: usize = 1 << 18;
 /// How often progress is told, and a wait is looked at.
 pub(crate) const GLANCE: Duration = Duration::from_millis(50);
 /// More documents than this are never on the way to one image.

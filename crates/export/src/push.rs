@@ -83,11 +83,11 @@ struct Whole<'a> {
 
 /// One push.
 pub(crate) struct Push<'a> {
-    remote: &'a Remote<'a>,
-    to: &'a Reference,
+    pub(crate) remote: &'a Remote<'a>,
+    pub(crate) to: &'a Reference,
     /// Whether the manifest is Docker's and not the OCI's.
     docker: bool,
-    packer: Packer<'a>,
+    pub(crate) packer: Packer<'a>,
     /// The layers of local images that other repositories of the same registry have, with these repositories.
     siblings: Vec<(String, Vec<LayerId>)>,
 }
@@ -585,12 +585,11 @@ impl Push<'_> {
             self.remote.upload(self.to, form, file, stop)?;
             return Ok(form.clone());
         }
-        let (blob, file) = self.packer.compress(layer, diff)?;
+        let blob = self.compress_and_upload(layer, diff, stop)?;
         let form = match forms.iter().find(|form| form.digest == blob.digest) {
             Some(form) => form.clone(),
             None => descriptor(&blob, self.docker),
         };
-        self.remote.upload(self.to, &form, file, stop)?;
         store.set_blob(&blob)?;
         Ok(form)
     }

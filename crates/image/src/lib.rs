@@ -5,6 +5,7 @@ pub mod cache_config;
 pub mod compress;
 pub mod config;
 pub mod distant;
+mod gzip;
 pub mod id;
 pub mod index;
 pub mod manifest;

@@ -21,7 +21,7 @@ use crate::net::{self, Endpoint, Net};
 /// Threads that do the network's work: mostly waiting, and decrypting.
 const THREADS: usize = 2;
 /// How often an observer is asked.
-const GLANCE: Duration = Duration::from_millis(50);
+pub(crate) const GLANCE: Duration = Duration::from_millis(50);
 const DIGEST_HEADER: &str = "docker-content-digest";
 
 /// A client for all registries. Cheap to clone; clones share connections, tokens and threads.
@@ -320,15 +320,15 @@ impl Client {
         observer: &dyn Observer,
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        self.wait_counting(observer, &AtomicU64::new(0), 0, work)
+        self.wait_counting(observer, &AtomicU64::new(0), || 0, work)
     }
 
-    /// The same, with a count of bytes that the observer hears of.
+    /// The same, with a count of bytes that the observer hears of, as soon as their total is known.
     pub(crate) fn wait_counting<T>(
         &self,
         observer: &dyn Observer,
         done: &AtomicU64,
-        total: u64,
+        total: impl Fn() -> u64,
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         self.runtime()?.block_on(async {
@@ -340,6 +340,7 @@ impl Client {
                 tokio::select! {
                     result = &mut work => return result,
                     () = sleep(GLANCE) => {
+                        let total = total();
                         if total > 0 {
                             observer.progress(done.load(Ordering::Relaxed), total);
                         }

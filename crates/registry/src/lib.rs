@@ -24,7 +24,7 @@ pub use docker::{DockerError, DockerHost, DockerKeys};
 pub use download::{Download, DownloadError, Validators};
 pub use error::Error;
 pub use pull::BlobReader;
-pub use push::{Pushed, Source};
+pub use push::{Growing, Pushed, Source};
 
 /// Follows a transfer, and can end it.
 pub trait Observer: Send + Sync {

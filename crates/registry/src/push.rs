@@ -1,6 +1,7 @@
 //! Pushing blobs.
 
 use std::io::{self, Read};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::Observer;
 use crate::auth::Scopes;
-use crate::client::Client;
+use crate::client::{Client, GLANCE};
 use crate::error::Error;
 use crate::net::{self, Endpoint, Net};
 
@@ -25,6 +26,8 @@ const UPLOAD_PATIENCE: Duration = Duration::from_mins(15);
 /// Pieces in which the source is read, and how many are read ahead.
 const PIECE: usize = 256 << 10;
 const PIECES_AHEAD: usize = 4;
+/// With so many bytes left to send it is asked first whether they are needed.
+const WORTH_ASKING: u64 = 1 << 20;
 
 /// A blob that can be read again from any place: uploads go on after lost connections.
 pub trait Source: Sync {
@@ -36,6 +39,15 @@ impl<F: Fn(u64) -> io::Result<Box<dyn Read + Send>> + Sync> Source for F {
     fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>> {
         self(offset)
     }
+}
+
+/// A blob that is sent while it is made. A reader of it waits for what is still missing.
+pub trait Growing: Source {
+    /// What it has become; `None` while it grows.
+    ///
+    /// # Errors
+    /// When it will never be whole.
+    fn complete(&self) -> io::Result<Option<Descriptor>>;
 }
 
 /// How a blob came to be in the repository.
@@ -66,17 +78,17 @@ impl Client {
                 endpoint: net.endpoint(reference.registry()).await?,
                 scopes: Scopes::push(reference.repository(), mount_from),
                 reference,
-                descriptor,
+                blob: Some(descriptor),
                 source: &|_| Err(io::ErrorKind::Unsupported.into()),
                 sent: Arc::default(),
             };
-            if push.exists().await? {
+            if push.exists(descriptor).await? {
                 return Ok(Some(Pushed::Existed));
             }
-            if mount_from.is_none() {
+            let Some(from) = mount_from else {
                 return Ok(None);
-            }
-            match push.begin(mount_from).await {
+            };
+            match push.begin(Some((descriptor, from))).await {
                 Ok(None) => Ok(Some(Pushed::Mounted)),
                 Ok(Some(location)) => {
                     push.abandon(location).await;
@@ -102,7 +114,8 @@ impl Client {
     ) -> Result<Pushed, Error> {
         let sent = Arc::new(AtomicU64::new(0));
         let counted = sent.clone();
-        let pushed = self.wait_counting(observer, &counted, descriptor.size, async {
+        let total = || descriptor.size;
+        let pushed = self.wait_counting(observer, &counted, total, async {
             let net = self.net();
             let endpoint = net.endpoint(reference.registry()).await?;
             let scopes = Scopes::push(reference.repository(), mount_from);
@@ -111,15 +124,81 @@ impl Client {
                 endpoint,
                 scopes,
                 reference,
-                descriptor,
+                blob: Some(descriptor),
                 source,
                 sent,
             }
-            .run(mount_from)
+            .run(descriptor, mount_from)
             .await
         })?;
         observer.progress(descriptor.size, descriptor.size);
         Ok(pushed)
+    }
+
+    /// Brings a blob into the reference's repository while it is made. Once it is complete the registry is asked whether
+    /// it has it, and what was sent until then was in vain if so.
+    ///
+    /// The observer hears of progress when the size is known.
+    pub fn push_growing(
+        &self,
+        reference: &Reference,
+        source: &dyn Growing,
+        observer: &dyn Observer,
+    ) -> Result<Pushed, Error> {
+        let sent = Arc::new(AtomicU64::new(0));
+        let counted = sent.clone();
+        let total = || match source.complete() {
+            Ok(Some(blob)) => blob.size,
+            _ => 0,
+        };
+        self.wait_counting(observer, &counted, total, async {
+            let net = self.net();
+            let mut push = Push {
+                net,
+                endpoint: net.endpoint(reference.registry()).await?,
+                scopes: Scopes::push(reference.repository(), None),
+                reference,
+                blob: None,
+                source,
+                sent,
+            };
+            let streamed = match net.config.upload_chunk {
+                None => push.stream(source).await?,
+                // Pieces need their sizes.
+                Some(_) => Streamed::Nothing,
+            };
+            let blob = completed(source).await?;
+            push.blob = Some(&blob);
+            match streamed {
+                Streamed::Needless => return Ok(Pushed::Existed),
+                Streamed::All(next) => {
+                    if let Attempt::Done = push.upload(&blob, next, blob.size).await? {
+                        return Ok(Pushed::Uploaded);
+                    }
+                }
+                Streamed::Some(location, cause) => {
+                    push.pause(1, cause).await?;
+                    if let Some((next, reached)) = push.state(&location).await?
+                        && reached <= blob.size
+                        && let Attempt::Done = push.upload(&blob, next, reached).await?
+                    {
+                        return Ok(Pushed::Uploaded);
+                    }
+                }
+                Streamed::Nothing => {}
+            }
+            push.run(&blob, None).await
+        })
+    }
+}
+
+/// Waits until a blob is whole.
+async fn completed(source: &dyn Growing) -> Result<Descriptor, Error> {
+    loop {
+        if let Some(blob) = source.complete().map_err(Error::Source)? {
+            return Ok(blob);
+        }
+        tokio::time::sleep(GLANCE).await;
     }
 }
 
@@ -129,7 +208,8 @@ struct Push<'a> {
     endpoint: Endpoint,
     scopes: Scopes,
     reference: &'a Reference,
-    descriptor: &'a Descriptor,
+    /// What it is, if that is known yet.
+    blob: Option<&'a Descriptor>,
     source: &'a dyn Source,
     sent: Arc<AtomicU64>,
 }
@@ -143,6 +223,18 @@ enum Attempt {
     },
 }
 
+/// How far a blob came that was sent while it was made.
+enum Streamed {
+    /// To the end: this is where the end is told.
+    All(Url),
+    /// The connection broke, for this cause.
+    Some(Url, String),
+    /// The registry has it.
+    Needless,
+    /// The registry takes no blob of unknown size.
+    Nothing,
+}
+
 /// How a request with a body ended, if it did not simply succeed.
 enum Setback {
     /// The registry does not know the upload.
@@ -153,19 +245,20 @@ enum Setback {
 }
 
 impl Push<'_> {
-    async fn run(&self, mount_from: Option<&str>) -> Result<Pushed, Error> {
-        if self.exists().await? {
+    async fn run(&self, blob: &Descriptor, mount_from: Option<&str>) -> Result<Pushed, Error> {
+        if self.exists(blob).await? {
             return Ok(Pushed::Existed);
         }
         let mut mount_from = mount_from;
         let mut attempt = 1;
         loop {
-            let Some(location) = self.begin(mount_from).await? else {
+            let mount = mount_from.map(|from| (blob, from));
+            let Some(location) = self.begin(mount).await? else {
                 return Ok(Pushed::Mounted);
             };
             // One refusal is enough: the second time the blob is not there either.
             mount_from = None;
-            match self.upload(location).await? {
+            match self.upload(blob, location, 0).await? {
                 Attempt::Done => return Ok(Pushed::Uploaded),
                 Attempt::StartOver { cause } => self.pause(attempt, cause).await?,
             }
@@ -173,12 +266,48 @@ impl Push<'_> {
         }
     }
 
+    /// Sends a blob while it grows.
+    async fn stream(&self, source: &dyn Growing) -> Result<Streamed, Error> {
+        let Some(location) = self.begin(None).await? else {
+            return Ok(Streamed::Nothing);
+        };
+        let sent = {
+            let mut sending = pin!(self.patch(&location, 0, None, true));
+            let mut asked = false;
+            loop {
+                tokio::select! {
+                    sent = &mut sending => break Some(sent),
+                    () = tokio::time::sleep(GLANCE) => {}
+                }
+                if !asked && let Ok(Some(blob)) = source.complete() {
+                    asked = true;
+                    let left = blob.size.saturating_sub(self.sent.load(Ordering::Relaxed));
+                    if left >= WORTH_ASKING && self.exists(&blob).await? {
+                        break None;
+                    }
+                }
+            }
+        };
+        let Some(sent) = sent else {
+            self.abandon(location).await;
+            return Ok(Streamed::Needless);
+        };
+        match sent {
+            Ok(next) => Ok(Streamed::All(next)),
+            Err(Setback::Passing(cause)) => Ok(Streamed::Some(location, cause)),
+            Err(Setback::Forgotten(_) | Setback::Final(Error::Status { .. })) => {
+                Ok(Streamed::Nothing)
+            }
+            Err(Setback::Final(error)) => Err(error),
+        }
+    }
+
     fn what(&self) -> String {
-        format!(
-            "blob {} of {}",
-            self.descriptor.digest,
-            self.reference.name()
-        )
+        let name = self.reference.name();
+        match self.blob {
+            Some(blob) => format!("blob {} of {name}", blob.digest),
+            None => format!("a new blob of {name}"),
+        }
     }
 
     async fn failure(&self, response: Response) -> Error {
@@ -199,10 +328,10 @@ impl Push<'_> {
         Ok(())
     }
 
-    async fn exists(&self) -> Result<bool, Error> {
+    async fn exists(&self, blob: &Descriptor) -> Result<bool, Error> {
         let url = self.endpoint.url(
             self.reference.repository(),
-            &format!("blobs/{}", self.descriptor.digest),
+            &format!("blobs/{}", blob.digest),
         )?;
         let response = self
             .net
@@ -220,13 +349,13 @@ impl Push<'_> {
         }
     }
 
-    /// Begins an upload and gives its address; `None` when the blob was mounted instead.
-    async fn begin(&self, mount_from: Option<&str>) -> Result<Option<Url>, Error> {
+    /// Begins an upload and gives its address; `None` when the blob was mounted instead, from the repository `mount`.
+    async fn begin(&self, mount: Option<(&Descriptor, &str)>) -> Result<Option<Url>, Error> {
         let mut url = self
             .endpoint
             .url(self.reference.repository(), "blobs/uploads/")?;
-        if let Some(from) = mount_from {
-            let digest = self.descriptor.digest.to_string();
+        if let Some((blob, from)) = mount {
+            let digest = blob.digest.to_string();
             url.query_pairs_mut()
                 .append_pair("mount", &digest)
                 .append_pair("from", from);
@@ -241,7 +370,7 @@ impl Push<'_> {
             )
             .await?;
         match response.status() {
-            StatusCode::CREATED if mount_from.is_some() => Ok(None),
+            StatusCode::CREATED if mount.is_some() => Ok(None),
             StatusCode::ACCEPTED => self.location(&url, response.headers()).map(Some),
             _ => Err(self.failure(response).await),
         }
@@ -270,9 +399,14 @@ impl Push<'_> {
         })
     }
 
-    async fn upload(&self, mut location: Url) -> Result<Attempt, Error> {
-        let size = self.descriptor.size;
-        let mut offset = 0;
+    /// Sends what comes after `offset`, and tells the registry that this was all.
+    async fn upload(
+        &self,
+        blob: &Descriptor,
+        mut location: Url,
+        mut offset: u64,
+    ) -> Result<Attempt, Error> {
+        let size = blob.size;
         let mut failures = 0;
         loop {
             let done = if offset < size {
@@ -281,11 +415,12 @@ impl Push<'_> {
                     .config
                     .upload_chunk
                     .map_or(size, |chunk| size.min(offset + chunk.max(1)));
-                self.patch(&location, offset, end)
+                let whole = offset == 0 && end == size;
+                self.patch(&location, offset, Some(end), whole)
                     .await
                     .map(|next| (next, end))
             } else {
-                match self.put(&location).await {
+                match self.put(blob, &location).await {
                     Ok(()) => return Ok(Attempt::Done),
                     Err(setback) => Err(setback),
                 }
@@ -300,7 +435,7 @@ impl Push<'_> {
                 Err(Setback::Forgotten(cause)) => (cause, true),
             };
             // The answer to the last request may be all that was lost.
-            if offset == size && self.exists().await? {
+            if offset == size && self.exists(blob).await? {
                 return Ok(Attempt::Done);
             }
             if forgotten {
@@ -355,19 +490,27 @@ impl Push<'_> {
         Ok(Some((next, last + 1)))
     }
 
-    /// Sends the bytes of a range, and gives the address for those that follow.
-    async fn patch(&self, location: &Url, from: u64, to: u64) -> Result<Url, Setback> {
+    /// Sends the bytes of a range, which is all there is if `whole`, and gives the address for those that follow.
+    async fn patch(
+        &self,
+        location: &Url,
+        from: u64,
+        to: Option<u64>,
+        whole: bool,
+    ) -> Result<Url, Setback> {
         let reader = self
             .source
             .open(from)
             .map_err(|error| Setback::Final(Error::Source(error)))?;
         let (body, broken) = self.body(reader, from, to);
-        let whole = from == 0 && to == self.descriptor.size;
         let request = |method_url: RequestBuilder| {
             let request = method_url
                 .header(CONTENT_TYPE, "application/octet-stream")
-                .header(CONTENT_LENGTH, to - from)
                 .body(body);
+            let Some(to) = to else {
+                return request;
+            };
+            let request = request.header(CONTENT_LENGTH, to - from);
             // A single stream has no range (distribution spec 1.1, "Pushing a blob in chunks").
             if whole {
                 request
@@ -393,10 +536,10 @@ impl Push<'_> {
     }
 
     /// Tells the registry that all is sent.
-    async fn put(&self, location: &Url) -> Result<(), Setback> {
+    async fn put(&self, blob: &Descriptor, location: &Url) -> Result<(), Setback> {
         let mut url = location.clone();
         url.query_pairs_mut()
-            .append_pair("digest", &self.descriptor.digest.to_string());
+            .append_pair("digest", &blob.digest.to_string());
         let response = self
             .once(Method::PUT, &url, |request| {
                 request.header(CONTENT_LENGTH, 0)
@@ -413,7 +556,7 @@ impl Push<'_> {
                 message,
             } if message.contains("digest") => Error::Corrupt {
                 what,
-                expected: self.descriptor.digest,
+                expected: blob.digest,
                 got: message,
             },
             error => error,
@@ -475,22 +618,24 @@ impl Push<'_> {
         }
     }
 
-    /// A request body that reads the source on a thread of its own, with the place where its error ends up.
+    /// A request body that reads the source on a thread of its own, to its end if none is given, with the place where its
+    /// error ends up.
     fn body(
         &self,
         mut reader: Box<dyn Read + Send>,
         from: u64,
-        to: u64,
+        to: Option<u64>,
     ) -> (reqwest::Body, Arc<Mutex<Option<io::Error>>>) {
         let broken = Arc::new(Mutex::new(None));
         let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(PIECES_AHEAD);
         let failed = broken.clone();
         tokio::task::spawn_blocking(move || {
-            let mut left = to - from;
+            let mut left = to.map_or(u64::MAX, |to| to - from);
             while left > 0 {
                 let want = left.min(PIECE as u64);
                 let mut piece = Vec::with_capacity(want as usize);
                 let read = match reader.by_ref().take(want).read_to_end(&mut piece) {
+                    Ok(0) if to.is_none() => return,
                     Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
                     Ok(_) => Ok(Bytes::from(piece)),
                     Err(error) => Err(error),

@@ -376,14 +376,14 @@ fn a_waiting_call_can_be_canceled() {
 }
 
 /// What a registry does with uploads: keeps the bytes, of each request at most so many.
-struct Uploads {
-    kept: Vec<u8>,
-    finished: bool,
+pub(crate) struct Uploads {
+    pub(crate) kept: Vec<u8>,
+    pub(crate) finished: bool,
     location: String,
 }
 
 impl Uploads {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             kept: Vec::new(),
             finished: false,
@@ -391,7 +391,7 @@ impl Uploads {
         }
     }
 
-    fn answer(&mut self, request: &Request) -> Reply {
+    pub(crate) fn answer(&mut self, request: &Request) -> Reply {
         let location = self.location.clone();
         match request.method.as_str() {
             "HEAD" => Reply::new(if self.finished { 200 } else { 404 }),

@@ -243,6 +243,23 @@ impl Server {
     }
 }
 
+/// A body without a length, up to the chunk that exceeds the limit.
+fn chunked(reader: &mut impl BufRead, limit: usize) -> io::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        let length = usize::from_str_radix(line.trim_end(), 16).map_err(io::Error::other)?;
+        let start = body.len();
+        body.resize(start + length, 0);
+        reader.read_exact(&mut body[start..])?;
+        reader.read_line(&mut String::new())?;
+        if length == 0 || body.len() > limit {
+            return Ok(body);
+        }
+    }
+}
+
 /// One request a connection.
 fn serve(
     stream: &TcpStream,
@@ -272,16 +289,25 @@ fn serve(
             .headers
             .insert(name.to_ascii_lowercase(), value.to_owned());
     }
-    let length: usize = request.header("content-length").parse().unwrap_or(0);
-    request.body = vec![0; length.min(limit)];
-    reader.read_exact(&mut request.body)?;
+    let too_long = if request.header("transfer-encoding") == "chunked" {
+        request.body = chunked(&mut reader, limit)?;
+        request.body.len() > limit
+    } else {
+        let length: usize = request.header("content-length").parse().unwrap_or(0);
+        request.body = vec![0; length.min(limit)];
+        reader.read_exact(&mut request.body)?;
+        length > limit
+    };
+    request.body.truncate(limit);
     let reply = answer(&request);
     if reply.silent {
-        // Until the client closes its side.
-        let _ = reader.read(&mut [0; 1]);
+        // Until the client closes its side; what it still sends is hardly read.
+        while reader.read(&mut [0; 1])? > 0 {
+            thread::sleep(Duration::from_millis(10));
+        }
         return Ok(());
     }
-    if length > limit {
+    if too_long {
         return Ok(());
     }
     let mut head = format!("HTTP/1.1 {} x\r\nconnection: close\r\n", reply.status);
