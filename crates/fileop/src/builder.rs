@@ -1,11 +1,14 @@
 //! A new layer on top of a tree.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::io::Read;
 use std::path::PathBuf;
 
+use hashbrown::HashTable;
+use kiln_image::view::Node;
 use kiln_image::{Entry, Kind, LayerId, LayerIndex, LayerPath, ResolveError, Xattrs};
-use kiln_store::layer_fs::{Content, Ids, LayerFs, read_index};
+use kiln_store::layer_fs::{Content, Ids, LayerFs, open_index};
 
 use crate::apply::NewLayer;
 use crate::transfer::{Job, run};
@@ -31,8 +34,10 @@ pub(crate) struct Builder<'a> {
     fs: LayerFs,
     /// In the order in which they came; taken out when something removes them.
     entries: Vec<Option<Entry>>,
-    new: HashMap<LayerPath, usize>,
+    new: Numbers,
     jobs: Vec<Job<'a>>,
+    /// Those that jobs copy from.
+    trees: Vec<&'a Tree<'a>>,
     groups: u32,
     /// The numbers of the entries that were made names of one file.
     names: HashMap<u32, Vec<usize>>,
@@ -42,6 +47,44 @@ pub(crate) struct Builder<'a> {
     earlier: Option<LayerId>,
     /// Files that were not what the index of their tree says.
     pub(crate) changed: Vec<LayerPath>,
+}
+
+/// The numbers of entries by their paths, which are in the entries.
+#[derive(Default)]
+struct Numbers {
+    table: HashTable<u32>,
+    state: RandomState,
+}
+
+impl Numbers {
+    fn get(&self, path: &LayerPath, entries: &[Option<Entry>]) -> Option<usize> {
+        let found = self
+            .table
+            .find(self.state.hash_one(path), |at| is_at(path, entries, *at));
+        found.map(|at| *at as usize)
+    }
+
+    /// Adds the last entry.
+    fn insert(&mut self, entries: &[Option<Entry>]) {
+        let hash = |at: u32| {
+            let path = entries[at as usize].as_ref().map(|entry| &entry.path);
+            path.map_or(0, |path| self.state.hash_one(path))
+        };
+        let at = entries.len() as u32 - 1;
+        self.table.insert_unique(hash(at), at, |at| hash(*at));
+    }
+
+    /// Called before the entry is taken out.
+    fn remove(&mut self, path: &LayerPath, entries: &[Option<Entry>]) -> Option<usize> {
+        let hash = self.state.hash_one(path);
+        let found = self.table.find_entry(hash, |at| is_at(path, entries, *at));
+        found.ok().map(|found| found.remove().0 as usize)
+    }
+}
+
+fn is_at(path: &LayerPath, entries: &[Option<Entry>], at: u32) -> bool {
+    let entry = entries[at as usize].as_ref();
+    entry.is_some_and(|entry| entry.path == *path)
 }
 
 /// A layer that is on disk with its index.
@@ -62,8 +105,9 @@ impl<'a> Builder<'a> {
             ids,
             fs,
             entries: Vec::new(),
-            new: HashMap::new(),
+            new: Numbers::default(),
             jobs: Vec::new(),
+            trees: Vec::new(),
             groups: 0,
             names: HashMap::new(),
             seen: None,
@@ -78,7 +122,7 @@ impl<'a> Builder<'a> {
 
     /// What is at a path as it stands. The root need not be there.
     pub(crate) fn get(&mut self, path: &LayerPath) -> Option<&Entry> {
-        if let Some(&at) = self.new.get(path) {
+        if let Some(at) = self.new.get(path, &self.entries) {
             return self.entries[at]
                 .as_ref()
                 .filter(|entry| entry.kind != Kind::Whiteout);
@@ -108,10 +152,7 @@ impl<'a> Builder<'a> {
         let mut shows = self.base.view.is_dir(folder);
         let mut at = Some(folder.clone());
         while let Some(path) = at.filter(|_| shows) {
-            let new = self
-                .new
-                .get(&path)
-                .and_then(|&at| self.entries[at].as_ref());
+            let new = self.own(&path).map(|(_, entry)| entry);
             shows = new.is_none_or(|entry| matches!(entry.kind, Kind::Dir { opaque: false, .. }));
             at = path.parent();
         }
@@ -212,7 +253,7 @@ impl<'a> Builder<'a> {
     /// Makes what has no content: at once, or when it is known whether the layer stands on another one.
     fn make(&mut self, at: usize) -> Result<(), FileOpError> {
         if self.earlier.is_some() {
-            self.jobs.push(Job::Make { at });
+            self.jobs.push(Job::Make { at: at as u32 });
             return Ok(());
         }
         match &self.entries[at] {
@@ -226,7 +267,8 @@ impl<'a> Builder<'a> {
 
     /// Changes the time of a folder that this layer has made.
     pub(crate) fn set_time(&mut self, path: &LayerPath, mtime: (i64, u32)) {
-        let own = self.new.get(path).and_then(|&at| self.entries[at].as_mut());
+        let own = self.new.get(path, &self.entries);
+        let own = own.and_then(|at| self.entries[at].as_mut());
         if let Some(entry) =
             own.filter(|entry| matches!(entry.kind, Kind::Dir { implied: false, .. }))
         {
@@ -258,14 +300,27 @@ impl<'a> Builder<'a> {
             .map_err(FileOpError::Write)
     }
 
-    /// Puts a regular file whose content is copied later. `job` is given the entry's number.
+    /// Puts a regular file whose content is copied later: that of `node` in `tree`.
     pub(crate) fn put_later(
         &mut self,
         entry: Entry,
-        job: impl FnOnce(usize) -> Job<'a>,
+        tree: &'a Tree<'a>,
+        node: Node<'a>,
     ) -> Result<usize, FileOpError> {
         let at = self.enter(entry)?;
-        self.jobs.push(job(at));
+        if self
+            .trees
+            .last()
+            .is_none_or(|last| !std::ptr::eq(*last, tree))
+        {
+            self.trees.push(tree);
+        }
+        self.jobs.push(Job::Copy {
+            at: at as u32,
+            tree: self.trees.len() as u32 - 1,
+            layer: node.layer as u32,
+            from: node.entry,
+        });
         Ok(at)
     }
 
@@ -287,6 +342,7 @@ impl<'a> Builder<'a> {
         }
         let names = self.names.entry(group).or_insert_with(|| vec![first]);
         names.push(at);
+        let (at, first) = (at as u32, first as u32);
         self.jobs.push(Job::Link { at, first });
         Ok(())
     }
@@ -315,13 +371,13 @@ impl<'a> Builder<'a> {
 
     /// The number and the metadata of the new file at a path, if this layer has put one there.
     pub(crate) fn own(&self, path: &LayerPath) -> Option<(usize, &Entry)> {
-        let at = *self.new.get(path)?;
+        let at = self.new.get(path, &self.entries)?;
         self.entries[at].as_ref().map(|entry| (at, entry))
     }
 
     /// Writes an entry down, with its parents, in place of what is there.
     fn enter(&mut self, mut entry: Entry) -> Result<usize, FileOpError> {
-        let old = self.new.get(&entry.path).copied();
+        let old = self.new.get(&entry.path, &self.entries);
         if old.is_some() {
             // What is to be replaced must be on disk first.
             self.flush()?;
@@ -356,9 +412,13 @@ impl<'a> Builder<'a> {
         if let Some(parent) = entry.path.parent() {
             self.lead_to(&parent)?;
         }
-        self.new.insert(entry.path.clone(), self.entries.len());
+        Ok(self.append(entry))
+    }
+
+    fn append(&mut self, entry: Entry) -> usize {
         self.entries.push(Some(entry));
-        Ok(self.entries.len() - 1)
+        self.new.insert(&self.entries);
+        self.entries.len() - 1
     }
 
     fn base_has_dir(&mut self, path: &LayerPath) -> bool {
@@ -375,7 +435,7 @@ impl<'a> Builder<'a> {
     fn lead_to(&mut self, folder: &LayerPath) -> Result<(), FileOpError> {
         let mut missing = Vec::new();
         let mut at = folder.clone();
-        while !at.is_root() && !self.new.contains_key(&at) {
+        while !at.is_root() && self.new.get(&at, &self.entries).is_none() {
             let parent = at.parent().unwrap_or_default();
             missing.push(std::mem::replace(&mut at, parent));
         }
@@ -384,7 +444,7 @@ impl<'a> Builder<'a> {
                 return Err(FileOpError::NoParent { path });
             };
             let entry = Entry {
-                path: path.clone(),
+                path,
                 kind: Kind::Dir {
                     opaque: false,
                     implied: true,
@@ -392,9 +452,8 @@ impl<'a> Builder<'a> {
                 hardlink: None,
                 ..node.entry.clone()
             };
-            self.new.insert(path, self.entries.len());
-            self.entries.push(Some(entry));
-            self.make(self.entries.len() - 1)?;
+            let at = self.append(entry);
+            self.make(at)?;
         }
         Ok(())
     }
@@ -405,7 +464,7 @@ impl<'a> Builder<'a> {
         self.seen = None;
         let shows = path.parent().is_none_or(|parent| self.shows_base(&parent));
         let in_base = shows && self.base.view.get(path).is_some();
-        if let Some(at) = self.new.remove(path) {
+        if let Some(at) = self.new.remove(path, &self.entries) {
             self.entries[at] = None;
             self.forget_below(path);
             self.fs.remove(path).map_err(FileOpError::Write)?;
@@ -435,9 +494,12 @@ impl<'a> Builder<'a> {
                 .as_ref()
                 .is_some_and(|entry| entry.path.below(path).is_some_and(|rest| !rest.is_empty()))
         };
-        for slot in self.entries.iter_mut().filter(|slot| below(slot)) {
-            if let Some(entry) = slot.take() {
-                self.new.remove(&entry.path);
+        for at in 0..self.entries.len() {
+            if below(&self.entries[at])
+                && let Some(path) = self.entries[at].as_ref().map(|entry| entry.path.clone())
+            {
+                self.new.remove(&path, &self.entries);
+                self.entries[at] = None;
             }
         }
     }
@@ -473,7 +535,7 @@ impl<'a> Builder<'a> {
             return Ok(None);
         }
         let mut content = Vec::new();
-        let opened = if self.new.contains_key(&resolved) {
+        let opened = if self.new.get(&resolved, &self.entries).is_some() {
             self.fs.open(&resolved)
         } else {
             let layer = self.base.view.get(&resolved).map_or(0, |node| node.layer);
@@ -507,7 +569,14 @@ impl<'a> Builder<'a> {
         if jobs.is_empty() {
             return Ok(());
         }
-        let changed = run(&self.fs, &self.layer_dir, self.ids, &mut self.entries, jobs)?;
+        let changed = run(
+            &self.fs,
+            &self.layer_dir,
+            self.ids,
+            &mut self.entries,
+            &self.trees,
+            jobs,
+        )?;
         self.changed.extend(changed);
         Ok(())
     }
@@ -515,7 +584,7 @@ impl<'a> Builder<'a> {
     /// Finishes the files and gives the index. It is on disk then, too.
     pub(crate) fn finish(mut self) -> Result<Finished, FileOpError> {
         // Large contexts need the memory.
-        self.new = HashMap::new();
+        self.new = Numbers::default();
         let mut names: HashMap<u32, usize> = HashMap::new();
         for group in self.entries.iter().flatten().filter_map(|it| it.hardlink) {
             *names.entry(group).or_default() += 1;
@@ -559,6 +628,6 @@ impl<'a> Builder<'a> {
         if !dir.join(kiln_store::layer_fs::FS).is_dir() {
             return None;
         }
-        standing::own(&self.entries, &read_index(&dir).ok()?)
+        standing::own(&self.entries, open_index(&dir).ok()?)
     }
 }

@@ -5,16 +5,18 @@
 use std::collections::HashMap;
 
 use kiln_graph::CopyAction;
-use kiln_image::{Entry, Kind, LayerPath};
+use kiln_image::{Entry, Kind, LayerPath, Paths};
 use kiln_source::Stamp;
 
 use crate::FileOpError;
 use crate::builder::{Builder, Made};
 use crate::mode::Chmod;
 use crate::select::{Item, Source, sources};
-use crate::transfer::Job;
-use crate::tree::{Folders, Place, Tree};
+use crate::tree::{Folders, Tree};
 use crate::unpack::{is_archive, unpack};
+
+/// Paths that are made together.
+const TOGETHER: usize = 512;
 
 /// What a copy changes of the metadata of what it copies.
 pub(crate) struct Changes {
@@ -120,10 +122,7 @@ fn unpacked(
         return Ok(false);
     }
     unpack(builder, path, &mut file, &action.dest, changes)?;
-    if let Some(stamp) = from
-        .stamps
-        .and_then(|(index, stamps)| stamps.get(index, path))
-    {
+    if let Some(stamp) = from.stamp(node.entry) {
         let stat = rustix::fs::fstat(&file).map_err(|errno| unreadable(errno.into()))?;
         if Stamp::of(&stat) != *stamp {
             builder.changed.push(path.clone());
@@ -181,15 +180,26 @@ impl<'a> Copier<'a, '_> {
             return self.entry(
                 &Item {
                     node,
-                    relative: b"",
                     only_parent: false,
                 },
                 dest,
             );
         }
         self.top(source, &dest)?;
-        for item in &source.below {
-            self.entry(item, dest.join(item.relative))?;
+        for part in source.below.chunks(TOGETHER) {
+            if dest == source.path {
+                for item in part {
+                    self.entry(item, item.node.entry.path.clone())?;
+                }
+                continue;
+            }
+            let mut paths = Paths::default();
+            for item in part {
+                paths.push(&dest, source.relative(item));
+            }
+            for (item, path) in part.iter().zip(paths.finish()) {
+                self.entry(item, path)?;
+            }
         }
         Ok(())
     }
@@ -261,17 +271,7 @@ impl<'a> Copier<'a, '_> {
         if let Some(&first) = group.and_then(|group| self.links.get(&group)) {
             return self.builder.link(entry, first);
         }
-        let (dirs, place) = (&*self.from.dirs, Place::from(node));
-        let stamp = self
-            .from
-            .stamps
-            .and_then(|(index, stamps)| stamps.get(index, place.path));
-        let at = self.builder.put_later(entry, |at| Job::Copy {
-            at,
-            dirs,
-            place,
-            stamp,
-        })?;
+        let at = self.builder.put_later(entry, self.from, node)?;
         if let Some(group) = group {
             self.links.insert(group, at);
         }

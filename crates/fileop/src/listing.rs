@@ -3,33 +3,58 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::io::{self, Read as _, Write as _};
 
 use kiln_graph::CopyAction;
-use kiln_image::{Entry, Kind, MergedView};
+use kiln_image::{Entry, Kind, LayerPath, MergedView};
 use serde::{Deserialize, Serialize};
 
 use crate::FileOpError;
-use crate::select::{keeps_mode, sources};
+use crate::select::{Source, keeps_mode, sources};
 
 /// The fastest there is that still makes something of it.
 const LEVEL: i32 = 1;
+/// In front of an encoded listing. Those of Kilns before it had none, and begin otherwise: they are as good as absent.
+const FORMAT: u8 = 2;
+/// What is put together before it is compressed, and uncompressed at once.
+const AHEAD: usize = 64 * 1024;
 
-/// The files that a copy selects, with all that counts in its key: see [`selection_key`](crate::selection_key).
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Listing {
-    /// All paths, one behind the other.
-    text: Vec<u8>,
-    /// In the order of what counts of their paths.
-    items: Vec<Item>,
+/// The files that a copy selects, with all that counts in its key: see [`selection_key`](crate::selection_key). Each is
+/// looked at when it is needed: large contexts need the memory.
+#[derive(Debug)]
+pub struct Listing<'a> {
+    keeps_mode: bool,
+    keeps_owner: bool,
+    tops: Vec<Top<'a>>,
+    /// What counts, in the order of what counts of their paths: which of the tops, and 0 for itself or else which of those
+    /// below it.
+    order: Vec<(u32, u32)>,
+    /// Of files with several names in the selection the number of the file among those of its top.
+    links: HashMap<(u32, u32), u64>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A source of a copy.
+#[derive(Debug)]
+struct Top<'a> {
+    source: Source<'a>,
+    /// What is shown in front of the paths below it.
+    path: Vec<u8>,
+    /// How much of that does not count: it is where the files lie in their tree.
+    above: usize,
+}
+
+/// A file.
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Item {
-    /// Where its path begins in the text.
-    at: u32,
-    length: u32,
-    /// How much of the path does not count: it is where the files lie in their tree.
-    above: u32,
+    path: Vec<u8>,
+    /// How much of the path does not count.
+    above: usize,
+    facts: Facts,
+}
+
+/// What counts of a file beside its path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Facts {
     kind: Sort,
     mode: u16,
     uid: u32,
@@ -38,6 +63,16 @@ struct Item {
     content: [u8; 8],
     /// Stands for the extended attributes and for which files are one.
     more: [u8; 8],
+}
+
+/// A file as it is kept.
+#[derive(Serialize, Deserialize)]
+struct Kept<'a> {
+    /// How much of the path before is the beginning of its own.
+    same: usize,
+    rest: &'a [u8],
+    above: usize,
+    facts: Facts,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,156 +103,258 @@ pub struct Changes {
     pub count: usize,
 }
 
-impl Listing {
+impl<'a> Listing<'a> {
     /// What `action` reads of `tree`.
     ///
     /// # Errors
     /// As [`selection`](crate::selection).
-    pub fn of(action: &CopyAction, tree: &MergedView) -> Result<Self, FileOpError> {
-        let keeps_mode = keeps_mode(action)?;
-        let mut listing = Self::default();
-        for source in sources(action, tree)? {
+    pub fn of(action: &CopyAction, tree: &'a MergedView) -> Result<Self, FileOpError> {
+        let mut listing = Self {
+            keeps_mode: keeps_mode(action)?,
+            keeps_owner: action.owner.is_none(),
+            tops: Vec::new(),
+            order: Vec::new(),
+            links: HashMap::new(),
+        };
+        for (source, number) in sources(action, tree)?.into_iter().zip(0..) {
             let contents = source.is_dir() && action.dir_copy_contents;
-            let (top, above) = if contents || source.name.is_empty() {
-                let top = source.path.as_bytes().to_vec();
-                let above = top.len() + usize::from(!top.is_empty());
-                (top, above)
+            let (path, above) = if contents || source.name.is_empty() {
+                let path = source.path.as_bytes().to_vec();
+                let above = path.len() + usize::from(!path.is_empty());
+                (path, above)
             } else {
                 let parent = source.path.parent().unwrap_or_default();
-                let top = parent.child(&source.name).as_bytes().to_vec();
-                let above = top.len() - source.name.len();
-                (top, above)
+                let path = parent.child(&source.name).as_bytes().to_vec();
+                let above = path.len() - source.name.len();
+                (path, above)
             };
-            let mut add = |path: &[&[u8]], entry: &Entry, link: Option<u64>| {
-                let at = listing.text.len();
-                for part in path {
-                    listing.text.extend_from_slice(part);
-                }
-                let mut item = item_of(entry, link);
-                item.at = at as u32;
-                item.length = (listing.text.len() - at) as u32;
-                item.above = above.min(listing.text.len() - at) as u32;
-                if !keeps_mode && item.kind != Sort::Link {
-                    item.mode = 0;
-                }
-                if action.owner.is_some() {
-                    (item.uid, item.gid) = (0, 0);
-                }
-                listing.items.push(item);
-            };
-            if let Some(node) = source.node.filter(|_| !contents) {
-                add(&[&top], node.entry, None);
+            if source.node.is_some() && !contents {
+                listing.order.push((number, 0));
             }
-            let slash: &[u8] = if top.is_empty() { b"" } else { b"/" };
             let mut groups: HashMap<(usize, u32), u64> = HashMap::new();
-            for item in &source.below {
-                let entry = item.node.entry;
-                let link = entry.hardlink.map(|group| {
+            for (item, at) in source.below.iter().zip(1..) {
+                listing.order.push((number, at));
+                if let Some(group) = item.node.entry.hardlink {
                     let next = groups.len() as u64;
-                    *groups.entry((item.node.layer, group)).or_insert(next)
-                });
-                add(&[&top, slash, item.relative], entry, link);
+                    let link = *groups.entry((item.node.layer, group)).or_insert(next);
+                    listing.links.insert((number, at), link);
+                }
             }
+            listing.tops.push(Top {
+                source,
+                path,
+                above,
+            });
         }
-        let Self { text, items } = &mut listing;
-        // Stable: what counts is the same only where a wildcard stands for folders that hold the same names.
-        items.sort_by(|a, b| counting(text, a).cmp(counting(text, b)));
+        if listing.tops.len() > 1 {
+            let mut order = std::mem::take(&mut listing.order);
+            // Stable: what counts is the same only where a wildcard stands for folders that hold the same names.
+            order.sort_by_cached_key(|at| {
+                let path = listing.path(*at);
+                LayerPath::clean(&path[listing.above(*at).min(path.len())..])
+            });
+            listing.order = order;
+        }
         Ok(listing)
+    }
+
+    fn above(&self, (top, _): (u32, u32)) -> usize {
+        self.tops[top as usize].above
+    }
+
+    fn path(&self, (top, at): (u32, u32)) -> Vec<u8> {
+        let Top { source, path, .. } = &self.tops[top as usize];
+        let Some(at) = at.checked_sub(1) else {
+            return path.clone();
+        };
+        let slash: &[u8] = if path.is_empty() { b"" } else { b"/" };
+        let relative = source.relative(&source.below[at as usize]);
+        [path, slash, relative].concat()
+    }
+
+    fn item(&self, at: (u32, u32)) -> Option<Item> {
+        let source = &self.tops[at.0 as usize].source;
+        let node = match at.1.checked_sub(1) {
+            Some(below) => source.below[below as usize].node,
+            None => source.node?,
+        };
+        let mut facts = facts_of(node.entry, self.links.get(&at).copied());
+        if !self.keeps_mode && facts.kind != Sort::Link {
+            facts.mode = 0;
+        }
+        if !self.keeps_owner {
+            (facts.uid, facts.gid) = (0, 0);
+        }
+        let path = self.path(at);
+        let above = self.above(at).min(path.len());
+        Some(Item { path, above, facts })
+    }
+
+    fn items(&self) -> impl Iterator<Item = Item> {
+        self.order.iter().filter_map(|at| self.item(*at))
     }
 
     /// How many paths there are.
     pub fn len(&self) -> usize {
-        self.items.len()
+        self.order.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.items.is_empty()
+        self.order.is_empty()
     }
 
     /// The listing as bytes to be kept, compressed.
     pub fn encode(&self) -> Vec<u8> {
         // Nothing can fail in memory; what cannot be read later is as good as absent.
-        let encode = || {
-            let compressor = zstd::Encoder::new(Vec::new(), LEVEL).ok()?;
-            postcard::to_io(self, compressor).ok()?.finish().ok()
-        };
-        encode().unwrap_or_default()
+        self.compressed().unwrap_or_default()
     }
 
-    /// The listing of [`Listing::encode`]; `None` of other bytes.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let listing: Self = postcard::from_bytes(&zstd::decode_all(bytes).ok()?).ok()?;
-        let whole = |item: &Item| {
-            item.above <= item.length
-                && (item.at as usize).saturating_add(item.length as usize) <= listing.text.len()
-        };
-        listing.items.iter().all(whole).then_some(listing)
+    fn compressed(&self) -> io::Result<Vec<u8>> {
+        let mut compressor = zstd::Encoder::new(vec![FORMAT], LEVEL)?;
+        let (mut buffer, mut before) = (Vec::with_capacity(AHEAD), Vec::new());
+        for Item { path, above, facts } in self.items() {
+            let same = path.iter().zip(&before).take_while(|(a, b)| a == b).count();
+            let kept = Kept {
+                same,
+                rest: &path[same..],
+                above,
+                facts,
+            };
+            buffer = postcard::to_extend(&kept, buffer).map_err(io::Error::other)?;
+            before = path;
+            if buffer.len() > AHEAD {
+                compressor.write_all(&buffer)?;
+                buffer.clear();
+            }
+        }
+        compressor.write_all(&buffer)?;
+        compressor.finish()
     }
 
-    /// What is different from `before`, at most `most` in words. `root` stands in front of each path. Of a folder that
-    /// came or went together with what is in it only the latter is told.
-    pub fn changes(&self, before: &Self, root: &str, most: usize) -> Changes {
-        let mut found = Vec::new();
-        let (mut new, mut old) = (self.items.iter().peekable(), before.items.iter().peekable());
+    /// What is different from the encoded listing `before`, at most `most` in words; `None` if that is none. `root` stands in
+    /// front of each path. Of a folder that came or went together with what is in it only the latter is told.
+    pub fn changes(&self, before: &[u8], root: &str, most: usize) -> Option<Changes> {
+        let (mut new, mut old) = (self.items().peekable(), Decoder::new(before)?);
+        let mut then = old.next()?;
+        let mut changes = Changes::default();
+        // Told when the next one is known.
+        let mut last: Option<(Vec<u8>, What)> = None;
+        let mut tell = |next: Option<(Vec<u8>, What)>| {
+            let goes_with = |(path, what): &(Vec<u8>, What)| {
+                next.as_ref().is_some_and(|(other, its)| {
+                    let rest = other.strip_prefix(&**path);
+                    rest.is_some_and(|rest| rest.starts_with(b"/")) && its.goes_with(what)
+                })
+            };
+            if let Some((path, what)) = last.take_if(|it| !goes_with(it)) {
+                changes.count += 1;
+                if changes.texts.len() < most {
+                    let mut text = format!("{root}{}", String::from_utf8_lossy(&path));
+                    what.describe(&mut text);
+                    changes.texts.push(text);
+                }
+            }
+            last = next;
+        };
         loop {
-            let order = match (new.peek(), old.peek()) {
+            let order = match (new.peek(), &then) {
                 (None, None) => break,
                 (Some(_), None) => Ordering::Less,
                 (None, Some(_)) => Ordering::Greater,
-                (Some(a), Some(b)) => counting(&self.text, a).cmp(counting(&before.text, b)),
+                (Some(a), Some(b)) => a.counting().cmp(b.counting()),
             };
             let now = new.next_if(|_| order.is_le());
-            let then = old.next_if(|_| order.is_ge());
-            found.extend(match (now, then) {
-                (Some(now), Some(then)) => {
-                    (!same(now, then)).then(|| (path(&self.text, now), What::Differs(now, then)))
+            let gone = match &then {
+                Some(_) if order.is_ge() => std::mem::replace(&mut then, old.next()?),
+                _ => None,
+            };
+            match (now, gone) {
+                (Some(now), Some(gone)) if now.facts != gone.facts => {
+                    tell(Some((now.path, What::Differs(now.facts, gone.facts))));
                 }
                 (Some(now), None) => {
-                    let folder = now.kind == Sort::Folder;
-                    Some((path(&self.text, now), What::Came { folder }))
+                    let folder = now.facts.kind == Sort::Folder;
+                    tell(Some((now.path, What::Came { folder })));
                 }
-                (None, Some(then)) => {
-                    let folder = then.kind == Sort::Folder;
-                    Some((path(&before.text, then), What::Went { folder }))
+                (None, Some(gone)) => {
+                    let folder = gone.facts.kind == Sort::Folder;
+                    tell(Some((gone.path, What::Went { folder })));
                 }
-                (None, None) => None,
-            });
-        }
-        let mut changes = Changes::default();
-        for (at, (path, what)) in found.iter().enumerate() {
-            let with_it = found.get(at + 1).is_some_and(|(next, other)| {
-                next.strip_prefix(*path)
-                    .is_some_and(|rest| rest.starts_with(b"/"))
-                    && other.goes_with(what)
-            });
-            if with_it {
-                continue;
-            }
-            changes.count += 1;
-            if changes.texts.len() < most {
-                let mut text = format!("{root}{}", String::from_utf8_lossy(path));
-                what.describe(&mut text);
-                changes.texts.push(text);
+                _ => {}
             }
         }
-        changes
+        tell(None);
+        Some(changes)
     }
 }
 
-enum What<'a> {
-    Came { folder: bool },
-    Went { folder: bool },
-    Differs(&'a Item, &'a Item),
+impl Item {
+    /// What of the path counts, in an order in which what is in a folder follows it.
+    fn counting(&self) -> impl Iterator<Item = &[u8]> {
+        self.path[self.above..].split(|byte| *byte == b'/')
+    }
 }
 
-impl What<'_> {
+/// Reads an encoded listing from beginning to end.
+struct Decoder<'b> {
+    from: zstd::Decoder<'static, io::BufReader<&'b [u8]>>,
+    buffer: Vec<u8>,
+    used: usize,
+    before: Vec<u8>,
+}
+
+impl<'b> Decoder<'b> {
+    /// `None` when the bytes are no listing, or one of another format.
+    fn new(bytes: &'b [u8]) -> Option<Self> {
+        let bytes = bytes.strip_prefix(&[FORMAT])?;
+        // No bytes at all would be an empty listing.
+        let from = zstd::Decoder::new((!bytes.is_empty()).then_some(bytes)?).ok()?;
+        Some(Self {
+            from,
+            buffer: Vec::new(),
+            used: 0,
+            before: Vec::new(),
+        })
+    }
+
+    /// The next file, and then none; `None` when the bytes are no listing.
+    #[expect(clippy::option_option, reason = "told apart at the only two places")]
+    fn next(&mut self) -> Option<Option<Item>> {
+        loop {
+            let left = &self.buffer[self.used..];
+            if let Ok((kept, rest)) = postcard::take_from_bytes::<Kept<'_>>(left) {
+                self.used = self.buffer.len() - rest.len();
+                let path = [self.before.get(..kept.same)?, kept.rest].concat();
+                self.before.clone_from(&path);
+                return (kept.above <= path.len()).then_some(Some(Item {
+                    path,
+                    above: kept.above,
+                    facts: kept.facts,
+                }));
+            }
+            self.buffer.drain(..std::mem::take(&mut self.used));
+            let more = self.from.by_ref().take(AHEAD as u64);
+            if { more }.read_to_end(&mut self.buffer).ok()? == 0 {
+                return self.buffer.is_empty().then_some(None);
+            }
+        }
+    }
+}
+
+enum What {
+    Came { folder: bool },
+    Went { folder: bool },
+    Differs(Facts, Facts),
+}
+
+impl What {
     /// Whether it explains that the folder above came or went.
     fn goes_with(&self, above: &Self) -> bool {
         matches!(
             (self, above),
-            (Self::Came { .. }, What::Came { folder: true })
-                | (Self::Went { .. }, What::Went { folder: true })
+            (Self::Came { .. }, Self::Came { folder: true })
+                | (Self::Went { .. }, Self::Went { folder: true })
         )
     }
 
@@ -259,13 +396,7 @@ impl What<'_> {
     }
 }
 
-/// Whether all that counts is the same.
-fn same(a: &Item, b: &Item) -> bool {
-    (a.kind, a.mode, a.uid, a.gid, a.content, a.more)
-        == (b.kind, b.mode, b.uid, b.gid, b.content, b.more)
-}
-
-fn item_of(entry: &Entry, link: Option<u64>) -> Item {
+fn facts_of(entry: &Entry, link: Option<u64>) -> Facts {
     let first = |bytes: &[u8; 32]| {
         let (first, _) = bytes.split_first_chunk::<8>().expect("32 bytes");
         *first
@@ -290,10 +421,7 @@ fn item_of(entry: &Entry, link: Option<u64>) -> Item {
         }
         more = first(hasher.finalize().as_bytes());
     }
-    Item {
-        at: 0,
-        length: 0,
-        above: 0,
+    Facts {
         kind,
         mode: entry.mode,
         uid: entry.uid,
@@ -301,15 +429,6 @@ fn item_of(entry: &Entry, link: Option<u64>) -> Item {
         content,
         more,
     }
-}
-
-fn path<'t>(text: &'t [u8], item: &Item) -> &'t [u8] {
-    &text[item.at as usize..][..item.length as usize]
-}
-
-/// What of the path counts, in an order in which what is in a folder follows it.
-fn counting<'t>(text: &'t [u8], item: &Item) -> impl Iterator<Item = &'t [u8]> + use<'t> {
-    path(text, item)[item.above as usize..].split(|byte| *byte == b'/')
 }
 
 #[cfg(test)]
@@ -334,11 +453,24 @@ mod tests {
         }
     }
 
-    fn listing(copy: &CopyAction, entries: &[Entry]) -> Listing {
-        let view = MergedView::new([Arc::new(LayerIndex::new(entries.to_vec()))]);
+    fn view(entries: &[Entry]) -> MergedView {
+        MergedView::new([Arc::new(LayerIndex::new(entries.to_vec()))])
+    }
+
+    fn encoded(copy: &CopyAction, entries: &[Entry]) -> Vec<u8> {
+        let view = view(entries);
         let listing = Listing::of(copy, &view).unwrap();
-        assert_eq!(Listing::decode(&listing.encode()), Some(listing.clone()));
-        listing
+        let bytes = listing.encode();
+        let mut decoder = Decoder::new(&bytes).unwrap();
+        let decoded: Vec<Item> = std::iter::from_fn(|| decoder.next().unwrap()).collect();
+        assert_eq!(decoded, listing.items().collect::<Vec<_>>());
+        bytes
+    }
+
+    fn changes(copy: &CopyAction, now: &[Entry], before: &[u8], root: &str) -> Changes {
+        let view = view(now);
+        let listing = Listing::of(copy, &view).unwrap();
+        listing.changes(before, root, 9).unwrap()
     }
 
     /// What is there now, and what is said of it.
@@ -425,8 +557,8 @@ mod tests {
             ),
         ];
         for (now, texts) in cases {
-            let changes =
-                listing(&copy("/src"), now).changes(&listing(&copy("/src"), &before), "", 9);
+            let before = encoded(&copy("/src"), &before);
+            let changes = changes(&copy("/src"), now, &before, "");
             assert_eq!(changes.texts, texts);
             assert_eq!(changes.count, texts.len());
         }
@@ -451,17 +583,14 @@ mod tests {
             }),
             ..copy(src)
         };
-        let (now, then) = (
-            listing(&given("/src"), &tree),
-            listing(&given("/elsewhere"), &other),
-        );
-        assert_eq!(now.changes(&then, "", 9), Changes::default());
-        let (now, then) = (
-            listing(&copy("/src"), &tree),
-            listing(&copy("/elsewhere"), &other),
-        );
+        let then = encoded(&given("/elsewhere"), &other);
         assert_eq!(
-            now.changes(&then, "/", 9).texts,
+            changes(&given("/src"), &tree, &then, ""),
+            Changes::default()
+        );
+        let then = encoded(&copy("/elsewhere"), &other);
+        assert_eq!(
+            changes(&copy("/src"), &tree, &then, "/").texts,
             ["/src/a changed its mode from 0600 to 0644"]
         );
     }
@@ -481,9 +610,7 @@ mod tests {
         };
         for (copy, texts) in [(whole, ["/d/a changed"]), (copy("/d/a"), ["/d/a changed"])] {
             assert_eq!(
-                listing(&copy, &other)
-                    .changes(&listing(&copy, &tree), "/", 9)
-                    .texts,
+                changes(&copy, &other, &encoded(&copy, &tree), "/").texts,
                 texts
             );
         }
@@ -494,13 +621,49 @@ mod tests {
         let many: Vec<Entry> = (0..50)
             .map(|at| file(&format!("f{at:02}"), 1, 0o644))
             .collect();
-        let changes = listing(&copy("/"), &many).changes(&Listing::default(), "", 2);
+        let (none, all) = (encoded(&copy("/"), &[]), view(&many));
+        let all = Listing::of(&copy("/"), &all).unwrap();
+        let changes = all.changes(&none, "", 2).unwrap();
         assert_eq!(
             (changes.count, &*changes.texts),
             (
                 50,
                 &["f00 appeared".to_owned(), "f01 appeared".to_owned()][..]
             )
+        );
+    }
+
+    #[test]
+    fn several_sources_are_one_list() {
+        let tree = |content| {
+            [
+                dir("a"),
+                file("a/x", 1, 0o644),
+                file("a/z", content, 0o644),
+                dir("b"),
+                file("b/y", content, 0o644),
+            ]
+        };
+        let copy = copy("/*");
+        let before = encoded(&copy, &tree(1));
+        let changes = changes(&copy, &tree(2), &before, "");
+        assert_eq!(changes.texts, ["b/y changed", "a/z changed"]);
+    }
+
+    #[test]
+    fn other_bytes_are_no_listing() {
+        let tree = [file("a", 1, 0o644), file("b", 1, 0o644)];
+        let bytes = encoded(&copy("/"), &tree);
+        let view = view(&tree);
+        let listing = Listing::of(&copy("/"), &view).unwrap();
+        assert_eq!(listing.changes(&bytes, "", 9), Some(Changes::default()));
+        for cut in 0..bytes.len() {
+            assert_eq!(listing.changes(&bytes[..cut], "", 9), None, "{cut}");
+        }
+        assert_eq!(
+            listing.changes(&bytes[1..], "", 9),
+            None,
+            "of another format"
         );
     }
 }

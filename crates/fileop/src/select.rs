@@ -23,9 +23,22 @@ pub(crate) struct Source<'a> {
     pub(crate) below: Vec<Item<'a>>,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    /// The path of an item below the source.
+    pub(crate) fn relative(&self, item: &Item<'a>) -> &'a [u8] {
+        &item.node.entry.path.as_bytes()[prefix(&self.path)..]
+    }
+
     pub(crate) fn is_dir(&self) -> bool {
         self.node.is_none_or(|node| node.entry.is_dir())
+    }
+}
+
+/// How much of a path below a folder is the folder's.
+fn prefix(folder: &LayerPath) -> usize {
+    match folder.as_bytes().len() {
+        0 => 0,
+        length => length + 1,
     }
 }
 
@@ -33,8 +46,6 @@ impl Source<'_> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Item<'a> {
     pub(crate) node: Node<'a>,
-    /// The path below the source.
-    pub(crate) relative: &'a [u8],
     /// It is not selected itself, but something below it is.
     pub(crate) only_parent: bool,
 }
@@ -105,7 +116,7 @@ pub fn selection_key(
         }
         let mut groups: HashMap<(usize, u32), u64> = HashMap::new();
         for item in &source.below {
-            hasher.part("path", item.relative);
+            hasher.part("path", source.relative(item));
             add(item.node.entry, hasher);
             if let Some(group) = item.node.entry.hardlink {
                 let next = groups.len() as u64;
@@ -264,11 +275,7 @@ impl Filter {
 
     /// What is selected below `source`, each with the parents that are copied because of it.
     fn select<'a>(&self, tree: &'a MergedView, source: &LayerPath) -> Vec<Item<'a>> {
-        let prefix = if source.is_root() {
-            0
-        } else {
-            source.as_bytes().len() + 1
-        };
+        let prefix = prefix(source);
         let mut selected = Vec::new();
         let mut open: Vec<Open<'a>> = Vec::new();
         let mut skip: Option<&'a LayerPath> = None;
@@ -280,9 +287,9 @@ impl Filter {
             skip = None;
             let item = Item {
                 node,
-                relative: &path.as_bytes()[prefix..],
                 only_parent: false,
             };
+            let relative = &path.as_bytes()[prefix..];
             if self.include.is_none() && self.exclude.is_none() {
                 selected.push(item);
                 continue;
@@ -296,15 +303,15 @@ impl Filter {
             let above = open.last();
             let (included, include) = match &self.include {
                 Some(matcher) => above.map_or_else(
-                    || matcher.matches_using_parent(item.relative, &MatchInfo::default()),
-                    |above| matcher.matches_using_parent(item.relative, &above.include),
+                    || matcher.matches_using_parent(relative, &MatchInfo::default()),
+                    |above| matcher.matches_using_parent(relative, &above.include),
                 ),
                 None => (true, MatchInfo::default()),
             };
             let (excluded, exclude) = match &self.exclude {
                 Some(matcher) => above.map_or_else(
-                    || matcher.matches_using_parent(item.relative, &MatchInfo::default()),
-                    |above| matcher.matches_using_parent(item.relative, &above.exclude),
+                    || matcher.matches_using_parent(relative, &MatchInfo::default()),
+                    |above| matcher.matches_using_parent(relative, &above.exclude),
                 ),
                 None => (false, MatchInfo::default()),
             };
@@ -323,8 +330,8 @@ impl Filter {
                 continue;
             }
             let hopeless = match (&self.include, &self.exclude) {
-                (_, Some(matcher)) if excluded => !matcher.may_take_back_below(item.relative),
-                (Some(matcher), _) if !included => !matcher.may_match_below(item.relative),
+                (_, Some(matcher)) if excluded => !matcher.may_take_back_below(relative),
+                (Some(matcher), _) if !included => !matcher.may_match_below(relative),
                 _ => false,
             };
             if hopeless {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::mem::discriminant;
 
-use kiln_image::{Entry, Kind, LayerIndex};
+use kiln_image::{Entry, IndexError, Kind};
 
 /// Files, and bytes in files, from which on it is worth one more folder in every root file system: fewer are copied at once.
 const MANY: u64 = 256;
@@ -27,22 +27,31 @@ impl Amount {
     }
 }
 
-/// Tells for each entry whether a layer that stands on the whole layer of `earlier` needs it in its own folder: what was
+/// Tells for each entry whether a layer that stands on the whole layer with the entries `earlier` needs it in its own folder: what was
 /// added or changed, and the folders that lead there. `None` if it cannot stand there, or should not: something is gone, a
 /// folder has become something else or the other way round, a file with several names is another, something hides what is
 /// below it, or too much is different.
-pub(crate) fn own(entries: &[Option<Entry>], earlier: &LayerIndex) -> Option<Vec<bool>> {
-    let path = |at: &usize| entries[*at].as_ref().map(|entry| &entry.path);
-    let mut order: Vec<usize> = (0..entries.len()).collect();
-    order.retain(|at| entries[*at].is_some());
+pub(crate) fn own(
+    entries: &[Option<Entry>],
+    earlier: impl Iterator<Item = Result<Entry, IndexError>>,
+) -> Option<Vec<bool>> {
+    let path = |at: &u32| entries[*at as usize].as_ref().map(|entry| &entry.path);
+    let mut order: Vec<u32> = (0..entries.len() as u32).collect();
+    order.retain(|at| path(at).is_some());
     order.sort_by(|a, b| path(a).cmp(&path(b)));
-    let mut before = earlier.entries().iter().peekable();
+    let mut before = earlier.peekable();
     let mut own = vec![false; entries.len()];
     let mut groups = Groups::default();
     let (mut kept, mut made) = (Amount::default(), Amount::default());
     for &at in &order {
+        let at = at as usize;
         let Some(entry) = &entries[at] else { continue };
-        let known = before.next_if(|known| known.path <= entry.path);
+        let known = before.next_if(|known| match known {
+            Ok(known) => known.path <= entry.path,
+            Err(_) => true,
+        });
+        let known = known.transpose().ok()?;
+        let known = known.as_ref();
         if known.is_some_and(|known| known.path != entry.path || hides(known)) || hides(entry) {
             return None;
         }
@@ -71,7 +80,7 @@ pub(crate) fn own(entries: &[Option<Entry>], earlier: &LayerIndex) -> Option<Vec
         return None;
     }
     for at in &order {
-        if !own[*at] {
+        if !own[*at as usize] {
             continue;
         }
         let mut folder = path(at).and_then(kiln_image::LayerPath::parent);
@@ -79,7 +88,7 @@ pub(crate) fn own(entries: &[Option<Entry>], earlier: &LayerIndex) -> Option<Vec
             let Ok(found) = order.binary_search_by(|at| path(at).cmp(&Some(&up))) else {
                 break;
             };
-            if std::mem::replace(&mut own[order[found]], true) {
+            if std::mem::replace(&mut own[order[found] as usize], true) {
                 break;
             }
             folder = up.parent();
@@ -141,7 +150,7 @@ impl Groups {
 
 #[cfg(test)]
 mod tests {
-    use kiln_image::{FileDigest, LayerPath};
+    use kiln_image::{FileDigest, LayerIndex, LayerPath};
 
     use super::*;
 
@@ -193,7 +202,8 @@ mod tests {
         let mut now = before.clone();
         edit(&mut now);
         let now: Vec<Option<Entry>> = now.into_iter().rev().map(Some).collect();
-        let own = own(&now, &LayerIndex::new(before))?;
+        let before = LayerIndex::new(before);
+        let own = own(&now, before.entries().iter().cloned().map(Ok))?;
         let mut paths: Vec<String> = now
             .iter()
             .zip(own)
@@ -217,7 +227,7 @@ mod tests {
             |entry: &mut Entry| entry.uid = 9,
             |entry: &mut Entry| entry.gid = 9,
             |entry: &mut Entry| entry.mtime = (9, 9),
-            |entry: &mut Entry| entry.xattrs = vec![(b"user.a".to_vec(), b"b".to_vec())],
+            |entry: &mut Entry| entry.xattrs = [(b"user.a".to_vec(), b"b".to_vec())].into(),
         ] {
             let changed = paths(|all| change(&mut all[3])).unwrap();
             assert_eq!(changed, ["/app", "/app/d", "/app/d/000"]);

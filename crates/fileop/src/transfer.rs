@@ -8,36 +8,36 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kiln_image::{Entry, Kind, LayerPath};
 use kiln_source::{Stamp, UNHASHED};
-use kiln_store::layer_fs::{Content, Ids, LayerDirs, LayerFs};
+use kiln_store::layer_fs::{Content, Ids, LayerFs};
 
 use crate::FileOpError;
-use crate::tree::{Folders, Place};
+use crate::tree::{Folders, Tree};
 
-/// Something to be done on disk for an entry, given by its number.
+/// Something to be done on disk for an entry, given by its number. As many as there are files: kept small.
 #[derive(Debug)]
 pub(crate) enum Job<'a> {
     /// Copy the content of a regular file.
     Copy {
         /// The entry.
-        at: usize,
-        /// The folders of the tree that is read.
-        dirs: &'a [LayerDirs],
+        at: u32,
+        /// Which of the trees that are read.
+        tree: u32,
         /// Where the content is.
-        place: Place<'a>,
-        /// The stamp under which the digest is true; `None` in a layer, which nobody changes.
-        stamp: Option<&'a Stamp>,
+        layer: u32,
+        /// The file in the tree.
+        from: &'a Entry,
     },
     /// Make what has no content.
     Make {
         /// The entry.
-        at: usize,
+        at: u32,
     },
     /// Make one more name.
     Link {
         /// The entry.
-        at: usize,
+        at: u32,
         /// The entry that is copied.
-        first: usize,
+        first: u32,
     },
 }
 
@@ -45,7 +45,7 @@ impl Job<'_> {
     /// The entry.
     pub(crate) fn at(&self) -> usize {
         match self {
-            Self::Copy { at, .. } | Self::Make { at } | Self::Link { at, .. } => *at,
+            Self::Copy { at, .. } | Self::Make { at } | Self::Link { at, .. } => *at as usize,
         }
     }
 }
@@ -71,43 +71,39 @@ pub(crate) fn run(
     layer_dir: &Path,
     ids: Ids,
     entries: &mut [Option<Entry>],
+    trees: &[&Tree<'_>],
     jobs: &[Job<'_>],
 ) -> Result<Vec<LayerPath>, FileOpError> {
     // Folders come before what is in them.
     for job in jobs {
         if let Job::Make { at } = job
-            && let Some(entry) = &entries[*at]
+            && let Some(entry) = &entries[*at as usize]
         {
             fs.put(entry, Content::None).map_err(FileOpError::Write)?;
         }
     }
-    let copies: Vec<&Job<'_>> = jobs
-        .iter()
-        .filter(|job| matches!(job, Job::Copy { .. }))
-        .collect();
-    let size = |job: &&Job<'_>| match job {
-        Job::Copy { at, .. } => match entries[*at].as_ref().map(|entry| &entry.kind) {
-            Some(Kind::File { size, .. }) => *size,
-            _ => 0,
+    let size = |job: &Job<'_>| match job {
+        Job::Copy { at, .. } => match entries[*at as usize].as_ref().map(|entry| &entry.kind) {
+            Some(Kind::File { size, .. }) => Some(*size),
+            _ => Some(0),
         },
-        Job::Make { .. } | Job::Link { .. } => 0,
+        Job::Make { .. } | Job::Link { .. } => None,
     };
-    let alone = copies.len() < 2
-        || copies.len() < ALONE && copies.iter().map(size).sum::<u64>() < BYTES_ALONE;
+    let (copies, bytes) = jobs
+        .iter()
+        .filter_map(size)
+        .fold((0, 0), |(count, bytes), size| (count + 1, bytes + size));
+    let alone = copies < 2 || copies < ALONE && bytes < BYTES_ALONE;
     let next = AtomicUsize::new(0);
     let outcome = Mutex::new(Outcome::default());
     let known: &[Option<Entry>] = entries;
-    let chunk = if alone || copies.len() < ALONE {
-        1
-    } else {
-        CHUNK
-    };
+    let chunk = if alone || copies < ALONE { 1 } else { CHUNK };
     let work = |fs: &LayerFs| {
-        let mut last: Option<(&[LayerDirs], Folders<'_>)> = None;
+        let mut last: Option<(u32, Folders<'_>)> = None;
         loop {
             let start = next.fetch_add(chunk, Ordering::Relaxed);
-            let Some(part) = copies
-                .get(start..copies.len().min(start + chunk))
+            let Some(part) = jobs
+                .get(start..jobs.len().min(start + chunk))
                 .filter(|part| !part.is_empty())
             else {
                 return;
@@ -115,24 +111,22 @@ pub(crate) fn run(
             for job in part {
                 let Job::Copy {
                     at,
-                    dirs,
-                    place,
-                    stamp,
+                    tree: number,
+                    layer,
+                    from,
                 } = job
                 else {
                     continue;
                 };
-                let Some(entry) = &known[*at] else { continue };
-                if last
-                    .as_ref()
-                    .is_none_or(|(known, _)| !std::ptr::eq(*known, *dirs))
-                {
-                    last = Some((dirs, Folders::new(dirs)));
-                }
-                let Some((_, folders)) = &mut last else {
-                    continue;
+                let at = *at as usize;
+                let Some(entry) = &known[at] else { continue };
+                let tree = trees[*number as usize];
+                let folders = match &mut last {
+                    Some((known, folders)) if known == number => folders,
+                    last => &mut last.insert((*number, Folders::new(&tree.dirs))).1,
                 };
-                let done = copy(fs, folders, entry, *place, *stamp);
+                let place = (*layer as usize, &from.path);
+                let done = copy(fs, folders, entry, place, tree.stamp(from));
                 if matches!(done, Ok(None)) {
                     continue;
                 }
@@ -140,10 +134,10 @@ pub(crate) fn run(
                 match done {
                     Ok(put) => outcome
                         .changed
-                        .extend(put.map(|put| (*at, put, place.path.clone()))),
+                        .extend(put.map(|put| (at, put, from.path.clone()))),
                     Err(error) => {
                         // Nobody takes more.
-                        next.store(copies.len(), Ordering::Relaxed);
+                        next.store(jobs.len(), Ordering::Relaxed);
                         outcome.error.get_or_insert(error);
                         return;
                     }
@@ -174,10 +168,10 @@ pub(crate) fn run(
         let Job::Link { at, first } = job else {
             continue;
         };
-        let Some(target) = entries[*first].clone() else {
+        let Some(target) = entries[*first as usize].clone() else {
             continue;
         };
-        if let Some(entry) = &mut entries[*at] {
+        if let Some(entry) = &mut entries[*at as usize] {
             entry.kind = target.kind;
             fs.link(entry, &target.path).map_err(FileOpError::Write)?;
         }
@@ -191,14 +185,14 @@ fn copy(
     fs: &LayerFs,
     folders: &mut Folders<'_>,
     entry: &Entry,
-    place: Place<'_>,
+    (layer, path): (usize, &LayerPath),
     stamp: Option<&Stamp>,
 ) -> Result<Option<Entry>, FileOpError> {
     let unreadable = |source| FileOpError::Read {
-        path: place.path.clone(),
+        path: path.clone(),
         source,
     };
-    let mut file = folders.open(place.layer, place.path).map_err(unreadable)?;
+    let mut file = folders.open(layer, path).map_err(unreadable)?;
     let same = |file: &std::fs::File| match stamp {
         Some(stamp) => rustix::fs::fstat(file).map(|stat| Stamp::of(&stat) == *stamp),
         None => Ok(true),

@@ -3,9 +3,8 @@
 use std::fs::File;
 use std::io;
 
-use kiln_image::view::Node;
-use kiln_image::{LayerIndex, LayerPath, MergedView};
-use kiln_source::Stamps;
+use kiln_image::{Entry, LayerIndex, LayerPath, MergedView};
+use kiln_source::{Stamp, Stamps};
 use kiln_store::layer_fs::LayerDirs;
 use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
@@ -21,6 +20,15 @@ pub struct Tree<'a> {
     /// Of a local context: its index, and the stamps under which its files were hashed. A file that has another one when it is
     /// copied is hashed again.
     pub stamps: Option<(&'a LayerIndex, &'a Stamps)>,
+}
+
+impl Tree<'_> {
+    /// The stamp under which the content of an entry of the tree is what its digest says; `None` in a layer, which
+    /// nobody changes.
+    pub(crate) fn stamp(&self, entry: &Entry) -> Option<&Stamp> {
+        let (index, stamps) = self.stamps?;
+        stamps.get(index, entry)
+    }
 }
 
 /// The opened folders of a tree. Made by each thread for itself.
@@ -84,20 +92,4 @@ fn step_by_step(folder: &OwnedFd, path: &LayerPath, flags: OFlags) -> Result<Own
         at = rustix::fs::openat(&at, name, flags, Mode::empty())?;
     }
     rustix::fs::openat(&at, path.name(), flags, Mode::empty())
-}
-
-/// Where the bytes of a node are.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Place<'a> {
-    pub(crate) layer: usize,
-    pub(crate) path: &'a LayerPath,
-}
-
-impl<'a> From<Node<'a>> for Place<'a> {
-    fn from(node: Node<'a>) -> Self {
-        Self {
-            layer: node.layer,
-            path: &node.entry.path,
-        }
-    }
 }

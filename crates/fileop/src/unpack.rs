@@ -12,8 +12,6 @@ use kiln_image::{Entry, FileDigest, Kind, LayerPath, compress};
 use crate::FileOpError;
 use crate::builder::{Builder, Made};
 use crate::copy::Changes;
-use crate::transfer::Job;
-use crate::tree::Place;
 
 /// Whether a file begins like an archive, compressed or not.
 pub(crate) fn is_archive(file: &mut File) -> io::Result<bool> {
@@ -224,16 +222,10 @@ impl Unpacker<'_, '_> {
             return self.builder.put(entry);
         }
         let base = self.builder.base();
-        let place = base.view.get(&there.path).map(Place::from);
-        let place =
-            place.ok_or_else(|| FileOpError::Broken(format!("{} is in no layer", there.path)))?;
-        let dirs = &*base.dirs;
-        self.builder.put_later(entry, |at| Job::Copy {
-            at,
-            dirs,
-            place,
-            stamp: None,
-        })
+        let node = base.view.get(&there.path);
+        let node =
+            node.ok_or_else(|| FileOpError::Broken(format!("{} is in no layer", there.path)))?;
+        self.builder.put_later(entry, base, node)
     }
 }
 

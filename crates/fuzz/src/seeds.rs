@@ -118,7 +118,7 @@ pub(crate) fn archives() -> Vec<Vec<u8>> {
         (header, String::new())
     };
     let mut with_xattrs = file("x", "content");
-    with_xattrs.0.xattrs = vec![(b"security.capability".to_vec(), vec![1, 0, 0, 2])];
+    with_xattrs.0.xattrs = [(b"security.capability".to_vec(), vec![1, 0, 0, 2])].into();
     with_xattrs.0.uid = 1 << 30;
     let long = "long/".repeat(60);
     let archives = [

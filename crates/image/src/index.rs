@@ -2,13 +2,16 @@
 //! index, never the metadata of the layer's folder, because the files of one user cannot carry the owners of many.
 
 use std::collections::{HashMap, HashSet};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 
 use serde::{Deserialize, Serialize};
+use thin_vec::ThinVec;
 
+use crate::path::Paths;
 use crate::{ContentId, FileDigest, KeyHasher, LayerPath};
 
-/// Extended attributes, sorted by name.
-pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+/// Extended attributes, sorted by name. Few files have any.
+pub type Xattrs = ThinVec<(Vec<u8>, Vec<u8>)>;
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,6 +140,9 @@ pub enum IndexError {
     /// Not written by Kiln, or cut off, or damaged.
     #[error("damaged layer index: {0}")]
     Damaged(&'static str),
+    /// It cannot be read at all.
+    #[error("cannot read a layer index: {0}")]
+    Unreadable(#[from] io::Error),
     /// Written by a newer Kiln.
     #[error("layer index of format {0}, this Kiln reads up to {1}")]
     Newer(u32, u32),
@@ -182,6 +188,15 @@ impl LayerIndex {
             .ok()
     }
 
+    /// Which of the entries the given one is, if it is one of these entries themselves and not a copy.
+    pub fn number_of(&self, entry: &Entry) -> Option<usize> {
+        let offset = std::ptr::from_ref(entry)
+            .addr()
+            .checked_sub(self.entries.as_ptr().addr())?;
+        let number = offset / size_of::<Entry>();
+        (number < self.entries.len()).then_some(number)
+    }
+
     /// The layer's outcome without times: paths, kinds, modes, owners, links, xattrs, content, hard-link groups.
     pub fn content_id(&self) -> ContentId {
         let mut hasher = KeyHasher::new("layer", 1);
@@ -213,52 +228,307 @@ impl LayerIndex {
         self.entries.iter().filter(once).map(size).sum()
     }
 
-    const MAGIC: &[u8; 8] = b"kilnidx\n";
-    const VERSION: u32 = 1;
-
     /// The bytes as they are stored: magic, version, blake3 of the rest, then the entries.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut head = Vec::from(Self::MAGIC);
-        head.extend_from_slice(&Self::VERSION.to_le_bytes());
-        let (sum, body) = (head.len(), head.len() + 32);
-        head.resize(body, 0);
-        let mut bytes =
-            postcard::to_extend(&self.entries, head).expect("an index always serialises");
-        let digest = blake3::hash(&bytes[body..]);
-        bytes[sum..body].copy_from_slice(digest.as_bytes());
-        bytes
+        let mut bytes = io::Cursor::new(Vec::new());
+        let mut write = || {
+            let mut writer = IndexWriter::new(&mut bytes, self.entries.len())?;
+            for entry in &self.entries {
+                writer.add(entry)?;
+            }
+            writer.finish()
+        };
+        write().expect("it goes into memory");
+        bytes.into_inner()
     }
 
-    /// Reads what [`LayerIndex::to_bytes`] wrote.
+    /// Reads what [`LayerIndex::to_bytes`] or an [`IndexWriter`] wrote.
     ///
     /// # Errors
     /// When the bytes are not a whole, undamaged index of a known version.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, IndexError> {
-        let rest = bytes
-            .strip_prefix(Self::MAGIC)
+        Self::read_all(IndexReader::new(io::Cursor::new(bytes))?)
+    }
+
+    /// All that a reader has not given yet.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read_all(mut reader: IndexReader<impl Read + Seek>) -> Result<Self, IndexError> {
+        let mut entries = Vec::with_capacity(reader.left.min(MOST_EXPECTED));
+        while reader.some(&mut entries)? {}
+        Ok(Self { entries })
+    }
+
+    /// Parts of the list of entries as bytes, for somebody who puts them together again with [`LayerIndex::from_parts`].
+    pub fn parts(&self) -> impl Iterator<Item = Vec<u8>> {
+        self.entries
+            .chunks(TOGETHER)
+            .map(|part| postcard::to_stdvec(part).expect("it goes into memory"))
+    }
+
+    /// Puts parts together.
+    ///
+    /// # Errors
+    /// When a part is none, or the parts are not those of one index, or one cannot be got.
+    pub fn from_parts<P: AsRef<[u8]>>(
+        parts: impl Iterator<Item = io::Result<P>>,
+    ) -> Result<Self, IndexError> {
+        let (mut entries, mut last) = (Vec::new(), None);
+        for part in parts {
+            let part = part?;
+            let (count, mut rest) = postcard::take_from_bytes::<usize>(part.as_ref())
+                .map_err(|_| IndexError::Damaged("cut off"))?;
+            let mut made = Together::default();
+            for _ in 0..count {
+                rest = made
+                    .take(rest, &mut entries)?
+                    .ok_or(IndexError::Damaged("cannot be decoded"))?;
+            }
+            made.finish(&mut entries, &mut last)?;
+        }
+        Ok(Self { entries })
+    }
+}
+
+const MAGIC: &[u8; 8] = b"kilnidx\n";
+const VERSION: u32 = 1;
+/// Magic, version, sum.
+const HEAD: usize = 8 + 4 + 32;
+/// Entries whose paths share a piece of memory.
+const TOGETHER: usize = 512;
+/// No number in a file makes more room than for so many entries.
+const MOST_EXPECTED: usize = 1 << 20;
+/// What is read at once.
+const AHEAD: usize = 128 * 1024;
+
+/// An [`Entry`] as it is stored.
+#[derive(Deserialize)]
+struct Stored<'a> {
+    path: &'a [u8],
+    kind: Kind,
+    mode: u16,
+    uid: u32,
+    gid: u32,
+    mtime: (i64, u32),
+    xattrs: Xattrs,
+    hardlink: Option<u32>,
+}
+
+/// Entries that are being read, and still have no paths.
+#[derive(Default)]
+struct Together {
+    paths: Paths,
+    count: usize,
+}
+
+impl Together {
+    /// Takes one entry from the front of `bytes`; `None` when it is not there as a whole.
+    fn take<'b>(
+        &mut self,
+        bytes: &'b [u8],
+        entries: &mut Vec<Entry>,
+    ) -> Result<Option<&'b [u8]>, IndexError> {
+        let Ok((stored, rest)) = postcard::take_from_bytes::<Stored<'_>>(bytes) else {
+            return Ok(None);
+        };
+        if stored.mode > 0o7777 {
+            return Err(IndexError::Damaged("an impossible mode"));
+        }
+        self.paths
+            .try_push(stored.path)
+            .map_err(|_| IndexError::Damaged("an impossible path"))?;
+        self.count += 1;
+        entries.push(Entry {
+            path: LayerPath::root(),
+            kind: stored.kind,
+            mode: stored.mode,
+            uid: stored.uid,
+            gid: stored.gid,
+            mtime: stored.mtime,
+            xattrs: stored.xattrs,
+            hardlink: stored.hardlink,
+        });
+        Ok(Some(rest))
+    }
+
+    /// Gives the entries that were taken, the last ones of `entries`, their paths. `last` is the path before them.
+    fn finish(self, entries: &mut [Entry], last: &mut Option<LayerPath>) -> Result<(), IndexError> {
+        let first = entries.len() - self.count;
+        for (entry, path) in entries[first..].iter_mut().zip(self.paths.finish()) {
+            if last.as_ref().is_some_and(|last| *last >= path) {
+                return Err(IndexError::Damaged("entries are out of order"));
+            }
+            *last = Some(path.clone());
+            entry.path = path;
+        }
+        Ok(())
+    }
+}
+
+/// Reads a stored index from beginning to end, without having all of it in memory.
+pub struct IndexReader<R> {
+    from: R,
+    buffer: Vec<u8>,
+    used: usize,
+    left: usize,
+    last: Option<LayerPath>,
+    /// Those that the iterator gives next.
+    batch: std::vec::IntoIter<Entry>,
+}
+
+impl<R: Read + Seek> IndexReader<R> {
+    /// Goes through all of it once to see whether it is whole.
+    ///
+    /// # Errors
+    /// When it is not, or cannot be read, or a newer Kiln wrote it.
+    pub fn new(mut from: R) -> Result<Self, IndexError> {
+        let mut head = [0; HEAD];
+        let mut got = 0;
+        while got < HEAD {
+            match from.read(&mut head[got..])? {
+                0 => break,
+                more => got += more,
+            }
+        }
+        let rest = head[..got]
+            .strip_prefix(MAGIC)
             .ok_or(IndexError::Damaged("no magic"))?;
-        let (version, rest) = rest
+        let (version, sum) = rest
             .split_first_chunk::<4>()
             .ok_or(IndexError::Damaged("cut off"))?;
         let version = u32::from_le_bytes(*version);
-        if version != Self::VERSION {
-            return Err(IndexError::Newer(version, Self::VERSION));
+        if version != VERSION {
+            return Err(IndexError::Newer(version, VERSION));
         }
-        let (sum, body) = rest
-            .split_first_chunk::<32>()
-            .ok_or(IndexError::Damaged("cut off"))?;
-        if blake3::hash(body).as_bytes() != sum {
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; AHEAD];
+        loop {
+            match from.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(length) => hasher.update(&buffer[..length]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error.into()),
+            };
+        }
+        if hasher.finalize().as_bytes() != sum {
             return Err(IndexError::Damaged("checksum does not match"));
         }
-        let entries: Vec<Entry> =
-            postcard::from_bytes(body).map_err(|_| IndexError::Damaged("cannot be decoded"))?;
-        if !entries.is_sorted_by(|a, b| a.path < b.path) {
-            return Err(IndexError::Damaged("entries are out of order"));
+        from.seek(SeekFrom::Start(HEAD as u64))?;
+        buffer.clear();
+        let mut reader = Self {
+            from,
+            buffer,
+            used: 0,
+            left: 0,
+            last: None,
+            batch: Vec::new().into_iter(),
+        };
+        reader.more()?;
+        let (count, rest) = postcard::take_from_bytes::<usize>(&reader.buffer)
+            .map_err(|_| IndexError::Damaged("cannot be decoded"))?;
+        reader.left = count;
+        reader.used = reader.buffer.len() - rest.len();
+        Ok(reader)
+    }
+
+    /// Adds some of the entries to `entries`. Tells whether there were any.
+    fn some(&mut self, entries: &mut Vec<Entry>) -> Result<bool, IndexError> {
+        let mut made = Together::default();
+        while self.left > 0 && made.count < TOGETHER {
+            if let Some(rest) = made.take(&self.buffer[self.used..], entries)? {
+                self.used = self.buffer.len() - rest.len();
+                self.left -= 1;
+            } else if !self.more()? {
+                return Err(IndexError::Damaged("cannot be decoded"));
+            }
         }
-        if entries.iter().any(|entry| entry.mode > 0o7777) {
-            return Err(IndexError::Damaged("an impossible mode"));
+        let some = made.count > 0;
+        if some {
+            made.finish(entries, &mut self.last)?;
         }
-        Ok(Self { entries })
+        Ok(some)
+    }
+
+    fn more(&mut self) -> io::Result<bool> {
+        self.buffer.drain(..std::mem::take(&mut self.used));
+        let got = self
+            .from
+            .by_ref()
+            .take(AHEAD as u64)
+            .read_to_end(&mut self.buffer)?;
+        Ok(got > 0)
+    }
+}
+
+/// Nothing more comes after an error.
+impl<R: Read + Seek> Iterator for IndexReader<R> {
+    type Item = Result<Entry, IndexError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(entry) = self.batch.next() {
+            return Some(Ok(entry));
+        }
+        let mut batch = Vec::with_capacity(TOGETHER);
+        if let Err(error) = self.some(&mut batch) {
+            self.left = 0;
+            return Some(Err(error));
+        }
+        self.batch = batch.into_iter();
+        self.batch.next().map(Ok)
+    }
+}
+
+/// Writes an index entry by entry.
+pub struct IndexWriter<W: Write> {
+    out: BufWriter<W>,
+    buffer: Vec<u8>,
+    hasher: blake3::Hasher,
+}
+
+impl<W: Write + Seek> IndexWriter<W> {
+    /// Begins an index of `count` entries at the beginning of `out`.
+    ///
+    /// # Errors
+    /// When `out` cannot be written to.
+    pub fn new(out: W, count: usize) -> io::Result<Self> {
+        let mut out = BufWriter::with_capacity(AHEAD, out);
+        out.write_all(MAGIC)?;
+        out.write_all(&VERSION.to_le_bytes())?;
+        out.write_all(&[0; 32])?;
+        let mut writer = Self {
+            out,
+            buffer: Vec::new(),
+            hasher: blake3::Hasher::new(),
+        };
+        writer.put(&count)?;
+        Ok(writer)
+    }
+
+    /// Adds an entry. They come in path order.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn add(&mut self, entry: &Entry) -> io::Result<()> {
+        self.put(entry)
+    }
+
+    fn put(&mut self, what: &impl Serialize) -> io::Result<()> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        self.buffer = postcard::to_extend(what, buffer).map_err(io::Error::other)?;
+        self.hasher.update(&self.buffer);
+        self.out.write_all(&self.buffer)
+    }
+
+    /// Ends the index.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.out.seek(SeekFrom::Start(HEAD as u64 - 32))?;
+        self.out.write_all(self.hasher.finalize().as_bytes())?;
+        self.out.flush()
     }
 }
 
@@ -344,7 +614,7 @@ mod tests {
             &|entries| entries[0].mode = 0o4755,
             &|entries| entries[1].uid = 5,
             &|entries| entries[3].hardlink = Some(8),
-            &|entries| entries[0].xattrs = vec![(b"user.x".to_vec(), Vec::new())],
+            &|entries| entries[0].xattrs = thin_vec::thin_vec![(b"user.x".to_vec(), Vec::new())],
             &|entries| entries[4].kind = Kind::Symlink(Vec::new()),
             &|entries| {
                 entries[1].kind = Kind::Dir {

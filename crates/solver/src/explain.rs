@@ -1,6 +1,6 @@
 //! Why a step is executed and not taken from the cache, in words.
 
-use kiln_fileop::{Changes, Listing};
+use kiln_fileop::Changes;
 use kiln_graph::is_secret_name;
 use kiln_store::{BuildStep, StepState};
 use serde_json::Value;
@@ -321,11 +321,6 @@ pub(crate) fn counterpart<'b>(
         (before.iter().filter(same).count() >= texts(&it.step)).then_some(it)
     };
     builds.iter().find_map(there).into_iter().collect()
-}
-
-/// The changes from an encoded listing to another.
-pub(crate) fn listed(now: &Listing, before: &[u8], root: &str, most: usize) -> Option<Changes> {
-    Some(now.changes(&Listing::decode(before)?, root, most))
 }
 
 #[cfg(test)]

@@ -142,12 +142,8 @@ impl LocalTree {
 
     /// The context in which everything that `copy` selects has its digest.
     pub(crate) fn index_for(&self, copy: &CopyAction) -> Result<Arc<LayerIndex>, KeyError> {
-        let Context {
-            scan,
-            cache,
-            cache_file,
-        } = &mut *self.lock();
-        let index = scan.index_at(&[], cache)?;
+        let Context { scan, cache, .. } = &mut *self.lock();
+        let index = scan.seen();
         let listing = MergedView::new([Arc::clone(&index)]);
         // Nothing else is looked for, and by its position: the paths of large contexts would take much memory.
         let open = |entry: &&Entry| {
@@ -164,16 +160,13 @@ impl LocalTree {
             .map_err(|error| self.named(error.into()))?
             .into_iter()
             .filter(open)
-            .filter_map(|entry| index.position(&entry.path))
+            .filter_map(|entry| index.number_of(entry))
             .collect();
         selected.sort_unstable();
         selected.dedup();
         // Else the scan would have to copy its index.
         drop((listing, index));
-        let index = scan.index_at(&selected, cache)?;
-        // What cannot be remembered is found out again next time.
-        let _ = cache.save_if_large(cache_file);
-        Ok(index)
+        Ok(scan.index_at(&selected, cache)?)
     }
 }
 

@@ -19,10 +19,11 @@ pub struct Stamp {
     pub inode: u64,
     /// Bytes.
     pub size: u64,
-    /// Time of the last change of the content: seconds since 1970, nanoseconds. Users can set it.
-    pub mtime: (i64, u32),
-    /// Time of the last change of anything. Users cannot set it.
-    pub ctime: (i64, u32),
+    // Seconds since 1970 and nanoseconds each; as pairs they would take more memory.
+    mtime: i64,
+    mtime_nanos: u32,
+    ctime: i64,
+    ctime_nanos: u32,
 }
 
 impl Stamp {
@@ -32,9 +33,21 @@ impl Stamp {
             dev: stat.st_dev,
             inode: stat.st_ino,
             size: stat.st_size as u64,
-            mtime: (stat.st_mtime, stat.st_mtime_nsec as u32),
-            ctime: (stat.st_ctime, stat.st_ctime_nsec as u32),
+            mtime: stat.st_mtime,
+            mtime_nanos: stat.st_mtime_nsec as u32,
+            ctime: stat.st_ctime,
+            ctime_nanos: stat.st_ctime_nsec as u32,
         }
+    }
+
+    /// Time of the last change of the content: seconds since 1970, nanoseconds. Users can set it.
+    pub fn mtime(&self) -> (i64, u32) {
+        (self.mtime, self.mtime_nanos)
+    }
+
+    /// Time of the last change of anything. Users cannot set it.
+    pub fn ctime(&self) -> (i64, u32) {
+        (self.ctime, self.ctime_nanos)
     }
 
     /// Whether a later change of the file surely shows in a new stamp, if this one was taken at `clock`. A change in
@@ -45,7 +58,7 @@ impl Stamp {
             u64::try_from(seconds)
                 .map_or(true, |seconds| Duration::new(seconds, nanos) + TICK < clock)
         };
-        long_before(self.ctime) && long_before(self.mtime)
+        long_before(self.ctime()) && long_before(self.mtime())
     }
 }
 
@@ -82,45 +95,68 @@ const HEAD: usize = 8 + 32;
 /// What is read at once of what is stored.
 const AHEAD: usize = 128 * 1024;
 
-/// What is known of many paths, sorted by path, as it is stored but for the count in front. In pieces, since one that
-/// grows would take three times as much memory while it is moved.
+/// What is known of many paths, sorted by path, as it is stored but for the count in front.
 #[derive(Debug, Default)]
 struct Encoded {
     count: usize,
-    pieces: Vec<Vec<u8>>,
+    bytes: Vec<u8>,
 }
 
-/// The size of a piece, and what the last path that goes into one should find.
-const PIECE: usize = 1024 * 1024;
-const ROOM: usize = 8 * 1024;
-/// More pieces than a small context has: some 50,000 files.
-const LARGE: usize = 6;
+/// What is known of more paths than these goes to the file at once, and is in memory never as a whole.
+const LARGE: usize = 50_000;
 
 impl Encoded {
     fn push(&mut self, known: &Known) {
         self.count += 1;
-        let piece = match self.pieces.pop() {
-            Some(last) if last.len() + ROOM <= PIECE => last,
-            last => {
-                self.pieces.extend(last);
-                Vec::with_capacity(PIECE)
-            }
-        };
-        let piece = postcard::to_extend(known, piece).expect("it goes into memory");
-        self.pieces.push(piece);
+        let bytes = std::mem::take(&mut self.bytes);
+        self.bytes = postcard::to_extend(known, bytes).expect("it goes into memory");
     }
 
     fn known(&self) -> impl Iterator<Item = Known> {
-        let mut pieces = self.pieces.iter();
-        let mut left: &[u8] = &[];
+        let mut left = &*self.bytes;
         std::iter::from_fn(move || {
-            if left.is_empty() {
-                left = pieces.next()?;
-            }
             let (known, rest) = postcard::take_from_bytes(left).ok()?;
             left = rest;
             Some(known)
         })
+    }
+}
+
+/// A file that is being written, under a name of its own until it is whole.
+struct Writing {
+    out: io::BufWriter<fs::File>,
+    hasher: blake3::Hasher,
+    temporary: PathBuf,
+}
+
+impl Writing {
+    fn new(file: &Path, count: usize) -> io::Result<Self> {
+        // Two builds may write at once: each has a name of its own, the later rename wins.
+        let mut name = file.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}", std::process::id()));
+        let temporary = file.with_file_name(name);
+        let mut out = io::BufWriter::with_capacity(AHEAD, fs::File::create(&temporary)?);
+        out.write_all(&[0; HEAD])?;
+        let mut writing = Self {
+            out,
+            hasher: blake3::Hasher::new(),
+            temporary,
+        };
+        let count = postcard::to_stdvec(&count).map_err(io::Error::other)?;
+        writing.put(&count)?;
+        Ok(writing)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hasher.update(bytes);
+        self.out.write_all(bytes)
+    }
+
+    fn finish(self, file: &Path) -> io::Result<()> {
+        let out = self.out.into_inner()?;
+        out.write_all_at(MAGIC, 0)?;
+        out.write_all_at(self.hasher.finalize().as_bytes(), MAGIC.len() as u64)?;
+        fs::rename(&self.temporary, file)
     }
 }
 
@@ -216,39 +252,13 @@ impl StatCache {
         let Some(learnt) = &self.learnt else {
             return Ok(false);
         };
-        let count = postcard::to_stdvec(&learnt.count).map_err(io::Error::other)?;
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&count);
-        for piece in &learnt.pieces {
-            hasher.update(piece);
-        }
-        // Two builds may write at once: each has a name of its own, the later rename wins.
-        let mut name = file.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}", std::process::id()));
-        let temporary = file.with_file_name(name);
-        let mut out = fs::File::create(&temporary)?;
-        out.write_all(MAGIC)?;
-        out.write_all(hasher.finalize().as_bytes())?;
-        out.write_all(&count)?;
-        for piece in &learnt.pieces {
-            out.write_all(piece)?;
-        }
-        fs::rename(&temporary, file)?;
+        let mut writing = Writing::new(file, learnt.count)?;
+        writing.put(&learnt.bytes)?;
+        writing.finish(file)?;
         self.file = Some(file.to_owned());
         self.stored.take();
         self.learnt = None;
         Ok(true)
-    }
-
-    /// [`save`](Self::save) if there is so much that it should not stay in memory until the end of a build.
-    ///
-    /// # Errors
-    /// As `save`.
-    pub fn save_if_large(&mut self, file: &Path) -> io::Result<bool> {
-        match &self.learnt {
-            Some(learnt) if learnt.pieces.len() > LARGE => self.save(file),
-            _ => Ok(false),
-        }
     }
 
     /// How many paths are known.
@@ -275,16 +285,49 @@ impl StatCache {
     }
 
     /// Takes over what a scan has learnt, sorted by path. `whole`: paths that the scan does not mention are gone.
-    pub(crate) fn update(&mut self, learnt: impl Iterator<Item = Known>, whole: bool) {
-        let mut encoded = Encoded::default();
-        if whole {
-            learnt.for_each(|known| encoded.push(&known));
+    pub(crate) fn update(&mut self, learnt: impl Iterator<Item = Known> + Clone, whole: bool) {
+        let all = |push: &mut dyn FnMut(&Known)| {
+            if whole {
+                learnt.clone().for_each(|known| push(&known));
+            } else {
+                merge(self.known(), learnt.clone(), |known| push(&known));
+            }
+        };
+        let mut count = 0;
+        all(&mut |_| count += 1);
+        if count > LARGE
+            && let Some(file) = &self.file
+        {
+            // What cannot be remembered is found out again next time.
+            let _ = write_all(file, count, all);
+            self.learnt = None;
         } else {
-            merge(self.known(), learnt, |known| encoded.push(&known));
+            let mut encoded = Encoded::default();
+            all(&mut |known| encoded.push(known));
+            self.learnt = Some(encoded);
         }
-        self.learnt = Some(encoded);
         self.stored.take();
     }
+}
+
+/// Writes the file from what `all` gives.
+fn write_all(
+    file: &Path,
+    count: usize,
+    all: impl FnOnce(&mut dyn FnMut(&Known)),
+) -> io::Result<()> {
+    let mut writing = Writing::new(file, count)?;
+    let (mut buffer, mut outcome) = (Vec::new(), Ok(()));
+    all(&mut |known| {
+        if outcome.is_ok() {
+            let mut bytes = std::mem::take(&mut buffer);
+            bytes.clear();
+            buffer = postcard::to_extend(known, bytes).expect("it goes into memory");
+            outcome = writing.put(&buffer);
+        }
+    });
+    outcome?;
+    writing.finish(file)
 }
 
 fn merge(

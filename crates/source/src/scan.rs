@@ -3,14 +3,15 @@
 //! A warm scan opens no file: the stat cache knows the digests. Threads are used only where they pay: a context below
 //! some thousand files is read faster than a thread starts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
+use std::num::NonZero;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::SystemTime;
 
-use kiln_image::{Entry, FileDigest, Kind, LayerIndex, LayerPath, Xattrs};
+use kiln_image::{Entry, FileDigest, Kind, LayerIndex, LayerPath, Paths, Xattrs};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
@@ -58,8 +59,10 @@ pub struct Scan {
     folder: OwnedFd,
     /// In path order.
     index: Arc<LayerIndex>,
-    /// For each entry of the index.
-    marks: Vec<Mark>,
+    stamps: Stamps,
+    unlisted: Unlisted,
+    /// Entries of which the cache must not keep what is known under their stamps.
+    unsettled: HashSet<usize>,
     /// When the walk began.
     clock: SystemTime,
     whole: bool,
@@ -68,33 +71,39 @@ pub struct Scan {
     hashed: usize,
 }
 
+/// Why folders could not be listed, by their number: an error once something in them is asked for.
+type Unlisted = HashMap<usize, Errno>;
+
 /// What was found, in path order.
 #[derive(Debug, Default)]
 struct Found {
     entries: Vec<Entry>,
     /// For each entry.
-    marks: Vec<Mark>,
-}
-
-/// What is known of an entry beside what counts of it.
-#[derive(Debug, Clone, Copy)]
-struct Mark {
-    stamp: Stamp,
-    /// Why it (a folder) could not be listed: an error once something in it is asked for.
-    unlisted: Option<Errno>,
-    /// Whether the cache may keep what is known under this stamp.
-    settled: bool,
+    stamps: Vec<Stamp>,
+    unlisted: Unlisted,
 }
 
 /// The stamps of a scan's entries, one for each entry of its index, for whoever copies its files later: content that was
 /// copied under another stamp is not the content that was hashed.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-pub struct Stamps(Arc<[Stamp]>);
+pub struct Stamps(Arc<Vec<Stamp>>);
 
 impl Stamps {
-    /// The stamp of one path of the scan's index.
-    pub fn get(&self, index: &LayerIndex, path: &LayerPath) -> Option<&Stamp> {
-        self.0.get(index.position(path)?)
+    /// The stamp of one entry of the scan's index.
+    pub fn get(&self, index: &LayerIndex, entry: &Entry) -> Option<&Stamp> {
+        let number = index.number_of(entry);
+        self.0.get(number.or_else(|| index.position(&entry.path))?)
+    }
+
+    /// In the order of the index.
+    pub fn as_slice(&self) -> &[Stamp] {
+        &self.0
+    }
+}
+
+impl From<Vec<Stamp>> for Stamps {
+    fn from(stamps: Vec<Stamp>) -> Self {
+        Self(Arc::new(stamps))
     }
 }
 
@@ -122,30 +131,29 @@ pub fn scan(
         folder: &folder,
         matcher: matcher.filter(|matcher| !matcher.is_empty()),
     };
-    let mut found = walk.run(&reach, clock)?;
+    let mut found = walk.run(&reach)?;
     link_names(&mut found);
     let whole = *wanted == Wanted::All;
     let recalled = recall(&folder, root, &mut found, cache, clock)?;
-    let Found { entries, marks } = found;
-    let settled = marks.iter().filter(|mark| mark.may_be_kept(clock)).count();
+    let Found {
+        entries,
+        stamps,
+        unlisted,
+    } = found;
+    let settled = stamps.iter().filter(|stamp| stamp.settled(clock)).count();
     let news = recalled != settled || whole && settled != cache.len();
     Ok(Scan {
         root: root.to_owned(),
         folder,
         index: Arc::new(LayerIndex::new(entries)),
-        marks,
+        stamps: stamps.into(),
+        unlisted,
+        unsettled: HashSet::new(),
         clock,
         whole,
         news,
         hashed: 0,
     })
-}
-
-impl Mark {
-    /// Whether the cache may keep what is known of the entry, seen from the beginning of the walk.
-    fn may_be_kept(&self, clock: SystemTime) -> bool {
-        self.settled && self.stamp.settled(clock)
-    }
 }
 
 impl Scan {
@@ -156,17 +164,22 @@ impl Scan {
 
     /// How many entries there are.
     pub fn len(&self) -> usize {
-        self.marks.len()
+        self.stamps.0.len()
     }
 
     /// Whether nothing was found, not even the root.
     pub fn is_empty(&self) -> bool {
-        self.marks.is_empty()
+        self.stamps.0.is_empty()
     }
 
     /// How many files have been opened and hashed so far.
     pub fn hashed(&self) -> usize {
         self.hashed
+    }
+
+    /// The context as a layer, with the digests that are known by now.
+    pub fn seen(&self) -> Arc<LayerIndex> {
+        Arc::clone(&self.index)
     }
 
     /// The context as a layer, all of it; the digests of the `selected` files are true, those of others are either
@@ -203,7 +216,7 @@ impl Scan {
         };
         let mut open = Vec::new();
         for &at in selected {
-            let (entry, mark) = (&self.index.entries()[at], &self.marks[at]);
+            let entry = &self.index.entries()[at];
             let unhashed = matches!(
                 entry.kind,
                 Kind::File {
@@ -211,8 +224,8 @@ impl Scan {
                     ..
                 }
             );
-            match mark.unlisted {
-                Some(errno) => return Err(unreadable(&self.root, &entry.path, errno.into())),
+            match self.unlisted.get(&at) {
+                Some(&errno) => return Err(unreadable(&self.root, &entry.path, errno.into())),
                 None if unhashed => open.push(at),
                 None => {}
             }
@@ -221,13 +234,14 @@ impl Scan {
         for open in open.chunks(HASHED_AT_ONCE) {
             let files: Vec<_> = open
                 .iter()
-                .map(|&at| (at, &self.index.entries()[at].path, self.marks[at].stamp))
+                .map(|&at| (at, &self.index.entries()[at].path, self.stamps.0[at]))
                 .collect();
             let outcomes = hash::hash_all(&self.folder, &files);
             // Copied only if somebody still holds an earlier index.
             let entries = Arc::make_mut(&mut self.index).entries_mut();
+            let stamps = Arc::make_mut(&mut self.stamps.0);
             for (at, outcome) in outcomes {
-                let (entry, mark) = (&mut entries[at], &mut self.marks[at]);
+                let entry = &mut entries[at];
                 let hashed =
                     outcome.map_err(|source| unreadable(&self.root, &entry.path, source))?;
                 entry.kind = Kind::File {
@@ -235,9 +249,11 @@ impl Scan {
                     digest: hashed.digest,
                 };
                 entry.mode = hashed.mode;
-                entry.mtime = hashed.stamp.mtime;
-                mark.settled = hashed.settled;
-                mark.stamp = hashed.stamp;
+                entry.mtime = hashed.stamp.mtime();
+                stamps[at] = hashed.stamp;
+                if !hashed.settled {
+                    self.unsettled.insert(at);
+                }
                 self.hashed += 1;
             }
             self.news = true;
@@ -251,11 +267,11 @@ impl Scan {
 
     /// The stamps under which the files were hashed, or known from the cache.
     pub fn stamps(&self) -> Stamps {
-        Stamps(self.marks.iter().map(|mark| mark.stamp).collect())
+        self.stamps.clone()
     }
 
     fn teach(&self, cache: &mut StatCache) {
-        let known = |(entry, mark): (&Entry, &Mark)| {
+        let known = |(_, (entry, stamp)): (usize, (&Entry, &Stamp))| {
             let (digest, target) = match &entry.kind {
                 Kind::File {
                     digest: UNHASHED, ..
@@ -267,14 +283,16 @@ impl Scan {
             // A file without a digest is worth remembering too: its attributes need not be read again.
             Known {
                 path: entry.path.clone(),
-                stamp: mark.stamp,
+                stamp: *stamp,
                 digest,
                 target,
                 xattrs: entry.xattrs.clone(),
             }
         };
-        let entries = self.index.entries().iter().zip(&self.marks);
-        let settled = entries.filter(|(_, mark)| mark.may_be_kept(self.clock));
+        let entries = self.index.entries().iter().zip(self.stamps.as_slice());
+        let settled = entries
+            .enumerate()
+            .filter(|(at, (_, stamp))| !self.unsettled.contains(at) && stamp.settled(self.clock));
         cache.update(settled.map(known), self.whole);
     }
 }
@@ -323,30 +341,33 @@ struct Walk<'a> {
 
 /// A folder still to be listed.
 struct Task<'a> {
-    id: usize,
+    id: u32,
     path: LayerPath,
     info: MatchInfo,
     reach: &'a Reach,
 }
 
-/// What listing one folder gave.
+/// What listing one folder gave. All listings are in memory before there is an entry, so that entries would be too large.
 #[derive(Default)]
 struct Listing {
+    /// One behind the other.
+    names: Vec<u8>,
     items: Vec<Item>,
     error: Option<Errno>,
 }
 
 struct Item {
+    /// Of its name.
+    length: u32,
+    /// The listing of what is below; that of the root is below nothing.
+    below: Option<NonZero<u32>>,
     seen: Seen,
     /// It is not left out itself: not only a folder that could lead to something that is not.
     wanted: bool,
-    /// The listing of what is below.
-    below: Option<usize>,
 }
 
-/// What a stat says about a path; entries are larger.
+/// What a stat says about a path.
 struct Seen {
-    path: LayerPath,
     stamp: Stamp,
     /// With the kind.
     mode: u32,
@@ -355,32 +376,34 @@ struct Seen {
     linked: bool,
 }
 
-#[derive(Default)]
 struct Queue<'a> {
     open: Vec<Task<'a>>,
     busy: usize,
-    next: usize,
+    next: NonZero<u32>,
     seen: usize,
-    done: HashMap<usize, Listing>,
+    done: HashMap<u32, Listing>,
     failed: Option<ScanError>,
 }
 
 impl<'a> Walk<'a> {
-    fn run(&self, reach: &'a Reach, clock: SystemTime) -> Result<Found, ScanError> {
+    fn run(&self, reach: &'a Reach) -> Result<Found, ScanError> {
         let stat = rustix::fs::fstat(self.folder)
             .map_err(|errno| self.unreadable(&LayerPath::root(), errno))?;
-        let root = Seen::new(LayerPath::root(), &stat);
-        let queue = Mutex::new(Queue {
-            next: 1,
-            ..Queue::default()
-        });
+        let root = Seen::new(&stat);
         let task = Task {
             id: 0,
             path: LayerPath::root(),
             info: MatchInfo::default(),
             reach,
         };
-        queue.lock().expect(POISON).open.push(task);
+        let queue = Mutex::new(Queue {
+            open: vec![task],
+            busy: 0,
+            next: NonZero::<u32>::MIN,
+            seen: 0,
+            done: HashMap::new(),
+            failed: None,
+        });
         let more = Condvar::new();
 
         std::thread::scope(|scope| {
@@ -398,12 +421,12 @@ impl<'a> Walk<'a> {
         }
         let mut all = Found {
             entries: Vec::with_capacity(queue.seen + 1),
-            marks: Vec::with_capacity(queue.seen + 1),
+            stamps: Vec::with_capacity(queue.seen + 1),
+            unlisted: Unlisted::new(),
         };
-        all.push(root);
-        all.marks[0].settled = all.marks[0].stamp.settled(clock);
-        let errno = flatten(&mut queue.done, 0, &mut all);
-        all.marks[0].unlisted = errno;
+        all.push(LayerPath::root(), root);
+        let errno = flatten(&mut queue.done, 0, &LayerPath::root(), &mut all);
+        all.unlisted.extend(errno.map(|errno| (0, errno)));
         Ok(all)
     }
 
@@ -422,10 +445,10 @@ impl<'a> Walk<'a> {
                         held.seen += listing.items.len();
                         for (at, path, info, reach) in folders {
                             let id = held.next;
-                            held.next += 1;
+                            held.next = id.checked_add(1).expect("fewer folders than inodes");
                             listing.items[at].below = Some(id);
                             held.open.push(Task {
-                                id,
+                                id: id.get(),
                                 path,
                                 info,
                                 reach,
@@ -493,6 +516,7 @@ impl<'a> Walk<'a> {
             );
         }
 
+        listing.items.reserve_exact(names.len());
         for (name, kind) in names {
             let path = task.path.child(&name);
             let (left_out, info) = match self.matcher {
@@ -516,7 +540,6 @@ impl<'a> Walk<'a> {
             if left_out && !is_folder {
                 continue;
             }
-            let seen = Seen::new(path.clone(), &stat);
             if is_folder {
                 let reach = if task.reach.all {
                     Some(&EVERYTHING)
@@ -530,10 +553,12 @@ impl<'a> Walk<'a> {
                     reach.unwrap_or(&EVERYTHING),
                 ));
             }
+            listing.names.extend_from_slice(&name);
             listing.items.push(Item {
-                seen,
-                wanted: !left_out,
+                length: name.len() as u32,
                 below: None,
+                seen: Seen::new(&stat),
+                wanted: !left_out,
             });
         }
         Ok((listing, folders))
@@ -549,9 +574,8 @@ impl<'a> Walk<'a> {
 }
 
 impl Seen {
-    fn new(path: LayerPath, stat: &Stat) -> Self {
+    fn new(stat: &Stat) -> Self {
         Self {
-            path,
             stamp: Stamp::of(stat),
             mode: stat.st_mode,
             device: stat.st_rdev,
@@ -561,9 +585,8 @@ impl Seen {
 }
 
 impl Found {
-    fn push(&mut self, seen: Seen) {
+    fn push(&mut self, path: LayerPath, seen: Seen) {
         let Seen {
-            path,
             stamp,
             mode,
             device,
@@ -596,48 +619,60 @@ impl Found {
             mode: (mode & 0o7777) as u16,
             uid: 0,
             gid: 0,
-            mtime: stamp.mtime,
+            mtime: stamp.mtime(),
             xattrs: Xattrs::new(),
             hardlink,
         });
-        self.marks.push(Mark {
-            stamp,
-            unlisted: None,
-            settled: true,
-        });
+        self.stamps.push(stamp);
     }
 }
 
 const POISON: &str = "a thread of the walk has panicked";
 
-/// Puts the listings into path order. Gives the error of the listing itself.
-fn flatten(done: &mut HashMap<usize, Listing>, id: usize, all: &mut Found) -> Option<Errno> {
-    let listing = done.remove(&id)?;
-    for item in listing.items {
+/// Puts the listings of a folder and of those in it into path order. Gives the error of the listing itself.
+fn flatten(
+    done: &mut HashMap<u32, Listing>,
+    id: u32,
+    folder: &LayerPath,
+    all: &mut Found,
+) -> Option<Errno> {
+    let Listing {
+        names,
+        items,
+        error,
+    } = done.remove(&id)?;
+    let mut paths = Paths::default();
+    let mut rest = &*names;
+    for item in &items {
+        let name;
+        (name, rest) = rest.split_at(item.length as usize);
+        paths.push(folder, name);
+    }
+    for (item, path) in items.into_iter().zip(paths.finish()) {
         let own = all.entries.len();
-        all.push(item.seen);
-        let Some(below) = item.below else { continue };
-        let error = flatten(done, below, all);
+        let Some(below) = item.below else {
+            all.push(path, item.seen);
+            continue;
+        };
+        all.push(path.clone(), item.seen);
+        let error = flatten(done, below.get(), &path, all);
         if item.wanted {
-            all.marks[own].unlisted = error;
+            all.unlisted.extend(error.map(|errno| (own, errno)));
         } else if all.entries.len() == own + 1 {
             // Left out, and nothing in it was taken back.
             all.entries.pop();
-            all.marks.pop();
+            all.stamps.pop();
         }
     }
-    listing.error
+    error
 }
 
 /// Numbers the files that have several names among the found ones.
 fn link_names(found: &mut Found) {
     let mut names: HashMap<(u64, u64), Vec<usize>> = HashMap::new();
-    for (at, (entry, mark)) in found.entries.iter_mut().zip(&found.marks).enumerate() {
+    for (at, (entry, stamp)) in found.entries.iter_mut().zip(&found.stamps).enumerate() {
         if entry.hardlink.take().is_some() {
-            names
-                .entry((mark.stamp.dev, mark.stamp.inode))
-                .or_default()
-                .push(at);
+            names.entry((stamp.dev, stamp.inode)).or_default().push(at);
         }
     }
     for names in names.into_values().filter(|names| names.len() > 1) {
@@ -658,12 +693,11 @@ fn recall(
 ) -> Result<usize, ScanError> {
     let mut known = cache.known().peekable();
     let mut recalled = 0;
-    for (entry, mark) in found.entries.iter_mut().zip(&found.marks) {
+    for (entry, stamp) in found.entries.iter_mut().zip(&found.stamps) {
         while known.next_if(|known| known.path < entry.path).is_some() {}
-        let stamp = mark.stamp;
-        let hit = known.next_if(|known| known.path == entry.path && known.stamp == stamp);
+        let hit = known.next_if(|known| known.path == entry.path && known.stamp == *stamp);
         if let Some(hit) = hit {
-            recalled += usize::from(mark.may_be_kept(clock));
+            recalled += usize::from(stamp.settled(clock));
             entry.xattrs = hit.xattrs;
             match (&mut entry.kind, hit.digest, hit.target) {
                 (Kind::File { digest, .. }, Some(known), _) => *digest = known,

@@ -178,7 +178,13 @@ fn kinds_and_metadata() {
         assert_eq!(entry("f").xattrs, [(b"user.tag".to_vec(), b"v".to_vec())]);
     }
     let stamps = scan.stamps();
-    assert_eq!(stamps.get(&index, &LayerPath::clean("f")).unwrap().size, 1);
+    assert_eq!(
+        stamps
+            .get(&index, index.get(&LayerPath::clean("f")).unwrap())
+            .unwrap()
+            .size,
+        1
+    );
 }
 
 /// Scans with the cache of the last scan; gives the digest of `f` and how many files were hashed.

@@ -73,12 +73,13 @@ fn metadata_arrive_whole() {
     (folder.uid, folder.gid) = (7, 8);
     let mut program = file("d/program", b"x");
     (program.mode, program.uid, program.gid) = (0o4755, 33, 34);
-    program.xattrs = vec![
+    program.xattrs = [
         (b"security.capability".to_vec(), NET_RAW.to_vec()),
         (b"trusted.secret".to_vec(), b"1".to_vec()),
         (b"user.name".to_vec(), b"value".to_vec()),
         (b"user.overlay.opaque".to_vec(), b"y".to_vec()),
-    ];
+    ]
+    .into();
     let mut link = entry("d/link", Kind::Symlink(b"/etc/passwd".to_vec()), 0o777);
     (link.uid, link.gid) = (5, 6);
     let mut fifo = entry("d/fifo", Kind::Fifo, 0o622);
@@ -167,7 +168,7 @@ fn default_acls_do_not_reach_the_files() {
         acl.extend_from_slice(&[0xff; 4]);
     }
     let mut folder = dir("d");
-    folder.xattrs = vec![(b"system.posix_acl_default".to_vec(), acl.clone())];
+    folder.xattrs = [(b"system.posix_acl_default".to_vec(), acl.clone())].into();
     let layer = new(Ids::Real);
     layer.put(&folder);
     layer.put(&dir("d/inner"));
@@ -469,7 +470,7 @@ fn recorded_as_a_plain_user() {
     (locked.uid, locked.gid) = (33, 33);
     let mut secret = file("locked/secret", b"x");
     (secret.mode, secret.uid) = (0o000, 33);
-    secret.xattrs = vec![(b"security.capability".to_vec(), NET_RAW.to_vec())];
+    secret.xattrs = [(b"security.capability".to_vec(), NET_RAW.to_vec())].into();
     let mut program = file("locked/program", b"x");
     program.mode = 0o4111;
     let gone = entry("locked/gone", Kind::Whiteout, 0);

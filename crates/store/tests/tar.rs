@@ -92,11 +92,12 @@ fn everything() -> (LayerIndex, Vec<(LayerPath, Vec<u8>)>) {
     let capability = vec![
         1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
     ];
-    program.xattrs = vec![
+    program.xattrs = [
         (b"security.capability".to_vec(), capability),
         (b"trusted.only.index".to_vec(), vec![0, 255]),
         (b"user.x".to_vec(), vec![b'v']),
-    ];
+    ]
+    .into();
     let mut first = file("data/first", b"linked");
     first.hardlink = Some(0);
     let second = Entry {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use kiln_sandbox::{Isolation, SandboxError};
 
-use crate::protocol::{Failure, FailureKind, Request, Response, WorkerFacts};
+use crate::protocol::{Failure, FailureKind, FileTree, Request, Response, WorkerFacts};
 use crate::wire;
 
 /// How long a worker that was told to end may take before it is killed.
@@ -156,6 +156,13 @@ impl Worker {
             return Err(io::ErrorKind::Interrupted.into());
         }
         wire::send(ours, request, fds)?;
+        if let Request::File(job) = request {
+            for input in &job.inputs {
+                if let FileTree::Local { index, stamps, .. } = input {
+                    wire::send_scan(ours, index, stamps)?;
+                }
+            }
+        }
         let (response, _) = wire::receive(ours)?
             .ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "no answer"))?;
         Ok(response)

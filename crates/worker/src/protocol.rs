@@ -277,9 +277,11 @@ pub enum FileTree {
     Local {
         /// Absolute path.
         root: String,
-        /// What a build sees of it.
+        /// What a build sees of it. Sent behind the request, in parts.
+        #[serde(skip)]
         index: Arc<LayerIndex>,
-        /// The state of its files when they were hashed.
+        /// The state of its files when they were hashed. Sent behind the index.
+        #[serde(skip)]
         stamps: Stamps,
     },
 }

@@ -13,7 +13,7 @@ use kiln_sandbox::Cancel;
 use kiln_store::layer_fs::{Ids, LayerDirs};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::protocol::{Failure, FailureKind, Request, Response};
+use crate::protocol::{Failure, FailureKind, FileTree, Request, Response};
 use crate::wire;
 use tidy::Tidy;
 
@@ -78,16 +78,18 @@ impl Shared {
         if let Some(index) = indexes().get(&layer) {
             return Ok(index.clone());
         }
-        let path = self.layer_dir(layer).join("index");
-        let bytes = match std::fs::read(&path) {
+        let index = match kiln_store::layer_fs::read_index(&self.layer_dir(layer)) {
+            Ok(index) => index,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(Failure::damaged(layer, "its index is not there"));
             }
-            other => other
-                .map_err(|error| failure(&format!("cannot read {}", path.display()), &error))?,
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(Failure::damaged(layer, &format!("its index: {error}")));
+            }
+            Err(error) => {
+                return Err(failure(&format!("cannot read layer {layer}"), &error));
+            }
         };
-        let index = LayerIndex::from_bytes(&bytes)
-            .map_err(|error| Failure::damaged(layer, &format!("its index: {error}")))?;
         Ok(indexes().entry(layer).or_insert(Arc::new(index)).clone())
     }
 }
@@ -275,9 +277,19 @@ fn on_its_own() -> io::Result<()> {
 }
 
 fn serve_job(shared: &Shared, socket: &UnixStream, cancel: &Cancel) {
-    let Ok(Some((request, fds))) = wire::receive::<Request>(socket) else {
+    let Ok(Some((mut request, fds))) = wire::receive::<Request>(socket) else {
         return;
     };
+    if let Request::File(job) = &mut request {
+        for input in &mut job.inputs {
+            if let FileTree::Local { index, stamps, .. } = input {
+                let Ok((found, its)) = wire::receive_scan(socket) else {
+                    return;
+                };
+                (*index, *stamps) = (Arc::new(found), its);
+            }
+        }
+    }
     // Outside input has passed many checks by here, but a job that breaks must not leave the front waiting.
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         answer(shared, request, &fds, socket, cancel)

@@ -5,6 +5,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use kiln_image::LayerIndex;
+use kiln_source::{Stamp, Stamps};
 use postcard::ser_flavors::Size;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -12,6 +14,9 @@ use rustix::net::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+/// Stamps that are sent together.
+const STAMPS: usize = 1024;
 
 /// No job passes more descriptors than this.
 const MOST_FDS: usize = 4;
@@ -46,6 +51,54 @@ pub(crate) fn receive<T: DeserializeOwned>(
     socket.read_exact(&mut body)?;
     let message = postcard::from_bytes(&body).map_err(io::Error::other)?;
     Ok(Some((message, fds)))
+}
+
+/// Sends what was found in a folder of the machine. In parts, so that a large context is in memory once on each side.
+pub(crate) fn send_scan(
+    socket: &UnixStream,
+    index: &LayerIndex,
+    stamps: &Stamps,
+) -> io::Result<()> {
+    let mut socket = io::BufWriter::with_capacity(64 * 1024, socket);
+    let mut send = |part: &[u8]| {
+        socket.write_all(&(part.len() as u64).to_le_bytes())?;
+        socket.write_all(part)
+    };
+    for part in index.parts() {
+        send(&part)?;
+    }
+    send(&[])?;
+    for part in stamps.as_slice().chunks(STAMPS) {
+        send(&postcard::to_stdvec(part).map_err(io::Error::other)?)?;
+    }
+    send(&[])?;
+    socket.flush()
+}
+
+/// Receives what [`send_scan`] sends.
+pub(crate) fn receive_scan(socket: &UnixStream) -> io::Result<(LayerIndex, Stamps)> {
+    let mut socket = io::BufReader::with_capacity(64 * 1024, socket);
+    let mut part = || {
+        let mut length = [0; 8];
+        socket.read_exact(&mut length)?;
+        let mut part = vec![0; u64::from_le_bytes(length) as usize];
+        socket.read_exact(&mut part)?;
+        Ok(part)
+    };
+    let mut parts = || {
+        let part = part();
+        match &part {
+            Ok(part) if part.is_empty() => None,
+            _ => Some(part),
+        }
+    };
+    let index = LayerIndex::from_parts(std::iter::from_fn(&mut parts)).map_err(io::Error::other)?;
+    let mut stamps: Vec<Stamp> = Vec::with_capacity(index.entries().len());
+    for part in std::iter::from_fn(parts) {
+        let part: Vec<Stamp> = postcard::from_bytes(&part?).map_err(io::Error::other)?;
+        stamps.extend(part);
+    }
+    Ok((index, stamps.into()))
 }
 
 /// Writes `bytes`, descriptors attached to the first of them.

@@ -154,7 +154,8 @@ fn samples() -> Vec<(Header, Vec<u8>)> {
                         vec![1, 0, 0, 2, 0x0a, b'=', 0, 0xff, 0x0a],
                     ),
                     (b"user.empty".to_vec(), vec![]),
-                ],
+                ]
+                .into(),
                 ..file("able", 3)
             },
             b"abc".to_vec(),
@@ -194,7 +195,7 @@ fn ustar_where_it_fits() {
     );
     for refused in [
         Header {
-            xattrs: vec![(b"user.a=b".to_vec(), vec![])],
+            xattrs: vec![(b"user.a=b".to_vec(), vec![])].into(),
             ..file("a", 0)
         },
         Header {

@@ -349,7 +349,7 @@ fn root_folder_has_the_metadata_of_the_layers() {
         let Some(lab) = Lab::new() else { return };
         let mut root = dir("");
         (root.0.mode, root.0.uid, root.0.gid) = (0o1571, 3, 4);
-        root.0.xattrs = vec![(b"user.a".to_vec(), b"b".to_vec())];
+        root.0.xattrs = [(b"user.a".to_vec(), b"b".to_vec())].into();
         let lowers = [
             lab.layer(vec![root.clone()]),
             lab.layer(vec![implied(""), file("x", "")]),

@@ -101,7 +101,7 @@ fn with_meta(mut entry: Entry, meta: Meta) -> Entry {
     if let Some(value) = meta.xattr
         && (entry.is_dir() || entry.is_file())
     {
-        entry.xattrs = vec![(b"user.x".to_vec(), vec![value])];
+        entry.xattrs = [(b"user.x".to_vec(), vec![value])].into();
     }
     entry
 }

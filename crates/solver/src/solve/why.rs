@@ -1,6 +1,6 @@
 //! Finds out why an operation is executed, and keeps what the next explanation will need.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use kiln_fileop::{Changes, Listing};
@@ -50,23 +50,19 @@ struct Files {
     value: Value,
     output: u32,
     copy: CopyAction,
-    listing: OnceLock<Option<Listing>>,
 }
 
 impl Files {
-    fn listing(&self, store: &Store) -> Option<&Listing> {
-        let make = || {
-            let view = match &self.value {
-                Value::Local(local) => MergedView::new([local.index_for(&self.copy).ok()?]),
-                Value::Trees(_) | Value::Outline(_) => {
-                    let tree = self.value.tree(self.output)?;
-                    let indexes = tree.layers.iter().map(|layer| store.load_index(*layer));
-                    MergedView::new(indexes.collect::<Result<Vec<_>, _>>().ok()?)
-                }
-            };
-            Listing::of(&self.copy, &view).ok()
-        };
-        self.listing.get_or_init(make).as_ref()
+    /// The tree that they are in.
+    fn view(&self, store: &Store) -> Option<MergedView> {
+        Some(match &self.value {
+            Value::Local(local) => MergedView::new([local.index_for(&self.copy).ok()?]),
+            Value::Trees(_) | Value::Outline(_) => {
+                let tree = self.value.tree(self.output)?;
+                let indexes = tree.layers.iter().map(|layer| store.load_index(*layer));
+                MergedView::new(indexes.collect::<Result<Vec<_>, _>>().ok()?)
+            }
+        })
     }
 
     /// What stands in front of a path: nothing for files of a context.
@@ -93,12 +89,9 @@ impl Inputs for Known<'_> {
     fn files(&self, part: &str, before: &[u8]) -> Option<Changes> {
         let files = self.question.files.iter().find(|it| it.part == part)?;
         let before = self.store.listing(before).ok()??;
-        explain::listed(
-            files.listing(self.store)?,
-            &before,
-            files.root(),
-            MOST_TEXTS,
-        )
+        let view = files.view(self.store)?;
+        let listing = Listing::of(&files.copy, &view).ok()?;
+        listing.changes(&before, files.root(), MOST_TEXTS)
     }
 }
 
@@ -200,7 +193,8 @@ impl Solver<'_> {
     pub(crate) fn keep_listings(&self, question: &Question) {
         for files in &question.files {
             if matches!(self.store.has_listing(&files.key), Ok(false))
-                && let Some(listing) = files.listing(self.store)
+                && let Some(view) = files.view(self.store)
+                && let Ok(listing) = Listing::of(&files.copy, &view)
             {
                 // Without it the next explanation is less exact.
                 let _ = self.store.put_listing(&files.key, &listing.encode());
@@ -241,7 +235,6 @@ impl Run<'_, '_> {
                 value: value.clone(),
                 output: op.inputs[input].output,
                 copy,
-                listing: OnceLock::new(),
             });
         }
         let same_stage = |(_, other): (OpId, &kiln_graph::Op)| {

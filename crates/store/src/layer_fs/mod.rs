@@ -19,7 +19,9 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use kiln_image::{Entry, FileDigest, Kind, LayerId, LayerIndex, LayerPath};
+use kiln_image::{
+    Entry, FileDigest, IndexError, IndexReader, IndexWriter, Kind, LayerId, LayerIndex, LayerPath,
+};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use serde::{Deserialize, Serialize};
 
@@ -346,23 +348,43 @@ fn write_index(layer: BorrowedFd<'_>, index: &LayerIndex) -> io::Result<()> {
     let flags =
         OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(layer, NEW, flags, Mode::from_raw_mode(0o644))?;
-    io::Write::write_all(&mut File::from(file), &index.to_bytes())?;
+    let mut writer = IndexWriter::new(File::from(file), index.entries().len())?;
+    for entry in index.entries() {
+        writer.add(entry)?;
+    }
+    writer.finish()?;
     Ok(rustix::fs::renameat(layer, NEW, layer, INDEX)?)
+}
+
+/// Opens the index file of a layer's folder, to be read from beginning to end.
+///
+/// # Errors
+/// When it cannot be read, or is damaged (`InvalidData`).
+pub fn open_index(layer_dir: &Path) -> io::Result<IndexReader<File>> {
+    let path = layer_dir.join(INDEX);
+    let opened = File::open(&path).map_err(IndexError::from);
+    opened
+        .and_then(IndexReader::new)
+        .map_err(|err| at(path.as_os_str().as_bytes(), index_error(err)))
 }
 
 /// Reads the index file of a layer's folder.
 ///
 /// # Errors
-/// When it cannot be read, or is damaged (`InvalidData`).
+/// As [`open_index`].
 pub fn read_index(layer_dir: &Path) -> io::Result<LayerIndex> {
-    let path = layer_dir.join(INDEX);
-    let bytes = std::fs::read(&path).map_err(|err| at(path.as_os_str().as_bytes(), err))?;
-    LayerIndex::from_bytes(&bytes).map_err(|err| {
-        at(
-            path.as_os_str().as_bytes(),
-            io::Error::new(io::ErrorKind::InvalidData, err),
-        )
-    })
+    let damaged = |err| {
+        let path = layer_dir.join(INDEX);
+        at(path.as_os_str().as_bytes(), index_error(err))
+    };
+    LayerIndex::read_all(open_index(layer_dir)?).map_err(damaged)
+}
+
+fn index_error(err: IndexError) -> io::Error {
+    match err {
+        IndexError::Unreadable(err) => err,
+        err => io::Error::new(io::ErrorKind::InvalidData, err),
+    }
 }
 
 /// A stream that is hashed and counted on its way.
