@@ -175,8 +175,12 @@ pub(crate) struct ImagetoolsCreateArgs {
     /// Accepted for docker's sake
     #[arg(long, hide = true, value_name = "KIND")]
     pub(crate) progress: Option<String>,
-    /// Images and indexes: NAME, NAME:TAG or NAME@DIGEST
-    #[arg(required = true)]
+    /// File with a source, as it would be given; may be repeated
+    #[arg(short, long = "file", value_name = "FILE")]
+    pub(crate) files: Vec<std::path::PathBuf>,
+    /// Images and indexes: NAME, NAME:TAG, NAME@DIGEST, or, in the repository of the new name, DIGEST or the JSON of a
+    /// descriptor
+    #[arg(required_unless_present = "files")]
     pub(crate) sources: Vec<String>,
 }
 

@@ -64,6 +64,12 @@ pub(crate) struct ManifestAnnotateArgs {
     /// The processor's variant
     #[arg(long, value_name = "VARIANT")]
     pub(crate) variant: Option<String>,
+    /// The operating system's version
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) os_version: Option<String>,
+    /// What the image needs of the operating system; may be repeated, or be a list with commas
+    #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
+    pub(crate) os_features: Vec<String>,
     /// Annotation of the image's entry; may be repeated
     #[arg(long = "annotation", value_name = "NAME=VALUE")]
     pub(crate) annotations: Vec<String>,

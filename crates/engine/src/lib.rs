@@ -37,7 +37,7 @@ pub use debug::StepState;
 pub use error::{BuildError, Place};
 pub use kiln_graph::is_secret_name;
 pub use kiln_worker::{Limits, Rights, Trust};
-pub use manifests::RawDocument;
+pub use manifests::{EntryChange, RawDocument};
 pub use outputs::{Output, To};
 pub use remote::{Pulled, PushRequest};
 pub use remote_cache::CacheTo;

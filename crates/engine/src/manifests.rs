@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use kiln_export::{ExportError, Found, Member, commit_index};
 use kiln_image::{
-    Descriptor, Digest, Document, Index, Platform, Reference, media_type, parse_manifest,
+    Descriptor, Digest, Document, Index, OsDemands, Platform, Reference, media_type, parse_manifest,
 };
 
 use crate::{BuildError, CancelFlag, Engine};
@@ -29,6 +29,53 @@ impl RawDocument {
     pub fn parse(&self) -> Result<Document, BuildError> {
         parse_manifest(&self.bytes, Some(&self.media_type))
             .map_err(|error| BuildError::new(format!("{}: {error}", self.digest)))
+    }
+}
+
+/// What an entry of a list is to say; what is empty stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EntryChange {
+    /// Operating system, processor and its variant.
+    pub platform: [String; 3],
+    /// What is wanted of the operating system.
+    pub os: OsDemands,
+    /// Annotations to add.
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl EntryChange {
+    /// What the JSON of another entry says.
+    pub fn of(other: &Descriptor) -> Self {
+        let platform = other.platform.as_ref();
+        let platform = platform.map(|it| [&it.os, &it.architecture, &it.variant].map(Clone::clone));
+        Self {
+            platform: platform.unwrap_or_default(),
+            os: other.os.clone(),
+            annotations: other.annotations.clone().unwrap_or_default(),
+        }
+    }
+
+    fn apply(&self, entry: &mut Descriptor) {
+        let mut platform = entry.platform.clone().unwrap_or_else(Platform::host);
+        let [os, architecture, variant] = &self.platform;
+        for (field, value) in [
+            (&mut platform.os, os),
+            (&mut platform.architecture, architecture),
+            (&mut platform.variant, variant),
+            (&mut entry.os.version, &self.os.version),
+        ] {
+            if !value.is_empty() {
+                value.clone_into(field);
+            }
+        }
+        entry.platform = Some(platform);
+        if !self.os.features.is_empty() {
+            entry.os.features.clone_from(&self.os.features);
+        }
+        if !self.annotations.is_empty() {
+            let known = entry.annotations.get_or_insert_default();
+            known.extend(self.annotations.clone());
+        }
     }
 }
 
@@ -149,8 +196,7 @@ impl Engine {
         &self,
         name: &Reference,
         image: &Reference,
-        platform: [&str; 3],
-        annotations: &BTreeMap<String, String>,
+        change: &EntryChange,
         cancel: &CancelFlag,
     ) -> Result<Digest, BuildError> {
         let (_, index) = self.manifest_list(name)?;
@@ -162,22 +208,7 @@ impl Engine {
                 continue;
             }
             changed = true;
-            let mut its = entry.platform.clone().unwrap_or_else(Platform::host);
-            let [os, architecture, variant] = platform;
-            for (field, value) in [
-                (&mut its.os, os),
-                (&mut its.architecture, architecture),
-                (&mut its.variant, variant),
-            ] {
-                if !value.is_empty() {
-                    value.clone_into(field);
-                }
-            }
-            entry.platform = Some(its);
-            if !annotations.is_empty() {
-                let known = entry.annotations.get_or_insert_default();
-                known.extend(annotations.clone());
-            }
+            change.apply(entry);
         }
         if !changed {
             let text = format!("{} is not in the list {}", image, name.familiar());
@@ -188,24 +219,31 @@ impl Engine {
     }
 
     /// An index of images of registries, as `docker buildx imagetools create` puts one together: a source that is an
-    /// index, alone and with nothing to add, stays as it is. It is in the store's documents, under no name.
+    /// index, alone and with nothing to add, stays as it is; what is to be said of a source goes for each of its entries. It is in the store's documents, under no name.
     ///
     /// # Errors
     /// When a source is not there.
     pub fn combine(
         &self,
-        sources: &[Reference],
+        sources: &[(Reference, EntryChange)],
         annotations: &BTreeMap<String, String>,
         cancel: &CancelFlag,
     ) -> Result<RawDocument, BuildError> {
         let mut entries: Vec<Descriptor> = Vec::new();
-        for source in sources {
-            let (found, new) = self.remote_entries(source, cancel)?;
-            if let (1, Document::Index(_), true) =
-                (sources.len(), found.parse()?, annotations.is_empty())
-            {
+        for (source, change) in sources {
+            let (found, mut new) = self.remote_entries(source, cancel)?;
+            let changed = *change != EntryChange::default();
+            if let (1, Document::Index(_), false, true) = (
+                sources.len(),
+                found.parse()?,
+                changed,
+                annotations.is_empty(),
+            ) {
                 self.store.put_json(&found.media_type, &found.bytes)?;
                 return Ok(found);
+            }
+            if changed {
+                new.iter_mut().for_each(|entry| change.apply(entry));
             }
             for entry in new {
                 if entries.iter().all(|known| known.digest != entry.digest) {

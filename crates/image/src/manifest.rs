@@ -79,7 +79,7 @@ pub mod media_type {
 
 /// A pointer to a blob (OCI image spec, descriptor.md).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(from = "Written", into = "Written")]
 pub struct Descriptor {
     /// What the blob is.
     pub media_type: String,
@@ -88,20 +88,115 @@ pub struct Descriptor {
     /// Its bytes.
     pub size: u64,
     /// Where else it can be found.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub urls: Option<Vec<String>>,
     /// Annotations.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub annotations: Option<BTreeMap<String, String>>,
     /// The blob itself, in base64.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,
     /// In an index: what the image runs on, as written; see [`Platform::normalised`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
+    /// In an index, with a platform: what the image wants of the operating system.
+    pub os: OsDemands,
     /// Of an artifact's manifest.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
+}
+
+/// What an image wants of its operating system (OCI image spec, image-index.md, `os.version` and `os.features`). Nothing
+/// is chosen by it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OsDemands {
+    /// `10.0.14393.1066`; empty where there is none.
+    pub version: String,
+    /// `win32k`.
+    pub features: Vec<String>,
+}
+
+/// A descriptor in its JSON, where a platform and what is wanted of its system are one.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Written {
+    media_type: String,
+    digest: Digest,
+    size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    urls: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    annotations: Option<BTreeMap<String, String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    data: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    platform: Option<WrittenPlatform>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    artifact_type: Option<String>,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+struct WrittenPlatform {
+    architecture: String,
+    os: String,
+    #[serde(
+        rename = "os.version",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    version: Option<String>,
+    #[serde(
+        rename = "os.features",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    features: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    variant: String,
+}
+
+impl From<Written> for Descriptor {
+    fn from(written: Written) -> Self {
+        let mut os = OsDemands::default();
+        let platform = written.platform.map(|platform| {
+            os.version = platform.version.unwrap_or_default();
+            os.features = platform.features.unwrap_or_default();
+            Platform {
+                os: platform.os,
+                architecture: platform.architecture,
+                variant: platform.variant,
+            }
+        });
+        Self {
+            media_type: written.media_type,
+            digest: written.digest,
+            size: written.size,
+            urls: written.urls,
+            annotations: written.annotations,
+            data: written.data,
+            platform,
+            os,
+            artifact_type: written.artifact_type,
+        }
+    }
+}
+
+impl From<Descriptor> for Written {
+    fn from(descriptor: Descriptor) -> Self {
+        let OsDemands { version, features } = descriptor.os;
+        let platform = descriptor.platform.map(|platform| WrittenPlatform {
+            architecture: platform.architecture,
+            os: platform.os,
+            version: (!version.is_empty()).then_some(version),
+            features: (!features.is_empty()).then_some(features),
+            variant: platform.variant,
+        });
+        Self {
+            media_type: descriptor.media_type,
+            digest: descriptor.digest,
+            size: descriptor.size,
+            urls: descriptor.urls,
+            annotations: descriptor.annotations,
+            data: descriptor.data,
+            platform,
+            artifact_type: descriptor.artifact_type,
+        }
+    }
 }
 
 impl Descriptor {
@@ -115,6 +210,7 @@ impl Descriptor {
             annotations: None,
             data: None,
             platform: None,
+            os: OsDemands::default(),
             artifact_type: None,
         }
     }
@@ -333,6 +429,32 @@ mod tests {
             platform,
             ..Descriptor::new(media_type, Digest::new([fill; 32]), 7)
         }
+    }
+
+    #[test]
+    fn demands_of_a_system_stay_with_its_platform() {
+        let json = format!(
+            concat!(
+                r#"{{"mediaType":"{}","digest":"sha256:{}","size":7,"platform":{{"architecture":"amd64","#,
+                r#""os":"windows","os.version":"10.0.1","os.features":["win32k"],"variant":"v2"}}}}"#
+            ),
+            media_type::OCI_MANIFEST,
+            "01".repeat(32)
+        );
+        let read: Descriptor = serde_json::from_str(&json).unwrap();
+        let demands = OsDemands {
+            version: "10.0.1".to_owned(),
+            features: vec!["win32k".to_owned()],
+        };
+        let plain = descriptor(media_type::OCI_MANIFEST, 1, Some("windows/amd64/v2"));
+        assert_eq!(
+            read,
+            Descriptor {
+                os: demands,
+                ..plain
+            }
+        );
+        assert_eq!(serde_json::to_string(&read).unwrap(), json);
     }
 
     #[test]

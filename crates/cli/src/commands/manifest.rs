@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use kiln_engine::{BuildError, CancelFlag, Engine, PushRequest, RawDocument};
-use kiln_image::{Descriptor, Digest, Document, Reference};
+use kiln_engine::{BuildError, CancelFlag, Engine, EntryChange, PushRequest, RawDocument};
+use kiln_image::{Descriptor, Digest, Document, OsDemands, Reference};
 use serde_json::{Value, json};
 
 use super::{display, reference};
@@ -138,9 +138,16 @@ fn annotate(engine: &Engine, args: &ManifestAnnotateArgs, cancel: &CancelFlag) -
         annotations.insert(key.to_owned(), value.to_owned());
     }
     let platform = [&args.os, &args.arch, &args.variant];
-    let platform = platform.map(|text| text.as_deref().unwrap_or_default());
+    let change = EntryChange {
+        platform: platform.map(|text| text.clone().unwrap_or_default()),
+        os: OsDemands {
+            version: args.os_version.clone().unwrap_or_default(),
+            features: args.os_features.clone(),
+        },
+        annotations,
+    };
     let (list, image) = (reference(&args.list)?, reference(&args.image)?);
-    engine.annotate_manifest_list(&list, &image, platform, &annotations, cancel)?;
+    engine.annotate_manifest_list(&list, &image, &change, cancel)?;
     Ok(())
 }
 
@@ -148,10 +155,17 @@ fn annotate(engine: &Engine, args: &ManifestAnnotateArgs, cancel: &CancelFlag) -
 pub(super) fn put_together(place: &Place, args: &ImagetoolsCreateArgs) -> Result<ExitCode> {
     let engine = place.engine()?;
     let cancel = crate::signals::give_up_on_signal()?;
-    let names = |texts: &[String]| -> Result<Vec<Reference>> {
-        texts.iter().map(|text| reference(text)).collect()
-    };
-    let (tags, sources) = (names(&args.tags)?, names(&args.sources)?);
+    let tags = args.tags.iter().map(|text| reference(text));
+    let tags: Vec<Reference> = tags.collect::<Result<_>>()?;
+    let mut sources = Vec::new();
+    for file in &args.files {
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| BuildError::new(format!("cannot read {}: {error}", file.display())))?;
+        sources.push(source(text.trim(), &tags)?);
+    }
+    for text in &args.sources {
+        sources.push(source(text, &tags)?);
+    }
     let mut annotations = BTreeMap::new();
     for text in &args.annotations {
         let pair = text
@@ -168,7 +182,7 @@ pub(super) fn put_together(place: &Place, args: &ImagetoolsCreateArgs) -> Result
         let tag = tags.first().ok_or_else(|| {
             BuildError::new("--append: nothing to add to").with_hint("name it with -t")
         })?;
-        all.push(tag.clone());
+        all.push((tag.clone(), EntryChange::default()));
     }
     all.extend(sources);
     let made = engine.combine(&all, &annotations, &cancel)?;
@@ -187,6 +201,25 @@ pub(super) fn put_together(place: &Place, args: &ImagetoolsCreateArgs) -> Result
         say(&format!("{tag}@{digest}"));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A source: a name, or what one of the repository that the first tag names is told by.
+fn source(text: &str, tags: &[Reference]) -> Result<(Reference, EntryChange)> {
+    let (digest, change) = if text.starts_with('{') {
+        let entry: Descriptor = serde_json::from_str(text)
+            .map_err(|error| BuildError::new(format!("{text}: no descriptor: {error}")))?;
+        (entry.digest, EntryChange::of(&entry))
+    } else if let Ok(digest) = text.parse() {
+        (digest, EntryChange::default())
+    } else {
+        return Ok((reference(text)?, EntryChange::default()));
+    };
+    let tag = tags.first().ok_or_else(|| {
+        BuildError::new(format!("{digest}: it is not said in which repository"))
+            .with_hint("name the repository with -t, or write NAME@DIGEST")
+    })?;
+    let name = reference(&format!("{}@{digest}", tag.name()))?;
+    Ok((name, change))
 }
 
 fn push_list(

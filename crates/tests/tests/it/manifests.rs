@@ -64,6 +64,11 @@ fn lists_are_made_and_pushed() {
         "annotate",
         "--variant",
         "v9",
+        "--os-version",
+        "5.10",
+        "--os-features",
+        "sse4,aes",
+        "--os-features=avx",
         "--annotation",
         "a=b",
         &list,
@@ -97,6 +102,12 @@ fn lists_are_made_and_pushed() {
     );
     let there = json(&registry.manifest("app", "1"));
     assert_eq!(platforms(&there), ["linux/amd64/", "linux/arm64/v9"]);
+    let written = &there["manifests"][1]["platform"];
+    assert_eq!(written["os.version"], "5.10");
+    assert_eq!(
+        written["os.features"],
+        serde_json::json!(["sse4", "aes", "avx"])
+    );
     // In another one of the same registry nothing moves but the manifests.
     let other = registry.image("other:1");
     kiln.run(&["manifest", "create", &other, &list]).ok();
@@ -209,4 +220,58 @@ fn imagetools_put_images_together() {
     create(&["-t", &other, &none])
         .failed()
         .says(&["app:none: not found"]);
+}
+
+#[test]
+fn imagetools_take_sources_from_files() {
+    let (Some(registry), Some(kiln)) = (Registry::start(), Kiln::fresh(Setting::Root, &[])) else {
+        return;
+    };
+    let (amd, arm) = (registry.image("app:amd64"), registry.image("app:arm"));
+    pushed(&kiln, &amd, "linux/amd64");
+    pushed(&kiln, &arm, "linux/arm64");
+    let list = registry.image("app:1");
+    let create = |args: &[&str]| {
+        let args = [&["buildx", "imagetools", "create"], args].concat();
+        kiln.run(&args)
+    };
+    let both = create(&["--dry-run", &amd, &arm]).ok().stdout;
+    let both = json(both.as_bytes());
+    let digest = both["manifests"][0]["digest"].as_str().unwrap();
+    let mut entry = both["manifests"][1].clone();
+    entry["platform"]["variant"] = "v9".into();
+    entry["platform"]["os.version"] = "5.10".into();
+    entry["annotations"] = serde_json::json!({ "a": "b" });
+    let file = |name: &str, text: &str| {
+        let path = kiln.file(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let described = file("described", &format!("{entry}\n"));
+    let named = file("named", &format!("{amd}\n"));
+    let there = || json(&registry.manifest("app", "1"));
+
+    create(&["-t", &list, "-f", &named, "--file", &described])
+        .ok()
+        .says(&[&format!("{list}@sha256:")]);
+    assert_eq!(platforms(&there()), ["linux/amd64/", "linux/arm64/v9"]);
+    let second = &there()["manifests"][1];
+    assert_eq!(second["platform"]["os.version"], "5.10");
+    assert_eq!(second["annotations"]["a"], "b");
+    // A digest is one of the repository that the tag names.
+    create(&["-t", &list, digest]).ok();
+    assert_eq!(platforms(&there()), ["linux/amd64/"]);
+    create(&["--dry-run", digest])
+        .failed()
+        .says(&["it is not said in which repository", "-t"]);
+    create(&["-t", &list, "-f", &file("odd", "{\"size\": 1}")])
+        .failed()
+        .says(&["no descriptor", "missing field"]);
+    let gone = kiln.file("gone");
+    create(&["-t", &list, "-f", gone.to_str().unwrap()])
+        .failed()
+        .says(&["cannot read", "No such file"]);
+    create(&["-t", &list])
+        .failed()
+        .says(&["an argument is missing"]);
 }
