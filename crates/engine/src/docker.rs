@@ -67,7 +67,7 @@ impl Engine {
                 (_, Err(error)) if !is_broken_pipe(&error) => Err(error.into()),
                 (Ok(_), Err(error)) => Err(error.into()),
                 (Err(error), _) => Err(BuildError {
-                    hint: error.hint().map(str::to_owned),
+                    hint: error.hint(),
                     canceled: error.is_canceled(),
                     ..BuildError::new(error.to_string())
                 }),

@@ -110,6 +110,18 @@ impl FromStr for DockerHost {
     }
 }
 
+/// The `user@host:port` of an address in the words of the ssh program.
+fn ssh_target(address: &str) -> String {
+    let place = address.split('/').next().unwrap_or_default();
+    match place.rsplit_once(':') {
+        // Not the end of an IPv6 address.
+        Some((host, port)) if !port.is_empty() && port.bytes().all(|it| it.is_ascii_digit()) => {
+            format!("-p {port} {host}")
+        }
+        _ => place.to_owned(),
+    }
+}
+
 /// Why an image did not get into an engine.
 #[derive(Debug, thiserror::Error)]
 pub enum DockerError {
@@ -144,11 +156,18 @@ pub enum DockerError {
 
 impl DockerError {
     /// What the user can do about it.
-    pub fn hint(&self) -> Option<&'static str> {
-        match self {
-            Self::Address { .. } => Some(
-                "a socket or an address will do; for others write an archive: kiln save NAME | docker load",
-            ),
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Address { text, .. } => match text.strip_prefix("ssh://").map(ssh_target) {
+                Some(target) if !target.is_empty() => {
+                    return Some(format!(
+                        "send an archive instead: kiln save NAME | ssh {target} docker load"
+                    ));
+                }
+                _ => Some(
+                    "a socket or an address will do; for others write an archive: kiln save NAME | docker load",
+                ),
+            },
             Self::Unreachable {
                 host: DockerHost::Unix(_),
                 cause,
@@ -159,7 +178,8 @@ impl DockerError {
                 "is it running? DOCKER_HOST names another place: unix://PATH or tcp://HOST:PORT",
             ),
             Self::Refused { .. } | Self::Client(_) => None,
-        }
+        };
+        hint.map(str::to_owned)
     }
 
     /// The user gave up.
@@ -344,5 +364,13 @@ mod tests {
             );
         }
         assert_eq!(DockerHost::default().to_string(), USUAL);
+        for (address, target) in [
+            ("me@there", "me@there"),
+            ("me@there:2222", "-p 2222 me@there"),
+            ("there/run/docker.sock", "there"),
+            ("", ""),
+        ] {
+            assert_eq!(ssh_target(address), target);
+        }
     }
 }

@@ -158,7 +158,10 @@ fn without_an_engine_it_is_said_what_to_do() {
         (
             "ssh://me@there",
             &["push", "docker-daemon:busybox"],
-            ["ssh is not spoken", "kiln save NAME | docker load"],
+            [
+                "ssh is not spoken",
+                "kiln save NAME | ssh me@there docker load",
+            ],
         ),
         (
             unix.as_str(),
