@@ -15,7 +15,7 @@ use crate::process::command;
 use crate::{bases, say, workspace};
 
 /// What the tests use, and what is skipped without.
-const TOOLS: [Tool; 10] = [
+const TOOLS: [Tool; 12] = [
     ID_MAPS,
     DEBOOTSTRAP,
     ("strace", "strace"),
@@ -28,6 +28,9 @@ const TOOLS: [Tool; 10] = [
     // Runs programs for another processor.
     ("qemu-aarch64-static", "qemu-user-static"),
     ("setpriv", "util-linux"),
+    // Completions are tried in them.
+    ("fish", "fish"),
+    ("zsh", "zsh"),
 ];
 
 /// Where tests of this user keep stores: on a real file system, and not below a home that others may not enter.

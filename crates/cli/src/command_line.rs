@@ -107,16 +107,21 @@ fn is_optional(arg: &Arg) -> bool {
 
 /// The whole grammar, with the arguments of all commands.
 pub(crate) fn cli() -> Command {
+    let mut cli = readable();
+    cli.build();
+    cli
+}
+
+/// The grammar as people read it, without what configuration files say.
+pub(crate) fn readable() -> Command {
     static NONE: Defaults = Defaults {
         global: Vec::new(),
         build: Vec::new(),
     };
-    let mut cli = grammar(Making {
+    grammar(Making {
         defaults: &NONE,
         is_read: true,
-    });
-    cli.build();
-    cli
+    })
 }
 
 /// The grammar as people read it. Its doc comments begin in upper case, as Rust's do; help begins in lower case.
@@ -270,7 +275,13 @@ pub(crate) fn refuse(error: &clap::Error) -> ExitCode {
             let instead = ABSENT
                 .iter()
                 .find(|(names, _)| names.contains(&given.as_str()));
+            let cli = cli();
+            let buildx = cli.find_subcommand("buildx");
+            // docker's builder is another name for its buildx.
+            let is_buildx = path.ends_with(" builder")
+                && buildx.is_some_and(|buildx| buildx.find_subcommand(&given).is_some());
             match (instead, text(ContextKind::SuggestedSubcommand)) {
+                _ if is_buildx => complain(&format!("hint: there is {} buildx {given}", program())),
                 (Some((_, instead)), _) => complain(&format!("hint: {instead}")),
                 (None, Some(near)) => complain(&format!("hint: there is {path} {near}")),
                 (None, None) => complain(&help),
@@ -305,7 +316,12 @@ pub(crate) fn refuse(error: &clap::Error) -> ExitCode {
             let first = rendered.split("\n\n").next().unwrap_or(&rendered);
             let first = first.strip_prefix("error: ").unwrap_or(first);
             complain(&format!("ERROR: {}", first.trim_end()));
-            complain(&help);
+            match error.get(ContextKind::ValidValue) {
+                Some(ContextValue::Strings(known)) if !known.is_empty() => {
+                    complain(&format!("hint: expected {}", known.join(" or ")));
+                }
+                _ => complain(&help),
+            }
             ExitCode::from(USAGE)
         }
     }

@@ -221,7 +221,8 @@ fn dispatch(global: &Global, command: Command) -> Result<ExitCode> {
 /// A script for a shell.
 fn completion(shell: clap_complete::Shell) -> Result<ExitCode> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut command_line::cli(), "kiln", &mut script);
+    let mut cli = command_line::readable();
+    clap_complete::generate(shell, &mut cli, command_line::program(), &mut script);
     crate::format::say_all(&String::from_utf8(script)?);
     Ok(ExitCode::SUCCESS)
 }

@@ -252,6 +252,7 @@ pub(crate) fn registry_client(credentials: Arc<dyn Credentials>) -> Result<Clien
         let hub = hosts.entry("docker.io".to_owned()).or_default();
         hub.mirrors.insert(0, mirror);
     }
+    crate::settings::add_variables(&mut hosts, variable)?;
     Ok(Client::new(ClientConfig {
         hosts,
         credentials,

@@ -591,6 +591,21 @@ impl BuildFlags {
                 return Err(error.with_hint("unset it for builds that need none"));
             }
         }
+        for (name, why) in [
+            ("BUILDX_GIT_LABELS", "--label sets labels"),
+            (
+                "BUILDX_METADATA_PROVENANCE",
+                "kiln makes no attestations; --metadata-file tells what was built",
+            ),
+            (
+                "BUILDX_METADATA_WARNINGS",
+                "kiln build --call check,format=json has the warnings",
+            ),
+        ] {
+            let value = crate::context::variable(name);
+            let off = |value: &String| matches!(value.as_str(), "0" | "false" | "disabled");
+            note(value.is_some_and(|value| !off(&value)), name, why);
+        }
         Ok(())
     }
 }

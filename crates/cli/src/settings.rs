@@ -222,6 +222,35 @@ pub(crate) fn add_certificates(
     Ok(())
 }
 
+/// Adds what variables of the environment say of registries: lists of hosts, and of `HOST=FILE` for certificates.
+pub(crate) fn add_variables(
+    hosts: &mut BTreeMap<String, HostConfig>,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<()> {
+    let list = |name| {
+        let words = variable(name).unwrap_or_default();
+        let words = words.split(',').map(|word| word.trim().to_owned());
+        words.filter(|word| !word.is_empty()).collect::<Vec<_>>()
+    };
+    for name in list("KILN_REGISTRY_INSECURE") {
+        hosts.entry(name).or_default().insecure = true;
+    }
+    for name in list("KILN_REGISTRY_PLAIN_HTTP") {
+        hosts.entry(name).or_default().plain_http = Some(true);
+    }
+    for word in list("KILN_REGISTRY_CERTIFICATES") {
+        let name = "KILN_REGISTRY_CERTIFICATES";
+        let (host, path) = word
+            .split_once('=')
+            .with_context(|| format!("{name}: {word:?}: expected HOST=FILE"))?;
+        let pem = std::fs::read(path).with_context(|| format!("{name}: {path}"))?;
+        let host = hosts.entry(host.to_owned()).or_default();
+        host.certificates.push(pem);
+        host.plain_http.get_or_insert(false);
+    }
+    Ok(())
+}
+
 /// How much a store may take: as the environment says, else the files, else a share of its disk.
 pub(crate) fn limits(root: &Path) -> Result<SpaceLimits> {
     let disk = Disk::of(root)?;
@@ -311,7 +340,7 @@ mod tests {
     }
 
     /// Each key of the file, with the variable that says the same: docs/configuration.md has them all.
-    const KEYS: [(&str, &str); 14] = [
+    const KEYS: [(&str, &str); 16] = [
         ("store.root = \"/x\"", "KILN_ROOT"),
         ("store.isolation = \"userns\"", "KILN_ISOLATION"),
         ("storage.max-size = \"50GB\"", "KILN_STORAGE_MAX_SIZE"),
@@ -331,11 +360,50 @@ mod tests {
             "registries.\"docker.io\".mirrors = []",
             "KILN_REGISTRY_MIRROR",
         ),
-        ("registries.\"docker.io\".insecure = true", ""),
+        (
+            "registries.\"docker.io\".insecure = true",
+            "KILN_REGISTRY_INSECURE",
+        ),
+        (
+            "registries.\"docker.io\".plain-http = true",
+            "KILN_REGISTRY_PLAIN_HTTP",
+        ),
+        (
+            "registries.\"docker.io\".certificates = []",
+            "KILN_REGISTRY_CERTIFICATES",
+        ),
     ];
+
+    /// All keys that a table of the file may have, as the reader tells them.
+    fn known_in(table: &str) -> Vec<String> {
+        let text = if table.is_empty() {
+            "nope = 1".to_owned()
+        } else {
+            format!("[{table}]\nnope = 1")
+        };
+        let error = parse(&text).unwrap_err().to_string();
+        let (_, known) = error.split_once("expected ").unwrap();
+        known
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect()
+    }
 
     #[test]
     fn each_key_is_documented_with_its_variable() {
+        let mut keys = Vec::new();
+        for table in known_in("") {
+            let (inside, name) = match table.as_str() {
+                "registries" => ("registries.x", "registries.\"docker.io\""),
+                other => (other, other),
+            };
+            keys.extend(known_in(inside).iter().map(|key| format!("{name}.{key}")));
+        }
+        let listed = KEYS.map(|(line, _)| line.split(" =").next().unwrap_or_default());
+        keys.retain(|key| !listed.contains(&key.as_str()));
+        assert!(keys.is_empty(), "not in KEYS: {keys:?}");
         let docs = include_str!("../../../docs/configuration.md");
         for (line, variable) in KEYS {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -343,7 +411,8 @@ mod tests {
             let key = key.replace("\"docker.io\"", "NAME");
             let row = docs.lines().find(|row| row.contains(&format!("`{key}`")));
             let row = row.unwrap_or_else(|| panic!("{key} is not in docs/configuration.md"));
-            assert!(row.contains(variable), "{key}: {variable}: {row}");
+            let variable = format!("`{variable}`");
+            assert!(row.contains(&variable), "{key}: {variable}: {row}");
         }
     }
 

@@ -351,6 +351,31 @@ fn the_screen_shows_output_of_running_steps() {
     insta::assert_snapshot!(screen.after(100));
 }
 
+/// Whatever has no room of a transfer's row, it is not how far it is.
+#[test]
+fn transfers_show_their_counts() {
+    let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
+    for columns in [110, 80, 60, 52] {
+        let mut screen = Screen::new(columns, 24);
+        screen.script.vertices(&["pulling a:1"]);
+        screen.script.start(0);
+        screen
+            .script
+            .status(0, &digest, 41_500_000, 83_000_000, false);
+        let text = screen.after(2000);
+        let row = text.lines().last().unwrap();
+        assert!(row.starts_with(" => => sha256:"), "{row}");
+        assert!(
+            row.trim_end()
+                .trim_end_matches("2.0s")
+                .trim_end()
+                .ends_with(" 41.50MB / 83.00MB 20.75MB/s"),
+            "{row}"
+        );
+        assert!(row.len() <= usize::from(columns), "{row}");
+    }
+}
+
 #[test]
 fn rows_fit_the_width() {
     let mut screen = Screen::new(30, 24);

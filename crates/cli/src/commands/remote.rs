@@ -113,7 +113,7 @@ pub(super) fn push(place: &Place, args: &PushArgs) -> Result<ExitCode> {
     }
     let image = find_target(&engine.store, &args.name).map_err(|_| {
         BuildError::new(format!(
-            "An image does not exist locally with the tag: {}",
+            "an image does not exist locally with the tag: {}",
             name.familiar_name()
         ))
         .with_hint("see kiln images; kiln tag gives an image a further name")

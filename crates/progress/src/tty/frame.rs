@@ -6,6 +6,9 @@ use crate::color::Tone;
 use crate::model::{Model, State, Vertex, since};
 use crate::text;
 
+/// A name is cut to no less than this for what stands behind it, in columns.
+const SHORTEST: usize = 10;
+
 /// One line of the screen, not wider than it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Row {
@@ -99,12 +102,17 @@ fn block(vertex: &Vertex, now: SystemTime, columns: usize, log_lines: usize) -> 
     };
     let statuses = vertex.statuses.iter().map(|status| {
         let time = since(status.started, status.ended.unwrap_or(now));
-        let text = format!(
-            " => => {}{}{}",
-            status.name,
-            text::amount(status.current, status.total),
-            text::rate(status.current, status.total, time)
-        );
+        let counts = text::amount(status.current, status.total)
+            + &text::rate(status.current, status.total, time);
+        // Of a long name, which a digest is, the beginning tells enough; the counts are what is looked for.
+        let taken = [" => => ", &counts, " ", &text::seconds(time)].map(text::width);
+        let left = columns.saturating_sub(taken.iter().sum());
+        let name = if left < SHORTEST {
+            status.name.clone()
+        } else {
+            text::fit(&status.name, left)
+        };
+        let text = format!(" => => {name}{counts}");
         let tone = if status.ended.is_some() {
             Tone::Finished
         } else {

@@ -304,6 +304,12 @@ fn what_docker_has_and_kiln_has_not_is_refused_by_name() {
         ("buildx bake", 1, "a loop over the targets"),
         ("buildx create --driver=kubernetes", 125, "kubernetes"),
         ("image nope", 1, "unknown command: kiln image nope"),
+        ("builder ls", 1, "hint: there is kiln buildx ls"),
+        (
+            "build --allow device .",
+            125,
+            "hint: expected network.host or security.insecure",
+        ),
         ("build", 1, "an argument is missing"),
     ] {
         let words: Vec<&str> = line
@@ -373,6 +379,17 @@ fn what_docker_has_and_kiln_has_not_is_refused_by_name() {
     kiln_tests::Outcome::new("with a policy".to_owned(), &output)
         .failed()
         .says(&["EXPERIMENTAL_BUILDKIT_SOURCE_POLICY: kiln evaluates no policies"]);
+    for (name, value, is_noted) in [
+        ("BUILDX_GIT_LABELS", "full", true),
+        ("BUILDX_METADATA_PROVENANCE", "max", true),
+        ("BUILDX_METADATA_PROVENANCE", "disabled", false),
+        ("BUILDX_METADATA_WARNINGS", "1", true),
+    ] {
+        let output = kiln.command(&["build", &context]).env(name, value).output();
+        let said = kiln_tests::Outcome::new(name.to_owned(), &output.expect("kiln starts")).ok();
+        let note = format!("note: {name} does nothing here: ");
+        assert_eq!(said.stderr.contains(&note), is_noted, "{value}: {said}");
+    }
     let off = ["--provenance", "false", "--sbom", "false", &context];
     let said = kiln.build(&off).ok();
     assert!(!said.stderr.contains("note:"), "{said}");

@@ -162,6 +162,54 @@ fn shells_complete() {
     let mut bash = Command::new("bash");
     bash.args(["-c", ask, "bash"]).arg(&script);
     assert_eq!(run(bash).ok().stdout, "history\n");
+    // Called docker, it completes docker's command line.
+    let docker = kiln.file("docker");
+    symlink(kiln.binary(), &docker).expect("own folder");
+    let mut completion = Command::new(&docker);
+    completion.args(["completion", "bash"]);
+    fs::write(&script, run(completion).ok().stdout).expect("own folder");
+    let ask = "source $1; complete -p docker; COMP_WORDS=(docker image pr); COMP_CWORD=2; _docker docker pr image; echo ${COMPREPLY[@]}";
+    let mut bash = Command::new("bash");
+    bash.args(["-c", ask, "bash"]).arg(&script);
+    let said = run(bash).ok();
+    assert!(
+        said.stdout.ends_with(" -F _docker docker\nprune\n"),
+        "{said}"
+    );
+    for (shell, args) in [
+        (
+            "fish",
+            ["-c", "source $argv[1]; complete -C 'kiln image pr'"],
+        ),
+        (
+            "zsh",
+            [
+                "-c",
+                "autoload -U compinit && compinit -D -u && source $1 && whence -w _kiln && echo $_comps[kiln]",
+            ],
+        ),
+    ] {
+        if Command::new(shell).arg("--version").output().is_err() {
+            kiln_tests::skipped(&format!("{shell} is not installed"));
+            continue;
+        }
+        fs::write(&script, kiln.run(&["completion", shell]).ok().stdout).expect("own folder");
+        let mut asked = Command::new(shell);
+        asked.args(args);
+        if shell == "zsh" {
+            asked.arg("zsh");
+        }
+        let said = run({
+            asked.arg(&script).env("HOME", kiln.file("home"));
+            asked
+        })
+        .ok();
+        let expected = match shell {
+            "fish" => "prune\tremove images that have no name\n",
+            _ => "_kiln: function\n_kiln\n",
+        };
+        assert_eq!(said.stdout, expected, "{said}");
+    }
     let pages = kiln.file("reference");
     kiln.run(&["reference", pages.to_str().expect("a plain name")])
         .ok();

@@ -49,4 +49,5 @@ mod standing;
 mod storage;
 mod tidy;
 mod times;
+mod voice;
 mod where_it_runs;

@@ -71,3 +71,45 @@ fn a_certificate_that_nobody_trusts_needs_a_word() {
         .failed()
         .says(&["missing.pem"]);
 }
+
+/// Each key of the file that concerns a registry is a variable, too.
+#[test]
+fn variables_say_the_same_of_registries() {
+    let Some(kiln) = Kiln::fresh(Setting::User, &["busybox"]) else {
+        return;
+    };
+    let (Some(plain), Some(tls)) = (Registry::start(), Registry::with_tls()) else {
+        return;
+    };
+    let push = |variable: &str, value: &str, image: &str| {
+        let output = kiln.command(&["push", image]).env(variable, value).output();
+        let line = format!("{variable}={value} kiln push {image}");
+        Outcome::new(line, &output.expect("kiln starts"))
+    };
+    let name = plain.name();
+    let port = name.rsplit_once(':').expect("a port").1;
+    let host = format!("[::ffff:7f00:1]:{port}");
+    let image = format!("{host}/app:1");
+    kiln.run(&["tag", "busybox", &image]).ok();
+    kiln.run(&["push", &image]).failed();
+    push(
+        "KILN_REGISTRY_PLAIN_HTTP",
+        &format!("other, {host}"),
+        &image,
+    )
+    .ok();
+    push("KILN_REGISTRY_INSECURE", &host, &image).ok();
+    let image = tls.image("app:1");
+    kiln.run(&["tag", "busybox", &image]).ok();
+    let copy = kiln.file("certificate.pem");
+    std::fs::copy(tls.certificate(), &copy).expect("own file");
+    let says = |file: &Path| format!("{}={}", tls.name(), file.display());
+    let name = "KILN_REGISTRY_CERTIFICATES";
+    push(name, &says(&copy), &image).ok();
+    push(name, &says(&kiln.file("missing.pem")), &image)
+        .failed()
+        .says(&[name, "missing.pem"]);
+    push(name, "nothing", &image)
+        .failed()
+        .says(&["KILN_REGISTRY_CERTIFICATES: \"nothing\": expected HOST=FILE"]);
+}
