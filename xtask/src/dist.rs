@@ -31,8 +31,10 @@ pub fn run_all() -> Result<()> {
     let archive = folder.join("kiln.image.tar");
     run(kiln.command(["save", "-o"]).arg(&archive).arg(IMAGE))?;
     run(&mut kiln.command(["run", "--rm", IMAGE, "version"]))?;
-    // Pages for man.
-    run(kiln.command(["reference"]).arg(folder.join("man")))?;
+    // Pages for man. The document is in docs.
+    let pages = folder.join("man");
+    run(kiln.command(["reference"]).arg(&pages))?;
+    fs::remove_file(pages.join("cli.md"))?;
     say(&format!("{}\n{}", shipped.display(), archive.display()));
     Ok(())
 }

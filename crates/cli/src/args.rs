@@ -201,7 +201,7 @@ pub(crate) struct BuildArgs {
     /// Value of an ARG; without a value it is taken from the environment
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
     pub(crate) build_args: Vec<String>,
-    /// A further context: a folder, <docker-image://NAME>, <oci-layout://FOLDER[:TAG|@DIGEST]>, or the address of a git repository or file
+    /// A further context: a folder, `docker-image://NAME`, `oci-layout://FOLDER[:TAG|@DIGEST]`, or the address of a git repository or file
     #[arg(long = "build-context", value_name = "NAME=WHERE")]
     pub(crate) build_contexts: Vec<String>,
     /// Label of the image

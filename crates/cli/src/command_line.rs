@@ -131,13 +131,38 @@ pub(crate) fn voiced(command: Command) -> Command {
         Some(about) => command.about(about),
         None => command,
     };
-    let command =
-        command.mut_args(
-            |arg| match arg.get_help().map(|text| lower(&text.to_string())) {
-                Some(help) => arg.help(help),
-                None => arg,
-            },
-        );
+    // Those that are filled later come here again then.
+    if command.get_arguments().next().is_none() && !command.has_subcommands() {
+        return command;
+    }
+    let has = |is: &dyn Fn(&Arg) -> bool| command.get_arguments().any(is);
+    let command = if has(&|arg| arg.get_id() == "help") {
+        command
+    } else {
+        // clap's own begins in upper case.
+        let help = Arg::new("help")
+            .long("help")
+            .action(ArgAction::Help)
+            .help("print help")
+            .display_order(999);
+        let help = if has(&|arg| arg.get_short() == Some('h')) {
+            help
+        } else {
+            help.short('h')
+        };
+        command.disable_help_flag(true).arg(help)
+    };
+    let command = command.mut_args(|arg| {
+        let arg = arg.hide_env_values(true);
+        let many = matches!(arg.get_action(), ArgAction::Append) && !arg.is_positional();
+        let Some(help) = arg.get_help().map(|text| lower(&text.to_string())) else {
+            return arg;
+        };
+        if many && !help.contains("may be repeated") {
+            return arg.help(format!("{help}; may be repeated"));
+        }
+        arg.help(help)
+    });
     command.mut_subcommands(voiced)
 }
 

@@ -88,7 +88,15 @@ fn section(text: &mut String, command: &Command, above: &str, known: &mut HashMa
     if let Some(same) = known.get(&body).filter(|_| !body.is_empty()) {
         let _ = writeln!(text, "\nthe same as `{same}`");
     } else {
-        let _ = writeln!(text, "\n```\n{path}{options}{usage}{below}\n```\n");
+        // With both it is either a command or what the arguments say.
+        let usage = if positional.is_empty() {
+            format!("{path}{options}{below}")
+        } else if below.is_empty() {
+            format!("{path}{options}{usage}")
+        } else {
+            format!("{path}{options}{usage}\n{path}{below}")
+        };
+        let _ = writeln!(text, "\n```\n{usage}\n```\n");
         text.push_str(&body);
         known.entry(body).or_insert_with(|| path.clone());
     }
@@ -180,8 +188,7 @@ mod tests {
                 let (first, second) = (letters.next(), letters.next());
                 let capital =
                     first.is_some_and(char::is_uppercase) && second.is_some_and(char::is_lowercase);
-                let own = place.ends_with(" help");
-                if (capital && !own) || text.ends_with('.') || text.is_empty() {
+                if capital || text.ends_with('.') || text.is_empty() {
                     wrong.push(format!("{place}: {text:?}"));
                 }
             }

@@ -19,10 +19,13 @@ pub(super) fn explain(args: &ExplainIgnoreArgs) -> Result<ExitCode> {
     for path in &args.paths {
         let inside = inside(&context, path)?;
         let shown = inside.display();
+        // What is not there yet may be asked about, too.
+        let place = match context.join(&inside).symlink_metadata() {
+            Ok(_) => "in the context",
+            Err(_) => "not there",
+        };
         let Some((name, text)) = &file else {
-            say(&format!(
-                "{shown}: in the context: there is no .dockerignore"
-            ));
+            say(&format!("{shown}: {place}: there is no .dockerignore"));
             continue;
         };
         if inside.as_os_str().is_empty() {
@@ -40,13 +43,13 @@ pub(super) fn explain(args: &ExplainIgnoreArgs) -> Result<ExitCode> {
             }
             Some((rule, false)) => {
                 format!(
-                    "{shown}: in the context, taken back by {} ({name}:{})",
+                    "{shown}: {place}, taken back by {} ({name}:{})",
                     rule.pattern, rule.line
                 )
             }
             None => {
                 let count = rules(text).len();
-                format!("{shown}: in the context: none of the {count} rules of {name} is about it")
+                format!("{shown}: {place}: none of the {count} rules of {name} is about it")
             }
         });
     }

@@ -217,7 +217,7 @@ fn rules_that_ignore_are_named() {
     let explain = ["explain-ignore", "--context", &context];
     let say = |paths: &[&str]| kiln.run(&[&explain[..], paths].concat()).ok().stdout;
     assert_eq!(
-        say(&["a.log", "logs/x", "logs/keep.log", "main.c"]),
+        say(&["a.log", "logs/x", "logs/keep.log", "main.c", "later.c"]),
         "a.log: ignored by *.log (.dockerignore:2)\n\
          logs/keep.log: in the context, taken back by !logs/keep.log (.dockerignore:4)\n"
             .replacen(
@@ -225,7 +225,8 @@ fn rules_that_ignore_are_named() {
                 "logs/x: ignored by logs (.dockerignore:3)\nlogs/keep",
                 1
             )
-            + "main.c: in the context: none of the 3 rules of .dockerignore is about it\n"
+            + "main.c: in the context: none of the 3 rules of .dockerignore is about it\n\
+               later.c: not there: none of the 3 rules of .dockerignore is about it\n"
     );
     kiln.run(&[&explain[..], &["/etc/passwd"]].concat())
         .failed()
