@@ -285,7 +285,7 @@ impl StatCache {
     }
 
     /// Takes over what a scan has learnt, sorted by path. `whole`: paths that the scan does not mention are gone.
-    pub(crate) fn update(&mut self, learnt: impl Iterator<Item = Known> + Clone, whole: bool) {
+    pub(crate) fn update(&mut self, learnt: &(impl Iterator<Item = Known> + Clone), whole: bool) {
         let all = |push: &mut dyn FnMut(&Known)| {
             if whole {
                 learnt.clone().for_each(|known| push(&known));

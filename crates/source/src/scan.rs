@@ -293,7 +293,7 @@ impl Scan {
         let settled = entries
             .enumerate()
             .filter(|(at, (_, stamp))| !self.unsettled.contains(at) && stamp.settled(self.clock));
-        cache.update(settled.map(known), self.whole);
+        cache.update(&settled.map(known), self.whole);
     }
 }
 
@@ -424,7 +424,7 @@ impl<'a> Walk<'a> {
             stamps: Vec::with_capacity(queue.seen + 1),
             unlisted: Unlisted::new(),
         };
-        all.push(LayerPath::root(), root);
+        all.push(LayerPath::root(), &root);
         let errno = flatten(&mut queue.done, 0, &LayerPath::root(), &mut all);
         all.unlisted.extend(errno.map(|errno| (0, errno)));
         Ok(all)
@@ -585,13 +585,13 @@ impl Seen {
 }
 
 impl Found {
-    fn push(&mut self, path: LayerPath, seen: Seen) {
+    fn push(&mut self, path: LayerPath, seen: &Seen) {
         let Seen {
             stamp,
             mode,
             device,
             linked,
-        } = seen;
+        } = *seen;
         let device = || (rustix::fs::major(device), rustix::fs::minor(device));
         let kind = match FileType::from_raw_mode(mode) {
             FileType::Directory => Kind::Dir {
@@ -651,10 +651,10 @@ fn flatten(
     for (item, path) in items.into_iter().zip(paths.finish()) {
         let own = all.entries.len();
         let Some(below) = item.below else {
-            all.push(path, item.seen);
+            all.push(path, &item.seen);
             continue;
         };
-        all.push(path.clone(), item.seen);
+        all.push(path.clone(), &item.seen);
         let error = flatten(done, below.get(), &path, all);
         if item.wanted {
             all.unlisted.extend(error.map(|errno| (own, errno)));
