@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use kiln_graph::{CopyAction, FileAction, FileActionKind, FileInput, FileOp, Owner};
-use kiln_image::{Entry, FileDigest, Kind, LayerId, LayerIndex, LayerPath, MergedView, Xattrs};
+use kiln_image::{Entry, FileDigest, Kind, LayerId, LayerPath, MergedView, Totals, Xattrs};
 use kiln_source::pattern::Glob;
 use kiln_store::layer_fs::{self, Ids, LayerDirs};
 
@@ -18,8 +18,9 @@ use crate::{FileOpError, owner};
 /// The result of a file operation.
 #[derive(Debug)]
 pub struct Applied {
-    /// The layer of each output, on top of the input that its chain of actions starts from.
-    pub layers: Vec<LayerIndex>,
+    /// What the layer of each output, on top of the input that its chain of actions starts from, is as a whole. Its entries
+    /// are in its index.
+    pub layers: Vec<Totals>,
     /// For each of them the layer on whose folder it stands, if it stands on one.
     pub below: Vec<Option<LayerId>>,
     /// Files of a local context that were not what their index says when they were copied. The layers are true; a
@@ -81,7 +82,7 @@ pub fn apply(
         let last =
             last.ok_or_else(|| FileOpError::Broken(format!("no action gives output {output}")))?;
         let made = run.chain(last, layer)?;
-        applied.layers.push(made.index);
+        applied.layers.push(made.totals);
         applied.below.push(made.below);
         applied.changed.extend(made.changed);
     }
@@ -199,7 +200,8 @@ impl<'a> Run<'a> {
     fn intermediate(&self, at: usize, layer_dir: &Path) -> Result<Intermediate, FileOpError> {
         let aside = aside(layer_dir).join(at.to_string());
         std::fs::create_dir_all(&aside).map_err(FileOpError::Write)?;
-        let Finished { index, .. } = self.chain(at, &aside.clone().into())?;
+        self.chain(at, &aside.clone().into())?;
+        let index = layer_fs::read_index(&aside).map_err(FileOpError::Write)?;
         let (base, _) = self.actions(at)?;
         let mut view = base.view.clone();
         view.push(index.into());

@@ -1,16 +1,16 @@
 //! A new layer on top of a tree.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 use std::io::Read;
 use std::path::PathBuf;
 
-use hashbrown::HashTable;
 use kiln_image::view::Node;
-use kiln_image::{Entry, Kind, LayerId, LayerIndex, LayerPath, ResolveError, Xattrs};
+use kiln_image::{Entry, Kind, LayerId, LayerPath, ResolveError, Totals, Xattrs};
 use kiln_store::layer_fs::{Content, Ids, LayerFs, open_index};
 
 use crate::apply::NewLayer;
+use crate::entries::Entries;
 use crate::transfer::{Job, run};
 use crate::tree::{Folders, Tree};
 use crate::{FileOpError, standing};
@@ -32,9 +32,7 @@ pub(crate) struct Builder<'a> {
     layer_dir: PathBuf,
     ids: Ids,
     fs: LayerFs,
-    /// In the order in which they came; taken out when something removes them.
-    entries: Vec<Option<Entry>>,
-    new: Numbers,
+    entries: Entries<'a>,
     jobs: Vec<Job<'a>>,
     /// Those that jobs copy from.
     trees: Vec<&'a Tree<'a>>,
@@ -49,47 +47,9 @@ pub(crate) struct Builder<'a> {
     pub(crate) changed: Vec<LayerPath>,
 }
 
-/// The numbers of entries by their paths, which are in the entries.
-#[derive(Default)]
-struct Numbers {
-    table: HashTable<u32>,
-    state: RandomState,
-}
-
-impl Numbers {
-    fn get(&self, path: &LayerPath, entries: &[Option<Entry>]) -> Option<usize> {
-        let found = self
-            .table
-            .find(self.state.hash_one(path), |at| is_at(path, entries, *at));
-        found.map(|at| *at as usize)
-    }
-
-    /// Adds the last entry.
-    fn insert(&mut self, entries: &[Option<Entry>]) {
-        let hash = |at: u32| {
-            let path = entries[at as usize].as_ref().map(|entry| &entry.path);
-            path.map_or(0, |path| self.state.hash_one(path))
-        };
-        let at = entries.len() as u32 - 1;
-        self.table.insert_unique(hash(at), at, |at| hash(*at));
-    }
-
-    /// Called before the entry is taken out.
-    fn remove(&mut self, path: &LayerPath, entries: &[Option<Entry>]) -> Option<usize> {
-        let hash = self.state.hash_one(path);
-        let found = self.table.find_entry(hash, |at| is_at(path, entries, *at));
-        found.ok().map(|found| found.remove().0 as usize)
-    }
-}
-
-fn is_at(path: &LayerPath, entries: &[Option<Entry>], at: u32) -> bool {
-    let entry = entries[at as usize].as_ref();
-    entry.is_some_and(|entry| entry.path == *path)
-}
-
 /// A layer that is on disk with its index.
 pub(crate) struct Finished {
-    pub(crate) index: LayerIndex,
+    pub(crate) totals: Totals,
     /// The layer on whose folder it stands.
     pub(crate) below: Option<LayerId>,
     /// See [`Builder::changed`].
@@ -104,8 +64,7 @@ impl<'a> Builder<'a> {
             layer_dir: layer.dir.clone(),
             ids,
             fs,
-            entries: Vec::new(),
-            new: Numbers::default(),
+            entries: Entries::default(),
             jobs: Vec::new(),
             trees: Vec::new(),
             groups: 0,
@@ -121,22 +80,22 @@ impl<'a> Builder<'a> {
     }
 
     /// What is at a path as it stands. The root need not be there.
-    pub(crate) fn get(&mut self, path: &LayerPath) -> Option<&Entry> {
-        if let Some(at) = self.new.get(path, &self.entries) {
-            return self.entries[at]
-                .as_ref()
-                .filter(|entry| entry.kind != Kind::Whiteout);
+    pub(crate) fn get(&mut self, path: &LayerPath) -> Option<Cow<'_, Entry>> {
+        if let Some(at) = self.entries.find(path) {
+            let entry = self.entries.get(at);
+            return entry.filter(|entry| entry.kind != Kind::Whiteout);
         }
         let shows = path.parent().is_none_or(|parent| self.shows_base(&parent));
         if shows {
-            self.base.view.get(path).map(|node| node.entry)
+            let node = self.base.view.get(path);
+            node.map(|node| Cow::Borrowed(node.entry))
         } else {
             None
         }
     }
 
     pub(crate) fn is_dir(&mut self, path: &LayerPath) -> bool {
-        path.is_root() || self.get(path).is_some_and(Entry::is_dir)
+        path.is_root() || self.get(path).is_some_and(|entry| entry.is_dir())
     }
 
     /// Whether what the base has in a folder can be seen.
@@ -256,10 +215,10 @@ impl<'a> Builder<'a> {
             self.jobs.push(Job::Make { at: at as u32 });
             return Ok(());
         }
-        match &self.entries[at] {
+        match self.entries.get(at) {
             Some(entry) => self
                 .fs
-                .put(entry, Content::None)
+                .put(&entry, Content::None)
                 .map_err(FileOpError::Write),
             None => Ok(()),
         }
@@ -267,8 +226,8 @@ impl<'a> Builder<'a> {
 
     /// Changes the time of a folder that this layer has made.
     pub(crate) fn set_time(&mut self, path: &LayerPath, mtime: (i64, u32)) {
-        let own = self.new.get(path, &self.entries);
-        let own = own.and_then(|at| self.entries[at].as_mut());
+        let own = self.entries.find(path);
+        let own = own.and_then(|at| self.entries.get_mut(at));
         if let Some(entry) =
             own.filter(|entry| matches!(entry.kind, Kind::Dir { implied: false, .. }))
         {
@@ -280,9 +239,9 @@ impl<'a> Builder<'a> {
     pub(crate) fn put_bytes(&mut self, entry: Entry, bytes: &[u8]) -> Result<(), FileOpError> {
         self.be_whole()?;
         let at = self.enter(entry)?;
-        let entry = self.entries[at].as_ref().expect("it was entered just now");
+        let entry = self.entries.get(at).expect("it was entered just now");
         self.fs
-            .put(entry, Content::Bytes(bytes))
+            .put(&entry, Content::Bytes(bytes))
             .map_err(FileOpError::Write)
     }
 
@@ -294,7 +253,7 @@ impl<'a> Builder<'a> {
     ) -> Result<(), FileOpError> {
         self.be_whole()?;
         let at = self.enter(entry)?;
-        let entry = self.entries[at].as_mut().expect("it was entered just now");
+        let entry = self.entries.get_mut(at).expect("it was entered just now");
         self.fs
             .put_hashed(entry, content)
             .map_err(FileOpError::Write)
@@ -308,6 +267,7 @@ impl<'a> Builder<'a> {
         node: Node<'a>,
     ) -> Result<usize, FileOpError> {
         let at = self.enter(entry)?;
+        self.entries.is_copy(at, node.entry);
         if self
             .trees
             .last()
@@ -326,7 +286,7 @@ impl<'a> Builder<'a> {
 
     /// Makes `entry` one more name of the file that was entered as number `first`.
     pub(crate) fn link(&mut self, mut entry: Entry, first: usize) -> Result<(), FileOpError> {
-        let Some(group) = self.entries[first].as_ref().map(|entry| entry.hardlink) else {
+        let Some(group) = self.entries.get(first).map(|entry| entry.hardlink) else {
             return Err(FileOpError::Broken(
                 "a hard link to what was removed".to_owned(),
             ));
@@ -337,7 +297,7 @@ impl<'a> Builder<'a> {
         });
         entry.hardlink = Some(group);
         let at = self.enter(entry)?;
-        if let Some(first) = &mut self.entries[first] {
+        if let Some(first) = self.entries.get_mut(first) {
             first.hardlink = Some(group);
         }
         let names = self.names.entry(group).or_insert_with(|| vec![first]);
@@ -351,11 +311,11 @@ impl<'a> Builder<'a> {
     /// of its names.
     pub(crate) fn set_metadata(&mut self, first: usize, like: &Entry) -> Result<(), FileOpError> {
         self.flush()?;
-        let group = self.entries[first].as_ref().and_then(|file| file.hardlink);
+        let group = self.entries.get(first).and_then(|file| file.hardlink);
         let names = group.and_then(|group| self.names.get(&group));
         for &at in names.map_or(&[first][..], |names| names) {
             // The place may be another file's by now.
-            if let Some(entry) = &mut self.entries[at]
+            if let Some(entry) = self.entries.get_mut(at)
                 && entry.hardlink == group
             {
                 (entry.uid, entry.gid) = (like.uid, like.gid);
@@ -363,27 +323,27 @@ impl<'a> Builder<'a> {
                 entry.xattrs.clone_from(&like.xattrs);
             }
         }
-        match &self.entries[first] {
-            Some(entry) => self.fs.set_metadata(entry).map_err(FileOpError::Write),
+        match self.entries.get(first) {
+            Some(entry) => self.fs.set_metadata(&entry).map_err(FileOpError::Write),
             None => Ok(()),
         }
     }
 
     /// The number and the metadata of the new file at a path, if this layer has put one there.
-    pub(crate) fn own(&self, path: &LayerPath) -> Option<(usize, &Entry)> {
-        let at = self.new.get(path, &self.entries)?;
-        self.entries[at].as_ref().map(|entry| (at, entry))
+    pub(crate) fn own(&self, path: &LayerPath) -> Option<(usize, Cow<'_, Entry>)> {
+        let at = self.entries.find(path)?;
+        self.entries.get(at).map(|entry| (at, entry))
     }
 
     /// Writes an entry down, with its parents, in place of what is there.
     fn enter(&mut self, mut entry: Entry) -> Result<usize, FileOpError> {
-        let old = self.new.get(&entry.path, &self.entries);
+        let old = self.entries.find(&entry.path);
         if old.is_some() {
             // What is to be replaced must be on disk first.
             self.flush()?;
         }
-        let old_dir = old.and_then(|at| match &self.entries[at].as_ref()?.kind {
-            Kind::Dir { opaque, .. } => Some(*opaque),
+        let old_dir = old.and_then(|at| match self.entries.get(at)?.kind {
+            Kind::Dir { opaque, .. } => Some(opaque),
             _ => None,
         });
         match &mut entry.kind {
@@ -406,19 +366,13 @@ impl<'a> Builder<'a> {
             self.seen = None;
         }
         if let Some(at) = old {
-            self.entries[at] = Some(entry);
+            self.entries.set(at, entry);
             return Ok(at);
         }
         if let Some(parent) = entry.path.parent() {
             self.lead_to(&parent)?;
         }
-        Ok(self.append(entry))
-    }
-
-    fn append(&mut self, entry: Entry) -> usize {
-        self.entries.push(Some(entry));
-        self.new.insert(&self.entries);
-        self.entries.len() - 1
+        Ok(self.entries.push(entry))
     }
 
     fn base_has_dir(&mut self, path: &LayerPath) -> bool {
@@ -435,7 +389,7 @@ impl<'a> Builder<'a> {
     fn lead_to(&mut self, folder: &LayerPath) -> Result<(), FileOpError> {
         let mut missing = Vec::new();
         let mut at = folder.clone();
-        while !at.is_root() && self.new.get(&at, &self.entries).is_none() {
+        while !at.is_root() && self.entries.find(&at).is_none() {
             let parent = at.parent().unwrap_or_default();
             missing.push(std::mem::replace(&mut at, parent));
         }
@@ -452,7 +406,7 @@ impl<'a> Builder<'a> {
                 hardlink: None,
                 ..node.entry.clone()
             };
-            let at = self.append(entry);
+            let at = self.entries.push(entry);
             self.make(at)?;
         }
         Ok(())
@@ -464,8 +418,7 @@ impl<'a> Builder<'a> {
         self.seen = None;
         let shows = path.parent().is_none_or(|parent| self.shows_base(&parent));
         let in_base = shows && self.base.view.get(path).is_some();
-        if let Some(at) = self.new.remove(path, &self.entries) {
-            self.entries[at] = None;
+        if self.entries.remove(path) {
             self.forget_below(path);
             self.fs.remove(path).map_err(FileOpError::Write)?;
         }
@@ -489,17 +442,11 @@ impl<'a> Builder<'a> {
     }
 
     fn forget_below(&mut self, path: &LayerPath) {
-        let below = |entry: &Option<Entry>| {
-            entry
-                .as_ref()
-                .is_some_and(|entry| entry.path.below(path).is_some_and(|rest| !rest.is_empty()))
-        };
         for at in 0..self.entries.len() {
-            if below(&self.entries[at])
-                && let Some(path) = self.entries[at].as_ref().map(|entry| entry.path.clone())
-            {
-                self.new.remove(&path, &self.entries);
-                self.entries[at] = None;
+            let its = self.entries.path(at);
+            let below = its.filter(|its| its.below(path).is_some_and(|rest| !rest.is_empty()));
+            if let Some(below) = below.cloned() {
+                self.entries.remove(&below);
             }
         }
     }
@@ -515,12 +462,9 @@ impl<'a> Builder<'a> {
                     .map(|(name, _)| name.to_vec()),
             );
         }
-        let new = self
-            .entries
-            .iter()
-            .flatten()
-            .filter(|entry| entry.path.parent().as_ref() == Some(folder));
-        names.extend(new.map(|entry| entry.path.name().to_vec()));
+        let new = (0..self.entries.len()).filter_map(|at| self.entries.path(at));
+        let new = new.filter(|path| path.parent().as_ref() == Some(folder));
+        names.extend(new.map(|path| path.name().to_vec()));
         names.sort_unstable();
         names.dedup();
         names.retain(|name| self.get(&folder.child(name)).is_some());
@@ -531,11 +475,11 @@ impl<'a> Builder<'a> {
     pub(crate) fn read(&mut self, path: &str) -> Result<Option<Vec<u8>>, FileOpError> {
         self.flush()?;
         let resolved = self.resolve(path.as_bytes(), true)?;
-        if !self.get(&resolved).is_some_and(Entry::is_file) {
+        if !self.get(&resolved).is_some_and(|entry| entry.is_file()) {
             return Ok(None);
         }
         let mut content = Vec::new();
-        let opened = if self.new.get(&resolved, &self.entries).is_some() {
+        let opened = if self.entries.find(&resolved).is_some() {
             self.fs.open(&resolved)
         } else {
             let layer = self.base.view.get(&resolved).map_or(0, |node| node.layer);
@@ -556,6 +500,12 @@ impl<'a> Builder<'a> {
             self.flush()?;
         }
         Ok(())
+    }
+
+    /// Makes room for so many more files.
+    pub(crate) fn reserve(&mut self, more: usize) {
+        self.entries.reserve(more);
+        self.jobs.reserve(more);
     }
 
     /// Makes what is due. From now on the layer stands on nothing.
@@ -584,39 +534,50 @@ impl<'a> Builder<'a> {
     /// Finishes the files and gives the index. It is on disk then, too.
     pub(crate) fn finish(mut self) -> Result<Finished, FileOpError> {
         // Large contexts need the memory.
-        self.new = Numbers::default();
+        self.entries.forget_paths();
         let mut names: HashMap<u32, usize> = HashMap::new();
-        for group in self.entries.iter().flatten().filter_map(|it| it.hardlink) {
+        for group in self.entries.iter().filter_map(|it| it.hardlink) {
             *names.entry(group).or_default() += 1;
         }
-        for entry in self.entries.iter_mut().flatten() {
-            entry.hardlink = entry.hardlink.filter(|group| names[group] > 1);
+        for at in 0..self.entries.len() {
+            let group = self.entries.get(at).and_then(|entry| entry.hardlink);
+            if group.is_some_and(|group| names[&group] == 1)
+                && let Some(entry) = self.entries.get_mut(at)
+            {
+                entry.hardlink = None;
+            }
         }
         let below = self
             .earlier
             .and_then(|earlier| Some((earlier, self.needs_on(earlier)?)));
-        let Some((earlier, own)) = below else {
-            self.flush()?;
-            let index = LayerIndex::new(self.entries.into_iter().flatten().collect());
-            self.fs.finish(&index).map_err(FileOpError::Write)?;
-            return Ok(Finished {
-                index,
-                below: None,
-                changed: self.changed,
-            });
+        let own: Option<&[bool]> = match &below {
+            None => {
+                self.flush()?;
+                None
+            }
+            Some((_, own)) => {
+                let mut jobs = std::mem::take(&mut self.jobs);
+                jobs.retain(|job| own[job.at()]);
+                self.work(&jobs)?;
+                Some(own)
+            }
         };
-        let mut jobs = std::mem::take(&mut self.jobs);
-        jobs.retain(|job| own[job.at()]);
-        self.work(&jobs)?;
-        let of_own = self.entries.iter().zip(own).filter(|(_, own)| *own);
-        let of_own = LayerIndex::new(of_own.filter_map(|(entry, _)| entry.clone()).collect());
-        let index = LayerIndex::new(self.entries.into_iter().flatten().collect());
+        let order = self.entries.in_order();
+        let folders = order.iter().rev().map(|at| *at as usize);
+        let folders = folders.filter(|at| own.is_none_or(|own| own[*at]));
+        let folders = folders.filter_map(|at| self.entries.get(at));
         self.fs
-            .finish_on(earlier, &of_own, &index)
+            .finish_folders(folders.filter(|entry| entry.is_dir()))
+            .map_err(FileOpError::Write)?;
+        let below = below.as_ref().map(|(earlier, _)| *earlier);
+        let entries = order.iter().filter_map(|at| self.entries.get(*at as usize));
+        let totals = self
+            .fs
+            .write_index(below, order.len(), entries)
             .map_err(FileOpError::Write)?;
         Ok(Finished {
-            index,
-            below: Some(earlier),
+            totals,
+            below,
             changed: self.changed,
         })
     }

@@ -186,6 +186,7 @@ impl<'a> Copier<'a, '_> {
             );
         }
         self.top(source, &dest)?;
+        self.builder.reserve(source.below.len());
         for part in source.below.chunks(TOGETHER) {
             if dest == source.path {
                 for item in part {
@@ -215,7 +216,7 @@ impl<'a> Copier<'a, '_> {
                 }
                 Ok(())
             }
-            Some(entry) => Err(not_a_folder(entry)),
+            Some(entry) => Err(not_a_folder(&entry)),
             None if dest.is_root() => Ok(()),
             None => {
                 let Made {
@@ -237,7 +238,7 @@ impl<'a> Copier<'a, '_> {
         let there = self.builder.get(&dest);
         if node.entry.is_dir() {
             return match there {
-                Some(there) if !there.is_dir() => Err(not_a_folder(there)),
+                Some(there) if !there.is_dir() => Err(not_a_folder(&there)),
                 // A folder on the way to what was selected only gives its mode.
                 Some(there) if item.only_parent => {
                     if there.mode == node.entry.mode {
@@ -250,7 +251,7 @@ impl<'a> Copier<'a, '_> {
                     let entry = Entry {
                         mode: node.entry.mode,
                         kind,
-                        ..there.clone()
+                        ..there.into_owned()
                     };
                     self.builder.put(entry).map(drop)
                 }
@@ -260,7 +261,7 @@ impl<'a> Copier<'a, '_> {
                     .map(drop),
             };
         }
-        if there.is_some_and(Entry::is_dir) || dest.is_root() {
+        if there.is_some_and(|there| there.is_dir()) || dest.is_root() {
             return Err(FileOpError::IsAFolder { path: dest });
         }
         let entry = self.changes.of(node.entry, dest);

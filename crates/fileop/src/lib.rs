@@ -6,6 +6,7 @@
 mod apply;
 mod builder;
 mod copy;
+mod entries;
 mod error;
 mod listing;
 mod mode;

@@ -5,6 +5,8 @@ use std::mem::discriminant;
 
 use kiln_image::{Entry, IndexError, Kind};
 
+use crate::entries::Entries;
+
 /// Files, and bytes in files, from which on it is worth one more folder in every root file system: fewer are copied at once.
 const MANY: u64 = 256;
 const MUCH: u64 = 8 << 20;
@@ -32,20 +34,21 @@ impl Amount {
 /// folder has become something else or the other way round, a file with several names is another, something hides what is
 /// below it, or too much is different.
 pub(crate) fn own(
-    entries: &[Option<Entry>],
+    entries: &Entries<'_>,
     earlier: impl Iterator<Item = Result<Entry, IndexError>>,
 ) -> Option<Vec<bool>> {
-    let path = |at: &u32| entries[*at as usize].as_ref().map(|entry| &entry.path);
-    let mut order: Vec<u32> = (0..entries.len() as u32).collect();
-    order.retain(|at| path(at).is_some());
-    order.sort_by(|a, b| path(a).cmp(&path(b)));
+    let path = |at: &u32| entries.path(*at as usize);
+    let order = entries.in_order();
     let mut before = earlier.peekable();
     let mut own = vec![false; entries.len()];
     let mut groups = Groups::default();
     let (mut kept, mut made) = (Amount::default(), Amount::default());
     for &at in &order {
         let at = at as usize;
-        let Some(entry) = &entries[at] else { continue };
+        let Some(entry) = entries.get(at) else {
+            continue;
+        };
+        let entry = &*entry;
         let known = before.next_if(|known| match known {
             Ok(known) => known.path <= entry.path,
             Err(_) => true,
@@ -201,13 +204,16 @@ mod tests {
     fn on(before: Vec<Entry>, edit: impl FnOnce(&mut Vec<Entry>)) -> Option<Vec<String>> {
         let mut now = before.clone();
         edit(&mut now);
-        let now: Vec<Option<Entry>> = now.into_iter().rev().map(Some).collect();
+        let mut entries = Entries::default();
+        for entry in now.into_iter().rev() {
+            entries.push(entry);
+        }
         let before = LayerIndex::new(before);
-        let own = own(&now, before.entries().iter().cloned().map(Ok))?;
-        let mut paths: Vec<String> = now
+        let own = own(&entries, before.entries().iter().cloned().map(Ok))?;
+        let mut paths: Vec<String> = entries
             .iter()
             .zip(own)
-            .filter_map(|(entry, own)| Some(entry.as_ref().filter(|_| own)?.path.to_string()))
+            .filter_map(|(entry, own)| own.then(|| entry.path.to_string()))
             .collect();
         paths.sort();
         Some(paths)

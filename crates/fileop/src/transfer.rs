@@ -1,5 +1,6 @@
 //! Copying the contents of files into the layer.
 
+use std::borrow::Cow;
 use std::io::{self, Seek};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -11,6 +12,7 @@ use kiln_source::{Stamp, UNHASHED};
 use kiln_store::layer_fs::{Content, Ids, LayerFs};
 
 use crate::FileOpError;
+use crate::entries::Entries;
 use crate::tree::{Folders, Tree};
 
 /// Something to be done on disk for an entry, given by its number. As many as there are files: kept small.
@@ -70,21 +72,21 @@ pub(crate) fn run(
     fs: &LayerFs,
     layer_dir: &Path,
     ids: Ids,
-    entries: &mut [Option<Entry>],
+    entries: &mut Entries<'_>,
     trees: &[&Tree<'_>],
     jobs: &[Job<'_>],
 ) -> Result<Vec<LayerPath>, FileOpError> {
     // Folders come before what is in them.
     for job in jobs {
         if let Job::Make { at } = job
-            && let Some(entry) = &entries[*at as usize]
+            && let Some(entry) = entries.get(*at as usize)
         {
-            fs.put(entry, Content::None).map_err(FileOpError::Write)?;
+            fs.put(&entry, Content::None).map_err(FileOpError::Write)?;
         }
     }
     let size = |job: &Job<'_>| match job {
-        Job::Copy { at, .. } => match entries[*at as usize].as_ref().map(|entry| &entry.kind) {
-            Some(Kind::File { size, .. }) => Some(*size),
+        Job::Copy { from, .. } => match from.kind {
+            Kind::File { size, .. } => Some(size),
             _ => Some(0),
         },
         Job::Make { .. } | Job::Link { .. } => None,
@@ -96,7 +98,7 @@ pub(crate) fn run(
     let alone = copies < 2 || copies < ALONE && bytes < BYTES_ALONE;
     let next = AtomicUsize::new(0);
     let outcome = Mutex::new(Outcome::default());
-    let known: &[Option<Entry>] = entries;
+    let known: &Entries<'_> = entries;
     let chunk = if alone || copies < ALONE { 1 } else { CHUNK };
     let work = |fs: &LayerFs| {
         let mut last: Option<(u32, Folders<'_>)> = None;
@@ -119,14 +121,16 @@ pub(crate) fn run(
                     continue;
                 };
                 let at = *at as usize;
-                let Some(entry) = &known[at] else { continue };
+                let Some(entry) = known.get(at) else {
+                    continue;
+                };
                 let tree = trees[*number as usize];
                 let folders = match &mut last {
                     Some((known, folders)) if known == number => folders,
                     last => &mut last.insert((*number, Folders::new(&tree.dirs))).1,
                 };
                 let place = (*layer as usize, &from.path);
-                let done = copy(fs, folders, entry, place, tree.stamp(from));
+                let done = copy(fs, folders, &entry, place, tree.stamp(from));
                 if matches!(done, Ok(None)) {
                     continue;
                 }
@@ -161,17 +165,18 @@ pub(crate) fn run(
     }
     let mut paths = Vec::new();
     for (at, entry, path) in outcome.changed {
-        entries[at] = Some(entry);
+        entries.set(at, entry);
         paths.push(path);
     }
     for job in jobs {
         let Job::Link { at, first } = job else {
             continue;
         };
-        let Some(target) = entries[*first as usize].clone() else {
+        let target = entries.get(*first as usize).map(Cow::into_owned);
+        let Some(target) = target else {
             continue;
         };
-        if let Some(entry) = &mut entries[*at as usize] {
+        if let Some(entry) = entries.get_mut(*at as usize) {
             entry.kind = target.kind;
             fs.link(entry, &target.path).map_err(FileOpError::Write)?;
         }

@@ -3,6 +3,7 @@
 //! The folder that an archive is unpacked into is its root: links in it are followed as if it were the root of a
 //! system, and nothing gets out of it.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufReader, Seek};
 
@@ -184,7 +185,7 @@ impl Unpacker<'_, '_> {
             .builder
             .get(&target)
             .filter(|there| !there.is_dir())
-            .cloned()
+            .map(Cow::into_owned)
         else {
             return Err(missing(self));
         };

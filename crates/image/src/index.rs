@@ -199,19 +199,16 @@ impl LayerIndex {
 
     /// The layer's outcome without times: paths, kinds, modes, owners, links, xattrs, content, hard-link groups.
     pub fn content_id(&self) -> ContentId {
-        let mut hasher = KeyHasher::new("layer", 1);
-        let mut groups: HashMap<u32, u64> = HashMap::new();
+        self.totals().content_id
+    }
+
+    /// What the layer is as a whole.
+    pub fn totals(&self) -> Totals {
+        let mut outcome = Outcome::default();
         for entry in &self.entries {
-            hasher.part("path", entry.path.as_bytes());
-            entry.hash_into(&mut hasher);
-            if let Some(group) = entry.hardlink {
-                // Groups are numbered by first appearance, so that the numbers themselves do not count.
-                let next = groups.len() as u64;
-                let number = *groups.entry(group).or_insert(next);
-                hasher.part("hardlink", &number.to_le_bytes());
-            }
+            outcome.add(entry);
         }
-        ContentId::new(*hasher.finish().as_bytes())
+        outcome.finish()
     }
 
     /// The sum of the sizes of the files, each hard-linked file once.
@@ -476,6 +473,66 @@ impl<R: Read + Seek> Iterator for IndexReader<R> {
         }
         self.batch = batch.into_iter();
         self.batch.next().map(Ok)
+    }
+}
+
+/// What an index says of its layer as a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Totals {
+    /// See [`LayerIndex::content_id`].
+    pub content_id: ContentId,
+    /// See [`LayerIndex::size`].
+    pub size: u64,
+    /// How many entries there are.
+    pub entries: u64,
+}
+
+/// Adds the entries of an index up, which come in their order.
+pub struct Outcome {
+    hasher: KeyHasher,
+    groups: HashMap<u32, u64>,
+    size: u64,
+    entries: u64,
+}
+
+impl Default for Outcome {
+    fn default() -> Self {
+        Self {
+            hasher: KeyHasher::new("layer", 1),
+            groups: HashMap::new(),
+            size: 0,
+            entries: 0,
+        }
+    }
+}
+
+impl Outcome {
+    /// Adds the next entry.
+    pub fn add(&mut self, entry: &Entry) {
+        self.entries += 1;
+        self.hasher.part("path", entry.path.as_bytes());
+        entry.hash_into(&mut self.hasher);
+        // Groups are numbered by first appearance, so that the numbers themselves do not count.
+        let next = self.groups.len() as u64;
+        let group = entry.hardlink;
+        let number = group.map(|group| *self.groups.entry(group).or_insert(next));
+        if let Some(number) = number {
+            self.hasher.part("hardlink", &number.to_le_bytes());
+        }
+        if let Kind::File { size, .. } = entry.kind
+            && number.is_none_or(|number| number == next)
+        {
+            self.size += size;
+        }
+    }
+
+    /// What all of them are together.
+    pub fn finish(&self) -> Totals {
+        Totals {
+            content_id: ContentId::new(*self.hasher.finish().as_bytes()),
+            size: self.size,
+            entries: self.entries,
+        }
     }
 }
 

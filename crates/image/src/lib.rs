@@ -21,7 +21,9 @@ pub use compress::Compression;
 pub use config::{ImageConfig, RunConfig};
 pub use distant::{Distant, Layer, Origin};
 pub use id::{ContentId, DiffId, Digest, FileDigest, Key, KeyHasher, LayerId};
-pub use index::{Entry, IndexError, IndexReader, IndexWriter, Kind, LayerIndex, Xattrs};
+pub use index::{
+    Entry, IndexError, IndexReader, IndexWriter, Kind, LayerIndex, Outcome, Totals, Xattrs,
+};
 pub use manifest::{Descriptor, Document, Index, Manifest, OsDemands, media_type, parse_manifest};
 pub use owner::{InodeKey, InodeOwners, OWNER_XATTR, OwnerRecord};
 pub use path::{LayerPath, Paths};

@@ -345,3 +345,47 @@ fn merge(
     }
     old.for_each(push);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(at: usize, size: u64) -> Known {
+        let stat = rustix::fs::stat("/").expect("the root is there");
+        Known {
+            path: LayerPath::clean(format!("folder/{at:06}")),
+            stamp: Stamp {
+                size,
+                ..Stamp::of(&stat)
+            },
+            digest: Some(FileDigest::new([7; 32])),
+            target: None,
+            xattrs: Xattrs::new(),
+        }
+    }
+
+    #[test]
+    fn much_goes_to_the_file_at_once() {
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("stat");
+        let mut cache = StatCache::load(&file);
+        let many = LARGE + 3;
+        cache.update(&(0..many).map(|at| known(at, 1)), true);
+        assert!(cache.learnt.is_none() && !cache.save(&file).unwrap());
+        assert_eq!(StatCache::load(&file).len(), many);
+        // Some are other ones, one is new, the rest stays.
+        let news = [(0, 2), (many / 2, 2), (many, 2)];
+        cache.update(&news.iter().map(|(at, size)| known(*at, *size)), false);
+        let sizes: Vec<u64> = cache.known().map(|known| known.stamp.size).collect();
+        assert_eq!(sizes.len(), many + 1);
+        let other = sizes.iter().enumerate().filter(|(_, size)| **size == 2);
+        let other: Vec<usize> = other.map(|(at, _)| at).collect();
+        assert_eq!(other, [0, many / 2, many]);
+        assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 1);
+        // Few stay in memory until they are saved.
+        cache.update(&(0..3).map(|at| known(at, 1)), true);
+        assert_eq!((cache.len(), StatCache::load(&file).len()), (3, many + 1));
+        assert!(cache.save(&file).unwrap());
+        assert_eq!(StatCache::load(&file).known().count(), 3);
+    }
+}

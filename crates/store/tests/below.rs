@@ -6,6 +6,20 @@ use common::{collect, file, key, layer, open, options, record};
 use kiln_image::{LayerId, LayerIndex};
 use kiln_store::{Content, Ids, LayerFs, LayerSummary, Lease, NewContainer, Store, StoreError};
 
+fn finish_on(
+    fs: LayerFs,
+    below: LayerId,
+    own: &LayerIndex,
+    index: &LayerIndex,
+) -> std::io::Result<()> {
+    let folders = own.entries().iter().rev().filter(|entry| entry.is_dir());
+    fs.finish_folders(folders)?;
+    let entries = index.entries();
+    let totals = fs.write_index(Some(below), entries.len(), entries.iter())?;
+    assert_eq!(totals, index.totals());
+    Ok(())
+}
+
 /// A layer with the one file of `below`, which is in that one's folder, and one of its own.
 fn standing(store: &Store, lease: &Lease, below: LayerId, content: &str) -> LayerId {
     let id = store.begin_layer(lease).unwrap();
@@ -14,8 +28,7 @@ fn standing(store: &Store, lease: &Lease, below: LayerId, content: &str) -> Laye
     fs.put(&own, Content::Bytes(content.as_bytes())).unwrap();
     let other = store.load_index(below).unwrap().entries()[0].clone();
     let index = LayerIndex::new(vec![own.clone(), other]);
-    fs.finish_on(below, &LayerIndex::new(vec![own]), &index)
-        .unwrap();
+    finish_on(fs, below, &LayerIndex::new(vec![own]), &index).unwrap();
     let summary = LayerSummary {
         below: Some(below),
         space: 4096,
@@ -126,7 +139,7 @@ fn nothing_stands_on_what_is_gone() {
     let late = store.begin_layer(&lease).unwrap();
     let index = LayerIndex::default();
     let fs = LayerFs::create(&store.layer_dir(late), Ids::Recorded).unwrap();
-    fs.finish_on(whole, &index, &index).unwrap();
+    finish_on(fs, whole, &index, &index).unwrap();
     let summary = LayerSummary {
         below: Some(whole),
         ..LayerSummary::of(&index)

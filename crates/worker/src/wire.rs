@@ -77,7 +77,8 @@ pub(crate) fn send_scan(
 
 /// Receives what [`send_scan`] sends.
 pub(crate) fn receive_scan(socket: &UnixStream) -> io::Result<(LayerIndex, Stamps)> {
-    let mut socket = io::BufReader::with_capacity(64 * 1024, socket);
+    // Not ahead: what follows is somebody else's.
+    let mut socket = socket;
     let mut part = || {
         let mut length = [0; 8];
         socket.read_exact(&mut length)?;
@@ -165,6 +166,8 @@ pub(crate) fn receive_with_fds(
 mod tests {
     use std::io::{Read, Seek, Write};
 
+    use kiln_image::{Entry, LayerPath};
+
     use super::*;
 
     #[test]
@@ -194,6 +197,27 @@ mod tests {
         let mut text = String::new();
         file.read_to_string(&mut text).unwrap();
         assert_eq!(text, "through");
+    }
+
+    #[test]
+    fn what_was_found_arrives_in_parts() {
+        let file = |at: usize| Entry::dir(LayerPath::clean(format!("{at:05}")), 0o7, 1, 2, (3, 4));
+        let index = LayerIndex::new((0..2_000).map(file).collect());
+        let stat = rustix::fs::stat("/").unwrap();
+        let stamps = Stamps::from(vec![Stamp::of(&stat); 2_000]);
+        let (a, b) = UnixStream::pair().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                send_scan(&a, &index, &stamps).unwrap();
+                send(&a, &"next", &[]).unwrap();
+            });
+            assert_eq!(receive_scan(&b).unwrap(), (index.clone(), stamps.clone()));
+            // Nothing of what follows was read ahead.
+            assert_eq!(receive::<String>(&b).unwrap().unwrap().0, "next");
+        });
+        send(&a, &9_u8, &[]).unwrap();
+        drop(a);
+        assert!(receive_scan(&b).is_err(), "cut off");
     }
 
     #[test]

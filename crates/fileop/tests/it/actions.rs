@@ -6,8 +6,9 @@ use std::sync::Arc;
 use crate::common::{NOW, chain, chain_of, copy, ids, listing, run, tree};
 use kiln_fileop::{FileOpError, NewLayer, Tree, apply};
 use kiln_graph::{FileAction, FileActionKind, FileInput, FileOp, Owner, UserRef};
-use kiln_image::{LayerIndex, MergedView};
+use kiln_image::MergedView;
 use kiln_source::{StatCache, Wanted, scan};
+use kiln_store::layer_fs::read_index;
 
 fn mkdir(path: &str, make_parents: bool) -> FileActionKind {
     let owner = Some(Owner {
@@ -169,11 +170,11 @@ fn several_outputs_and_intermediate_trees() {
     )
     .unwrap();
     assert_eq!(
-        listing(&applied.layers[0]),
+        listing(&read_index(&dirs[0]).unwrap()),
         "d 755 0:0 now /copied\nf 600 0:0 9 /copied/x 5\n"
     );
     assert_eq!(
-        listing(&applied.layers[1]),
+        listing(&read_index(&dirs[1]).unwrap()),
         "d 750 7:7 now /in\nf 600 0:0 9 /in/x 5\n"
     );
     let mut left: Vec<_> = fs::read_dir(&dirs[0])
@@ -182,8 +183,8 @@ fn several_outputs_and_intermediate_trees() {
         .collect();
     left.sort();
     assert_eq!(left, ["fs", "index"], "intermediate trees are gone");
-    let stored = LayerIndex::from_bytes(&fs::read(dirs[0].join("index")).unwrap()).unwrap();
-    assert_eq!(stored, applied.layers[0]);
+    let stored = read_index(&dirs[0]).unwrap();
+    assert_eq!(stored.totals(), applied.layers[0]);
 
     for (on, output) in [
         (FileInput::Action(3), 0),
@@ -232,7 +233,7 @@ fn files_of_a_context_that_changed() {
         NOW,
     )
     .unwrap();
-    crate::common::check(&applied.layers[0], home.path());
+    crate::common::check(&read_index(home.path()).unwrap(), home.path());
     let changed: Vec<String> = applied.changed.iter().map(ToString::to_string).collect();
     assert_eq!(changed, ["/longer", "/rewritten", "/unhashed"]);
 

@@ -7,6 +7,7 @@ use kiln_fileop::{Tree, apply};
 use kiln_image::compress::{Compression, Encoder};
 use kiln_image::tar::{EntryKind, Header, Writer};
 use kiln_image::{Entry, Kind, LayerIndex, LayerPath, MergedView};
+use kiln_store::layer_fs::read_index;
 
 /// An archive of `d name`, `f name`, `l name target`, `h name target`, `p name`.
 fn archive(entries: &[&str]) -> Vec<u8> {
@@ -71,9 +72,9 @@ fn add(base: &crate::common::Made, bytes: &[u8], line: &str) -> String {
         ids(),
         NOW,
     ) {
-        Ok(applied) => {
-            check(&applied.layers[0], &dir);
-            listing(&applied.layers[0])
+        Ok(_) => {
+            check(&read_index(&dir).unwrap(), &dir);
+            listing(&read_index(&dir).unwrap())
         }
         Err(error) => format!("error: {error}\n"),
     }

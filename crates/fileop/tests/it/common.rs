@@ -8,6 +8,7 @@ use std::sync::Arc;
 use kiln_fileop::{Applied, FileOpError, Tree, apply};
 use kiln_graph::{CopyAction, FileAction, FileActionKind, FileInput, FileOp, Owner, UserRef};
 use kiln_image::{Entry, FileDigest, KeyHasher, Kind, LayerIndex, LayerPath, MergedView, Xattrs};
+use kiln_store::layer_fs::read_index;
 use kiln_store::layer_fs::{Content, Ids, LayerDirs, LayerFs};
 
 /// The time of everything in the trees; "now" is 2000.
@@ -259,9 +260,11 @@ pub(crate) fn try_run(
 pub(crate) fn run(base: &Made, from: &Made, op: &FileOp) -> String {
     match try_run(base, from, op) {
         Ok((applied, dir)) => {
-            check(&applied.layers[0], &dir);
+            let index = read_index(&dir).unwrap();
+            assert_eq!(applied.layers, [index.totals()]);
+            check(&index, &dir);
             let notes = applied.unknown.iter().map(|name| format!("note: {name}\n"));
-            listing(&applied.layers[0]) + &notes.collect::<String>()
+            listing(&index) + &notes.collect::<String>()
         }
         Err(error) => {
             let hint = error

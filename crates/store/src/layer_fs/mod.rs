@@ -11,6 +11,7 @@ mod below;
 mod remove;
 mod write;
 
+use std::borrow::Borrow;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,6 +22,7 @@ use std::sync::{Arc, Mutex};
 
 use kiln_image::{
     Entry, FileDigest, IndexError, IndexReader, IndexWriter, Kind, LayerId, LayerIndex, LayerPath,
+    Outcome, Totals,
 };
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use serde::{Deserialize, Serialize};
@@ -213,27 +215,48 @@ impl LayerFs {
     /// # Errors
     /// When a folder of the index is not there, or the index cannot be written.
     pub fn finish(self, index: &LayerIndex) -> io::Result<()> {
-        self.finish_folders(index)?;
-        write_index(self.layer.as_fd(), index).map_err(|err| at(INDEX.as_bytes(), err))
+        let folders = index.entries().iter().rev().filter(|entry| entry.is_dir());
+        self.finish_folders(folders)?;
+        write_index(
+            self.layer.as_fd(),
+            index.entries().len(),
+            index.entries().iter(),
+            |_| {},
+        )
+        .map_err(|err| at(INDEX.as_bytes(), err))
     }
 
-    /// Finishes a layer whose own folder has only the entries of `own`; all else that `index` has is in the folder of the
-    /// layer `on`, which is whole.
+    /// Writes the index beside `fs/`: `count` entries, in path order. With `below`, the layer's own folder has only some of
+    /// them; all else is in the folder of that layer, which is whole. Gives what the layer is as a whole.
     ///
     /// # Errors
-    /// As [`LayerFs::finish`].
-    pub fn finish_on(self, on: LayerId, own: &LayerIndex, index: &LayerIndex) -> io::Result<()> {
-        below::write(self.layer.as_fd(), on).map_err(|err| at(b"below", err))?;
-        self.finish_folders(own)?;
-        write_index(self.layer.as_fd(), index).map_err(|err| at(INDEX.as_bytes(), err))
+    /// When it cannot be written.
+    pub fn write_index<E: Borrow<Entry>>(
+        self,
+        below: Option<LayerId>,
+        count: usize,
+        entries: impl Iterator<Item = E>,
+    ) -> io::Result<Totals> {
+        let layer = self.layer.as_fd();
+        if let Some(on) = below {
+            below::write(layer, on).map_err(|err| at(b"below", err))?;
+        }
+        let mut outcome = Outcome::default();
+        write_index(layer, count, entries, |entry| outcome.add(entry))
+            .map_err(|err| at(INDEX.as_bytes(), err))?;
+        Ok(outcome.finish())
     }
 
-    /// Gives folders their modes and times, from the bottom up.
+    /// Gives folders, which come from the bottom up, their modes and times.
     ///
     /// # Errors
-    /// When a folder of the index is not there.
-    pub fn finish_folders(&self, index: &LayerIndex) -> io::Result<()> {
-        for entry in index.entries().iter().rev().filter(|entry| entry.is_dir()) {
+    /// When one is not there.
+    pub fn finish_folders<E: Borrow<Entry>>(
+        &self,
+        folders: impl Iterator<Item = E>,
+    ) -> io::Result<()> {
+        for entry in folders {
+            let entry = entry.borrow();
             self.finish_dir(entry)
                 .map_err(|err| at(entry.path.as_bytes(), err))?;
         }
@@ -342,15 +365,21 @@ fn open_beneath(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
     folder.ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
-/// Writes the index file by rename.
-fn write_index(layer: BorrowedFd<'_>, index: &LayerIndex) -> io::Result<()> {
+/// Writes the index file by rename. `and` is told of each entry.
+fn write_index<E: Borrow<Entry>>(
+    layer: BorrowedFd<'_>,
+    count: usize,
+    entries: impl Iterator<Item = E>,
+    mut and: impl FnMut(&Entry),
+) -> io::Result<()> {
     const NEW: &str = "index.new";
     let flags =
         OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(layer, NEW, flags, Mode::from_raw_mode(0o644))?;
-    let mut writer = IndexWriter::new(File::from(file), index.entries().len())?;
-    for entry in index.entries() {
-        writer.add(entry)?;
+    let mut writer = IndexWriter::new(File::from(file), count)?;
+    for entry in entries {
+        writer.add(entry.borrow())?;
+        and(entry.borrow());
     }
     writer.finish()?;
     Ok(rustix::fs::renameat(layer, NEW, layer, INDEX)?)

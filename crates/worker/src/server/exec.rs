@@ -116,7 +116,10 @@ impl Tree {
                 failure("cannot remove the layer of the host's certificates", &error)
             })?;
         }
-        made(shared, self.layer, index, None)
+        let made = made(shared, self.layer, &index.totals(), None)?;
+        // Its tar is asked for next.
+        shared.remember(self.layer, index);
+        Ok(made)
     }
 }
 

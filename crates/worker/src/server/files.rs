@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use kiln_fileop::{NewLayer, Tree};
 use kiln_image::view::MergedView;
-use kiln_image::{DiffId, LayerId, LayerIndex};
+use kiln_image::{DiffId, LayerId, Totals};
 use kiln_store::layer_fs::LayerDirs;
 use sha2::{Digest as _, Sha256};
 
@@ -33,25 +33,23 @@ pub(super) fn stack(
     Ok((MergedView::new(indexes), dirs))
 }
 
-/// What the front is told of a new layer. Its index is remembered, since its tar is asked for next.
+/// What the front is told of a new layer.
 pub(super) fn made(
     shared: &Shared,
     layer: LayerId,
-    index: LayerIndex,
+    totals: &Totals,
     below: Option<LayerId>,
 ) -> Result<Made, Failure> {
     let space = kiln_store::space_of(&shared.layer_dir(layer))
         .map_err(|error| failure(&format!("cannot measure layer {layer}"), &error))?;
-    let made = Made {
+    Ok(Made {
         layer,
-        content_id: index.content_id(),
-        size: index.size(),
-        entries: index.entries().len() as u64,
+        content_id: totals.content_id,
+        size: totals.size,
+        entries: totals.entries,
         space,
         below,
-    };
-    shared.remember(layer, index);
-    Ok(made)
+    })
 }
 
 pub(super) fn file(shared: &Shared, job: FileJob) -> Result<Response, Failure> {
@@ -115,8 +113,8 @@ pub(super) fn file(shared: &Shared, job: FileJob) -> Result<Response, Failure> {
     let layers = job
         .into
         .iter()
-        .zip(applied.layers.into_iter().zip(applied.below))
-        .map(|(layer, (index, below))| made(shared, *layer, index, below))
+        .zip(applied.layers.iter().zip(applied.below))
+        .map(|(layer, (totals, below))| made(shared, *layer, totals, below))
         .collect::<Result<_, _>>()?;
     let changed = applied.changed.iter().map(ToString::to_string).collect();
     cleanup.keep_all();

@@ -167,7 +167,8 @@ fn write_files(shown: &Shown, clamp: Option<i64>, delete: bool, folder: OwnedFd)
             out.put(entry, Content::None)?;
         }
     }
-    out.finish_folders(&index)
+    let folders = index.entries().iter().rev().filter(|entry| entry.is_dir());
+    out.finish_folders(folders)
 }
 
 fn clamped(index: &LayerIndex, clamp: Option<i64>) -> LayerIndex {
