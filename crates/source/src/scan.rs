@@ -5,7 +5,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::num::NonZero;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
@@ -14,6 +13,7 @@ use std::time::SystemTime;
 use kiln_image::{Entry, FileDigest, Kind, LayerIndex, LayerPath, Paths, Xattrs};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use crate::cache::{Known, Stamp, StatCache};
 use crate::hash;
@@ -347,26 +347,44 @@ struct Task<'a> {
     reach: &'a Reach,
 }
 
-/// What listing one folder gave. All listings are in memory before there is an entry, so that entries would be too large.
+/// What listing one folder gave. All listings are in memory before there is an entry, so they are as small as can be.
 #[derive(Default)]
 struct Listing {
-    /// One behind the other.
-    names: Vec<u8>,
-    items: Vec<Item>,
+    /// The [`Item`]s, encoded.
+    items: Vec<u8>,
+    count: usize,
+    /// Which of them is a folder with a listing of its own, and which one.
+    below: Vec<(usize, u32)>,
     error: Option<Errno>,
 }
 
-struct Item {
-    /// Of its name.
-    length: u32,
-    /// The listing of what is below; that of the root is below nothing.
-    below: Option<NonZero<u32>>,
+#[derive(Serialize, Deserialize)]
+struct Item<'a> {
+    name: &'a [u8],
     seen: Seen,
     /// It is not left out itself: not only a folder that could lead to something that is not.
     wanted: bool,
 }
 
+impl Listing {
+    fn push(&mut self, item: &Item<'_>) {
+        let items = std::mem::take(&mut self.items);
+        self.items = postcard::to_extend(item, items).expect("it goes into memory");
+        self.count += 1;
+    }
+
+    fn items(&self) -> impl Iterator<Item = Item<'_>> {
+        let mut left = &*self.items;
+        std::iter::from_fn(move || {
+            let (item, rest) = postcard::take_from_bytes(left).ok()?;
+            left = rest;
+            Some(item)
+        })
+    }
+}
+
 /// What a stat says about a path.
+#[derive(Serialize, Deserialize)]
 struct Seen {
     stamp: Stamp,
     /// With the kind.
@@ -379,7 +397,7 @@ struct Seen {
 struct Queue<'a> {
     open: Vec<Task<'a>>,
     busy: usize,
-    next: NonZero<u32>,
+    next: u32,
     seen: usize,
     done: HashMap<u32, Listing>,
     failed: Option<ScanError>,
@@ -399,7 +417,7 @@ impl<'a> Walk<'a> {
         let queue = Mutex::new(Queue {
             open: vec![task],
             busy: 0,
-            next: NonZero::<u32>::MIN,
+            next: 1,
             seen: 0,
             done: HashMap::new(),
             failed: None,
@@ -442,13 +460,13 @@ impl<'a> Walk<'a> {
                 held.busy -= 1;
                 match outcome {
                     Ok((mut listing, folders)) => {
-                        held.seen += listing.items.len();
+                        held.seen += listing.count;
                         for (at, path, info, reach) in folders {
                             let id = held.next;
-                            held.next = id.checked_add(1).expect("fewer folders than inodes");
-                            listing.items[at].below = Some(id);
+                            held.next += 1;
+                            listing.below.push((at, id));
                             held.open.push(Task {
-                                id: id.get(),
+                                id,
                                 path,
                                 info,
                                 reach,
@@ -516,7 +534,6 @@ impl<'a> Walk<'a> {
             );
         }
 
-        listing.items.reserve_exact(names.len());
         for (name, kind) in names {
             let path = task.path.child(&name);
             let (left_out, info) = match self.matcher {
@@ -546,21 +563,15 @@ impl<'a> Walk<'a> {
                 } else {
                     task.reach.below.get(&name)
                 };
-                folders.push((
-                    listing.items.len(),
-                    path,
-                    info,
-                    reach.unwrap_or(&EVERYTHING),
-                ));
+                folders.push((listing.count, path, info, reach.unwrap_or(&EVERYTHING)));
             }
-            listing.names.extend_from_slice(&name);
-            listing.items.push(Item {
-                length: name.len() as u32,
-                below: None,
+            listing.push(&Item {
+                name: &name,
                 seen: Seen::new(&stat),
                 wanted: !left_out,
             });
         }
+        listing.items.shrink_to_fit();
         Ok((listing, folders))
     }
 
@@ -636,26 +647,20 @@ fn flatten(
     folder: &LayerPath,
     all: &mut Found,
 ) -> Option<Errno> {
-    let Listing {
-        names,
-        items,
-        error,
-    } = done.remove(&id)?;
+    let listing = done.remove(&id)?;
     let mut paths = Paths::default();
-    let mut rest = &*names;
-    for item in &items {
-        let name;
-        (name, rest) = rest.split_at(item.length as usize);
-        paths.push(folder, name);
+    for item in listing.items() {
+        paths.push(folder, item.name);
     }
-    for (item, path) in items.into_iter().zip(paths.finish()) {
+    let mut folders = listing.below.iter().peekable();
+    for ((number, item), path) in listing.items().enumerate().zip(paths.finish()) {
         let own = all.entries.len();
-        let Some(below) = item.below else {
+        let Some((_, below)) = folders.next_if(|(at, _)| *at == number) else {
             all.push(path, &item.seen);
             continue;
         };
         all.push(path.clone(), &item.seen);
-        let error = flatten(done, below.get(), &path, all);
+        let error = flatten(done, *below, &path, all);
         if item.wanted {
             all.unlisted.extend(error.map(|errno| (own, errno)));
         } else if all.entries.len() == own + 1 {
@@ -664,7 +669,7 @@ fn flatten(
             all.stamps.pop();
         }
     }
-    error
+    listing.error
 }
 
 /// Numbers the files that have several names among the found ones.
