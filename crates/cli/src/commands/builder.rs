@@ -1,12 +1,14 @@
 //! `kiln buildx ls`, `inspect` and `imagetools inspect`.
 
+use std::io::{self, Read as _};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
 use kiln_engine::BuildError;
-use kiln_image::{Document, Reference, parse_manifest};
-use kiln_registry::Resolved;
+use kiln_image::{Document, Manifest, Reference, parse_manifest};
+use kiln_registry::{Client, Observer, Resolved};
 use kiln_template::{Fields, Shape, Value};
 use serde_json::json;
 
@@ -18,6 +20,11 @@ use crate::listing::{Listing, print_one};
 use crate::long_names::{
     BuilderCreateArgs, BuilderInspectArgs, BuilderLsArgs, BuilderNamesArgs, ImagetoolsInspectArgs,
 };
+
+/// No config is larger.
+const MOST_CONFIG: u64 = 16 << 20;
+/// Fields whose keys are not names.
+const MAPS: [&str; 4] = ["annotations", "Labels", "ExposedPorts", "Volumes"];
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -143,7 +150,12 @@ pub(super) fn inspect_in_registry(args: &ImagetoolsInspectArgs) -> Result<ExitCo
     }
     let document = parse_manifest(&found.bytes, Some(&found.media_type))?;
     if let Some(format) = &args.format {
-        print_one(format, &value(&name, &found)?)?;
+        let image = if format.contains(".Image") {
+            Some(images(&client, &name, &document, &cancel.raw())?)
+        } else {
+            None
+        };
+        print_one(format, &value(&name, &found, image)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let line = |name: &str, value: &str| say(&format!("{:<11}{value}", format!("{name}:")));
@@ -176,7 +188,7 @@ pub(super) fn inspect_in_registry(args: &ImagetoolsInspectArgs) -> Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-fn value(name: &Reference, found: &Resolved) -> Result<Value> {
+fn value(name: &Reference, found: &Resolved, image: Option<Value>) -> Result<Value> {
     let mut manifest: serde_json::Value = serde_json::from_slice(&found.bytes)?;
     if let Some(map) = manifest.as_object_mut() {
         map.insert("mediaType".to_owned(), json!(found.media_type));
@@ -186,7 +198,57 @@ fn value(name: &Reference, found: &Resolved) -> Result<Value> {
     let mut fields = Fields::new(Shape::Struct);
     fields.add("Name", name.to_string());
     fields.add("Manifest", go_names(manifest));
+    if let Some(image) = image {
+        fields.add("Image", image);
+    }
     Ok(fields.into())
+}
+
+/// The config of an image; of several their configs by platform, as docker's buildx has it.
+fn images(
+    client: &Client,
+    name: &Reference,
+    document: &Document,
+    cancel: &Arc<AtomicBool>,
+) -> Result<Value> {
+    let config = |manifest: &Manifest| -> Result<Value> {
+        let observer: Arc<dyn Observer> = cancel.clone();
+        let mut bytes = Vec::new();
+        client
+            .blob(name, &manifest.config, &mut io::empty(), observer)?
+            .take(MOST_CONFIG)
+            .read_to_end(&mut bytes)?;
+        let config = serde_json::from_slice(&bytes).map_err(|error| {
+            BuildError::new(format!("config {}: {error}", manifest.config.digest))
+        })?;
+        Ok(go_names(config))
+    };
+    let index = match document {
+        Document::Manifest(manifest) => return config(manifest),
+        Document::Index(index) => index,
+    };
+    let mut found = Vec::new();
+    for entry in &index.manifests {
+        // What tells how an image was made is for no platform.
+        let Some(platform) = entry.platform.as_ref().filter(|its| its.os != "unknown") else {
+            continue;
+        };
+        let there = client.manifest(name, &entry.digest, cancel.as_ref())?;
+        if let Document::Manifest(manifest) = parse_manifest(&there.bytes, Some(&there.media_type))?
+        {
+            found.push((platform.to_string(), config(&manifest)?));
+        }
+    }
+    Ok(match <[_; 1]>::try_from(found) {
+        Ok([(_, only)]) => only,
+        Err(found) => {
+            let mut fields = Fields::new(Shape::Map);
+            for (platform, config) in found {
+                fields.add(&platform, config);
+            }
+            fields.into()
+        }
+    })
 }
 
 /// Templates name fields as Go does, JSON as the document: both are there.
@@ -202,7 +264,7 @@ fn go_names(value: serde_json::Value) -> Value {
                     .flat_map(char::to_uppercase)
                     .collect();
                 let go = format!("{first}{}", letters.as_str());
-                let value = if name == "annotations" {
+                let value = if MAPS.contains(&name.as_str()) {
                     value.into()
                 } else {
                     go_names(value)

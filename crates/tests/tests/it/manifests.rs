@@ -204,6 +204,19 @@ fn imagetools_put_images_together() {
         .failed()
         .says(&["expected index:NAME=VALUE"]);
 
+    let inspect = |format: &str, name: &str| {
+        let args = ["buildx", "imagetools", "inspect", "--format", format, name];
+        kiln.run(&args).ok().stdout
+    };
+    assert_eq!(inspect("{{.Image.Architecture}}", &arm), "arm64\n");
+    let each = "{{range $name, $image := .Image}}{{$name}} {{$image.Os}} {{end}}";
+    assert_eq!(
+        inspect(each, &new),
+        "linux/amd64 linux linux/arm64 linux \n"
+    );
+    let config = json(inspect("{{json .Image}}", &amd).as_bytes());
+    assert_eq!(config["rootfs"]["type"], "layers", "{config}");
+
     // An index goes to another repository as it is, with what it names, and no blob comes here.
     registry.forget();
     create(&["-t", &other, &new]).ok();
