@@ -90,7 +90,7 @@ struct State {
 
 enum End {
     Open,
-    Complete(Descriptor),
+    Complete(Box<Descriptor>),
     /// The writer is gone, or nobody wants the rest.
     Broken,
 }
@@ -131,7 +131,7 @@ impl Growing for Blob {
     fn complete(&self) -> io::Result<Option<Descriptor>> {
         match &self.0.state().end {
             End::Open => Ok(None),
-            End::Complete(blob) => Ok(Some(blob.clone())),
+            End::Complete(blob) => Ok(Some((**blob).clone())),
             End::Broken => Err(io::ErrorKind::BrokenPipe.into()),
         }
     }
@@ -167,7 +167,7 @@ struct Writer(Arc<Shared>);
 impl Writer {
     /// All is written.
     fn complete(self, blob: Descriptor) {
-        self.0.end(End::Complete(blob));
+        self.0.end(End::Complete(Box::new(blob)));
     }
 }
 
