@@ -42,6 +42,7 @@ mod registry_access;
 mod registry_errors;
 mod remote_cache;
 mod reproducible;
+mod screens;
 mod sees;
 mod settings_agree;
 mod sources;
