@@ -243,7 +243,9 @@ impl Engine {
                 return Ok(found);
             }
             if changed {
-                new.iter_mut().for_each(|entry| change.apply(entry));
+                for entry in &mut new {
+                    change.apply(entry);
+                }
             }
             for entry in new {
                 if entries.iter().all(|known| known.digest != entry.digest) {
