@@ -90,7 +90,7 @@ fn scratch(kiln: &Kiln) -> Vec<PathBuf> {
         let entries = fs::read_dir(kiln.store().join("tmp")).expect("a store has it");
         entries.map(|it| it.expect("readable").path()).collect()
     };
-    let until = Instant::now() + Duration::from_secs(60);
+    let until = Instant::now() + Duration::from_mins(1);
     while !there().is_empty() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(20));
     }
