@@ -119,7 +119,9 @@ pub fn compare(kiln: &Kiln, peers: &Peers, request: &Request) -> Result<Vec<Stri
         }
     }
 
-    let tag = format!("kiln-compare/{}:latest", std::process::id());
+    // Others may compare at the same time, in this process too.
+    let own = folder.path().file_name().unwrap_or_default();
+    let tag = format!("kiln-compare:{}", own.display());
     let arguments = |at: &Path| -> Vec<OsString> {
         let mut arguments: Vec<OsString> =
             ["--network", "host", "--progress", "plain", "-t", &tag, "-f"]
