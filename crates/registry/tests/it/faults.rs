@@ -383,6 +383,16 @@ pub(crate) struct Uploads {
 }
 
 impl Uploads {
+    /// A registry that takes an upload, which must be `expected` in the end, and cuts off bodies of more than `limit` bytes.
+    pub(crate) fn of(expected: &[u8], limit: usize) -> Server {
+        let (mut uploads, expected) = (Self::new(), expected.to_owned());
+        Server::with_limit(limit, move |request| {
+            let reply = uploads.answer(request);
+            assert!(!uploads.finished || uploads.kept == expected);
+            reply
+        })
+    }
+
     pub(crate) fn new() -> Self {
         Self {
             kept: Vec::new(),
@@ -415,13 +425,7 @@ impl Uploads {
 #[test]
 fn a_cut_upload_goes_on_where_it_was() {
     let bytes = noise(1_000_000);
-    let mut uploads = Uploads::new();
-    let expected = bytes.clone();
-    let server = Server::with_limit(400_000, move |request| {
-        let reply = uploads.answer(request);
-        assert!(!uploads.finished || uploads.kept == expected);
-        reply
-    });
+    let server = Uploads::of(&bytes, 400_000);
     let pushed = client()
         .push_blob(
             &server.reference("x"),

@@ -97,13 +97,7 @@ fn a_real_registry_takes_them() {
 #[test]
 fn one_stream_without_a_length() {
     let bytes = noise(1_000_000);
-    let mut uploads = Uploads::new();
-    let expected = bytes.clone();
-    let server = Server::start(move |request| {
-        let reply = uploads.answer(request);
-        assert!(!uploads.finished || uploads.kept == expected);
-        reply
-    });
+    let server = Uploads::of(&bytes, usize::MAX);
     let pushed = client()
         .push_growing(&server.reference("x"), &Parts::new(&bytes, 10_000), &())
         .unwrap();
@@ -115,13 +109,7 @@ fn one_stream_without_a_length() {
 #[test]
 fn a_cut_stream_goes_on_where_it_was() {
     let bytes = noise(1_000_000);
-    let mut uploads = Uploads::new();
-    let expected = bytes.clone();
-    let server = Server::with_limit(400_000, move |request| {
-        let reply = uploads.answer(request);
-        assert!(!uploads.finished || uploads.kept == expected);
-        reply
-    });
+    let server = Uploads::of(&bytes, 400_000);
     let pushed = client()
         .push_growing(&server.reference("x"), &Parts::new(&bytes, 10_000), &())
         .unwrap();
