@@ -20,6 +20,7 @@ pub mod layer_fs;
 mod layers;
 mod lock;
 mod logs;
+mod readahead;
 mod records;
 mod room;
 mod sources;

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -10,12 +10,12 @@ use kiln_image::tar::{BLOCK, EntryKind, Reader, TarError, header_bytes};
 use kiln_image::tarlayer::{LayerBuilder, Step, TarLayerError, pieces, write_layer};
 use kiln_image::{DiffId, Kind, LayerIndex};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::ahead::{Ahead, Part};
+use crate::readahead::ReadAhead;
 use crate::{Content, Ids, LayerFs, LayerSummary};
 
-/// Bytes read and written at once.
+/// Bytes written at once.
 const BUFFER: usize = 256 * 1024;
 
 /// What came of unpacking.
@@ -56,16 +56,34 @@ pub enum UnpackError {
 /// # Errors
 /// When the archive is damaged or hostile (a path that leads out, a parent that is no folder), or files cannot be
 /// made. Then part of the layer may be there: it must be discarded.
-pub fn unpack_tar(layer_dir: &Path, ids: Ids, tar: impl Read) -> Result<Unpacked, UnpackError> {
+pub fn unpack_tar(
+    layer_dir: &Path,
+    ids: Ids,
+    tar: impl Read + Send,
+) -> Result<Unpacked, UnpackError> {
     let fs = LayerFs::create(layer_dir, ids).map_err(UnpackError::Files)?;
+    std::thread::scope(|scope| {
+        let mut ahead = ReadAhead::begin(tar, scope);
+        let (index, framing) = unpack_into(&fs, &mut ahead)?;
+        let mut summary = LayerSummary::of(&index);
+        let reproducible = framing_of(&index).is_some_and(|ours| ours == framing);
+        fs.finish(&index).map_err(UnpackError::Files)?;
+        summary.space = crate::space_of(layer_dir).map_err(UnpackError::Files)?;
+        let (diff_id, tar_size) = ahead.hashed();
+        Ok(Unpacked {
+            summary,
+            diff_id,
+            tar_size,
+            reproducible,
+        })
+    })
+}
+
+/// Makes the files of an archive and reads it to its end; gives the index and the hash of what is not content of files.
+fn unpack_into(fs: &LayerFs, tar: impl Read) -> Result<(LayerIndex, blake3::Hash), UnpackError> {
     let in_content = Rc::new(Cell::new(false));
-    let hashed = Hashed {
-        inner: tar,
-        hasher: Sha256::new(),
-        size: 0,
-    };
     let mut reader = Reader::new(Framing {
-        inner: BufReader::with_capacity(BUFFER, hashed),
+        inner: tar,
         hasher: blake3::Hasher::new(),
         in_content: Rc::clone(&in_content),
     });
@@ -94,19 +112,7 @@ pub fn unpack_tar(layer_dir: &Path, ids: Ids, tar: impl Read) -> Result<Unpacked
     }
     let mut framing = reader.into_inner();
     io::copy(&mut framing, &mut io::sink()).map_err(UnpackError::Rest)?;
-    let index = builder.finish();
-    let mut summary = LayerSummary::of(&index);
-    let reproducible = framing_of(&index).is_some_and(|ours| ours == framing.hasher.finalize());
-    fs.finish(&index).map_err(UnpackError::Files)?;
-    summary.space = crate::space_of(layer_dir).map_err(UnpackError::Files)?;
-    let Hashed { hasher, size, .. } = framing.inner.into_inner();
-    let diff_id = DiffId::new(hasher.finalize().into());
-    Ok(Unpacked {
-        summary,
-        diff_id,
-        tar_size: size,
-        reproducible,
-    })
+    Ok((builder.finish(), framing.hasher.finalize()))
 }
 
 /// Writes the archive of a layer and gives its size. The same index always gives the same bytes. Times later than
@@ -163,22 +169,6 @@ fn framing_of(index: &LayerIndex) -> Option<blake3::Hash> {
     }
     hasher.update(&[0; 2 * BLOCK]);
     Some(hasher.finalize())
-}
-
-/// Hashes and counts all bytes.
-struct Hashed<R> {
-    inner: R,
-    hasher: Sha256,
-    size: u64,
-}
-
-impl<R: Read> Read for Hashed<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.hasher.update(&buffer[..count]);
-        self.size += count as u64;
-        Ok(count)
-    }
 }
 
 /// Hashes what is not content.
