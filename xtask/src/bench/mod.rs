@@ -1,12 +1,14 @@
 //! `cargo xtask bench`: Kiln beside docker and buildah, in turn in one run, and beside what the machine itself needs.
 
 mod measure;
+mod room;
 mod scenarios;
 mod sides;
 mod table;
 mod trees;
 
-use std::path::PathBuf;
+use std::cell::RefCell;
+use std::rc::Rc;
 
 use anyhow::{Context as _, Result};
 
@@ -17,6 +19,7 @@ use crate::process::{command, output};
 use crate::{say, target_dir, workspace};
 
 use measure::Disk;
+use room::Room;
 use scenarios::{SCENARIOS, Scenario};
 use sides::{Folder, Side};
 use table::Row;
@@ -39,8 +42,10 @@ const PROJECTS: [&str; 3] = ["go", "node", "rust"];
 pub struct Bench {
     peers: Option<Peers>,
     sides: Vec<Side>,
+    /// What lies where the peers see it. Nothing of it is removed before the last scenario, as [`Room`] tells.
+    shared: RefCell<Vec<Rc<tempfile::TempDir>>>,
     /// A folder on the disk of Kiln's store, for the limits.
-    room: PathBuf,
+    room: Room,
 }
 
 /// The command: measures the named scenarios, all but those of projects if none is named, and prints a table. Each side does each scenario
@@ -55,7 +60,7 @@ pub fn run(names: &[String], rounds: usize, without: &[String], rootless: bool) 
     let scenarios = chosen(names)?;
     install(&TOOLS)?;
     let bench = Bench::new(without, rootless)?;
-    let disk = Disk::of(&bench.room)?;
+    let disk = Disk::of(bench.room.path())?;
     let mut rows = Vec::new();
     for scenario in scenarios {
         let row = bench
@@ -68,7 +73,7 @@ pub fn run(names: &[String], rounds: usize, without: &[String], rootless: bool) 
         say(&side.version());
     }
     say(&format!("\n{}", table::table(&rows)));
-    Ok(())
+    bench.leave()
 }
 
 fn chosen(names: &[String]) -> Result<Vec<&'static Scenario>> {
@@ -91,26 +96,22 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Scenario>> {
 impl Bench {
     /// Everybody with the images that the scenarios start from. Kiln's store is made anew.
     fn new(without: &[String], rootless: bool) -> Result<Self> {
-        let room = target_dir().join("bench");
-        if room.exists() {
-            std::fs::remove_dir_all(&room)?;
-        }
-        std::fs::create_dir_all(&room)?;
+        let room = Room::enter(&target_dir().join("bench"))?;
         let user = if rootless {
             let user = plain_user()?;
-            std::os::unix::fs::chown(&room, Some(user.0), Some(user.1))?;
+            std::os::unix::fs::chown(room.path(), Some(user.0), Some(user.1))?;
             Some(user)
         } else {
             None
         };
         let kiln = Kiln::build(Profile::Release)?
-            .with_store(&room.join("store"))
+            .with_store(&room.path().join("store"))
             .as_user(user);
         bases::run_with(&kiln, &NEEDED)?;
         let peers = Peers::from_environment();
         let mut sides = Vec::new();
         if let Some(peers) = &peers {
-            let folder = Folder::new(Some(peers), &room)?;
+            let folder = Folder::new(Some(peers), room.path())?;
             for name in NEEDED {
                 let image = bases::named(name)?.image;
                 let file = folder.here().join(name);
@@ -131,12 +132,25 @@ impl Bench {
             }
         }
         sides.insert(0, Side::Kiln(kiln));
-        Ok(Self { peers, sides, room })
+        Ok(Self {
+            peers,
+            sides,
+            shared: RefCell::default(),
+            room,
+        })
     }
 
     /// A folder that all sides see.
     fn folder(&self) -> Result<Folder> {
-        Folder::new(self.peers.as_ref(), &self.room)
+        let folder = Folder::new(self.peers.as_ref(), self.room.path())?;
+        self.shared.borrow_mut().push(folder.kept());
+        Ok(folder)
+    }
+
+    /// Removes what all scenarios made.
+    fn leave(self) -> Result<()> {
+        drop(self.shared);
+        self.room.leave()
     }
 
     fn measure(&self, scenario: &'static Scenario, rounds: usize, disk: &Disk) -> Result<Row> {

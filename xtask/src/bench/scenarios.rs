@@ -240,7 +240,7 @@ fn changed(bench: &Bench) -> Result<Case> {
 fn copy(bench: &Bench) -> Result<Case> {
     let folder = with_tree(bench, 20_000)?;
     let tree = folder.here().join("context/tree");
-    let room = bench.room.clone();
+    let room = bench.room.path().to_owned();
     Ok(build(&folder, "bench/copy", &["--no-cache"])
         .limit("`cp -a`", move || copy_tree(&tree, &room)))
 }
@@ -249,7 +249,7 @@ fn copy_tree(tree: &Path, room: &Path) -> Result<()> {
     let to = tempfile::tempdir_in(room)?;
     let copied = to.path().join("copy");
     output(command("cp", ["-a"]).arg(tree).arg(&copied))?;
-    // What removing it takes is not part of the work.
+    // It stays until the last scenario has been measured.
     std::mem::forget(to);
     Ok(())
 }
@@ -285,7 +285,7 @@ fn stages(bench: &Bench, count: usize) -> Result<Case> {
 
 fn copy_from(bench: &Bench) -> Result<Case> {
     let folder = context(bench, trees::COPY_DEBIAN)?;
-    let room = bench.room.clone();
+    let room = bench.room.path().to_owned();
     let debian = room.join("debian");
     if !debian.exists() {
         fs::create_dir(&debian)?;
@@ -302,7 +302,7 @@ fn copy_from(bench: &Bench) -> Result<Case> {
 
 fn write(bench: &Bench) -> Result<Case> {
     let folder = context(bench, &trees::writing_run())?;
-    let room = bench.room.clone();
+    let room = bench.room.path().to_owned();
     Ok(
         build(&folder, "bench/write", &["--no-cache"]).limit("the command alone", move || {
             let to = tempfile::tempdir_in(&room)?;
@@ -331,7 +331,7 @@ fn save(bench: &Bench) -> Result<Case> {
     let folder = with_bulk(bench, BULK)?;
     let saved = Rc::clone(&folder);
     let bulk = folder.here().join("context/bulk");
-    let room = bench.room.clone();
+    let room = bench.room.path().to_owned();
     Ok(
         Case::new(move |side, _| vec![side.save(IMAGE, &saved, "saved.tar")])
             .before(move |side, round| {
@@ -409,9 +409,9 @@ fn pull(bench: &Bench) -> Result<Case> {
     let pusher = bench.sides.first().context("nobody to push")?;
     build_once(pusher, &folder, &image)?;
     output(&mut pusher.push(&image))?;
-    let fresh = bench.room.join("fresh");
+    let fresh = bench.room.path().join("fresh");
     let (removed, emptied) = (image.clone(), fresh.clone());
-    let (blobs, room) = (blobs(&image)?, bench.room.clone());
+    let (blobs, room) = (blobs(&image)?, bench.room.path().to_owned());
     Ok(Case::new(move |side, _| vec![side.pull(&image, &fresh)])
         .before(move |side, _| {
             side.remove(&removed);

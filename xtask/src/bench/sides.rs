@@ -5,6 +5,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
 
 use anyhow::Result;
 
@@ -26,7 +27,7 @@ pub(super) enum Side {
 /// A folder that all sides see.
 #[derive(Debug)]
 pub(super) struct Folder {
-    here: tempfile::TempDir,
+    here: Rc<tempfile::TempDir>,
     inside: PathBuf,
 }
 
@@ -41,7 +42,15 @@ impl Folder {
             (here, inside)
         };
         std::fs::set_permissions(here.path(), Permissions::from_mode(0o777))?;
-        Ok(Self { here, inside })
+        Ok(Self {
+            here: Rc::new(here),
+            inside,
+        })
+    }
+
+    /// What keeps it from being removed.
+    pub(super) fn kept(&self) -> Rc<tempfile::TempDir> {
+        Rc::clone(&self.here)
     }
 
     /// Its name for this program and for Kiln.
