@@ -5,7 +5,6 @@ use std::io::{self, Seek};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kiln_image::{Entry, Kind, LayerPath};
 use kiln_source::{Stamp, UNHASHED};
@@ -63,8 +62,48 @@ struct Outcome {
 /// Files from which on a second thread pays.
 const ALONE: usize = 64;
 const BYTES_ALONE: u64 = 16 << 20;
-/// Neighbours are given to one thread, so that the two do not wait for each other at the same folder.
+/// The fewest files that a thread takes at once where there are many.
 const CHUNK: usize = 32;
+/// The most.
+const LARGEST_CHUNK: usize = 1024;
+
+/// What is left to do.
+struct Queue<'a, 'b> {
+    jobs: &'a [Job<'b>],
+    next: Mutex<usize>,
+}
+
+impl<'a, 'b> Queue<'a, 'b> {
+    /// The next jobs: `chunk` of them, and the others of the last one's folder. Who makes a file holds its folder's lock, so that
+    /// two threads at work in one folder would wait for each other.
+    fn take(&self, chunk: usize) -> &'a [Job<'b>] {
+        let mut next = self.next.lock().expect("a copying thread has panicked");
+        let left = &self.jobs[*next..];
+        let mut count = left.len().min(chunk);
+        if chunk > 1 {
+            let most = left.len().min(LARGEST_CHUNK);
+            while (1..most).contains(&count) && same_folder(&left[count - 1], &left[count]) {
+                count += 1;
+            }
+        }
+        *next += count;
+        &left[..count]
+    }
+
+    /// Nobody is given more.
+    fn end(&self) {
+        *self.next.lock().expect("a copying thread has panicked") = self.jobs.len();
+    }
+}
+
+fn same_folder(one: &Job<'_>, other: &Job<'_>) -> bool {
+    match (one, other) {
+        (Job::Copy { from: one, .. }, Job::Copy { from: other, .. }) => {
+            one.path.parent() == other.path.parent()
+        }
+        _ => false,
+    }
+}
 
 /// Does the jobs. Digests and sizes of files that are not what their index says are put right; gives the source paths
 /// of those.
@@ -96,20 +135,20 @@ pub(crate) fn run(
         .filter_map(size)
         .fold((0, 0), |(count, bytes), size| (count + 1, bytes + size));
     let alone = copies < 2 || copies < ALONE && bytes < BYTES_ALONE;
-    let next = AtomicUsize::new(0);
+    let queue = Queue {
+        jobs,
+        next: Mutex::new(0),
+    };
     let outcome = Mutex::new(Outcome::default());
     let known: &Entries<'_> = entries;
     let chunk = if alone || copies < ALONE { 1 } else { CHUNK };
     let work = |fs: &LayerFs| {
         let mut last: Option<(u32, Folders<'_>)> = None;
         loop {
-            let start = next.fetch_add(chunk, Ordering::Relaxed);
-            let Some(part) = jobs
-                .get(start..jobs.len().min(start + chunk))
-                .filter(|part| !part.is_empty())
-            else {
+            let part = queue.take(chunk);
+            if part.is_empty() {
                 return;
-            };
+            }
             for job in part {
                 let Job::Copy {
                     at,
@@ -140,8 +179,7 @@ pub(crate) fn run(
                         .changed
                         .extend(put.map(|put| (at, put, from.path.clone()))),
                     Err(error) => {
-                        // Nobody takes more.
-                        next.store(jobs.len(), Ordering::Relaxed);
+                        queue.end();
                         outcome.error.get_or_insert(error);
                         return;
                     }
