@@ -146,7 +146,7 @@ impl<'a> Images<'a> {
             return error.into();
         }
         BuildError::new(format!("{name}: not in the local store, and {error}")).with_hint(
-            "check the image's name with kiln images, or bring it in with kiln load;              for the registry check the network and the proxy (HTTPS_PROXY, NO_PROXY)",
+            "check the image's name with kiln images, or bring it in with kiln load; for the registry check the network and the proxy (HTTPS_PROXY, NO_PROXY)",
         )
     }
 

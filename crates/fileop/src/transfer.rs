@@ -262,3 +262,86 @@ fn copy(
         .map_err(FileOpError::Write)?;
     Ok((put.kind != entry.kind).then_some(put))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Regular files by their paths.
+    fn files(paths: impl IntoIterator<Item = String>) -> Vec<Entry> {
+        let file = |path: String| Entry {
+            kind: Kind::File {
+                size: 1,
+                digest: UNHASHED,
+            },
+            ..Entry::dir(LayerPath::clean(&path), 0o644, 0, 0, (0, 0))
+        };
+        paths.into_iter().map(file).collect()
+    }
+
+    fn copies(entries: &[Entry]) -> Vec<Job<'_>> {
+        let job = |(at, from)| Job::Copy {
+            at: u32::try_from(at).unwrap(),
+            tree: 0,
+            layer: 0,
+            from,
+        };
+        entries.iter().enumerate().map(job).collect()
+    }
+
+    /// The lengths of what a thread takes at a time, until nothing is left.
+    fn taken(jobs: &[Job<'_>], chunk: usize) -> Vec<usize> {
+        let queue = Queue {
+            jobs,
+            next: Mutex::new(0),
+        };
+        let parts: Vec<_> = std::iter::repeat_with(|| queue.take(chunk))
+            .take_while(|part| !part.is_empty())
+            .collect();
+        let order: Vec<_> = parts.iter().flat_map(|part| *part).map(Job::at).collect();
+        assert_eq!(
+            order,
+            (0..jobs.len()).collect::<Vec<_>>(),
+            "each job is given once, in order"
+        );
+        parts.iter().map(|part| part.len()).collect()
+    }
+
+    #[test]
+    fn who_takes_files_takes_the_rest_of_their_folder() {
+        // Four folders of 20 files: the 32nd file is in the second folder.
+        let entries = files((0..80).map(|n| format!("d{}/f{n}", n / 20)));
+        assert_eq!(taken(&copies(&entries), CHUNK), [40, 40]);
+        // Folders of one file each: no more than asked for.
+        let entries = files((0..70).map(|n| format!("d{n}/f")));
+        assert_eq!(taken(&copies(&entries), CHUNK), [32, 32, 6]);
+    }
+
+    #[test]
+    fn a_folder_of_very_many_files_is_shared() {
+        let entries = files((0..2500).map(|n| format!("d/f{n}")));
+        assert_eq!(
+            taken(&copies(&entries), CHUNK),
+            [LARGEST_CHUNK, LARGEST_CHUNK, 2500 - 2 * LARGEST_CHUNK]
+        );
+    }
+
+    #[test]
+    fn few_files_are_taken_one_by_one() {
+        let entries = files((0..3).map(|n| format!("d/f{n}")));
+        assert_eq!(taken(&copies(&entries), 1), [1, 1, 1]);
+    }
+
+    #[test]
+    fn nothing_is_given_after_the_end() {
+        let entries = files((0..80).map(|n| format!("d{}/f{n}", n / 20)));
+        let jobs = copies(&entries);
+        let queue = Queue {
+            jobs: &jobs,
+            next: Mutex::new(0),
+        };
+        assert_eq!(queue.take(CHUNK).len(), 40);
+        queue.end();
+        assert!(queue.take(CHUNK).is_empty());
+    }
+}

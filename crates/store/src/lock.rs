@@ -45,11 +45,18 @@ impl LockFile {
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(err)) => return Err(err),
             }
-            if leads_to(path, &file)? {
+            let here = file.metadata()?;
+            if leads_to(path, &here)? {
+                // Only what another has left: ext4 writes a file that was truncated out to the disk when it is closed
+                // (`auto_da_alloc`), even one that was empty and has no name any more.
+                let emptied = if here.len() > 0 {
+                    file.set_len(0)
+                } else {
+                    Ok(())
+                };
                 // For messages only, so a full disk does not matter.
-                let _ = file
-                    .set_len(0)
-                    .and_then(|()| write!(file, "{}\n{what}", std::process::id()));
+                let holder = format!("{}\n{what}", std::process::id());
+                let _ = emptied.and_then(|()| file.write_all(holder.as_bytes()));
                 return Ok(Some(Self {
                     path: path.to_owned(),
                     _file: file,
@@ -66,14 +73,13 @@ impl Drop for LockFile {
     }
 }
 
-/// Whether `path` is the name of `file`.
-fn leads_to(path: &Path, file: &File) -> io::Result<bool> {
+/// Whether `path` is the name of the file whose metadata are `here`.
+fn leads_to(path: &Path, here: &fs::Metadata) -> io::Result<bool> {
     let there = match fs::symlink_metadata(path) {
         Ok(there) => there,
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(err) => return Err(err),
     };
-    let here = file.metadata()?;
     Ok((there.dev(), there.ino()) == (here.dev(), here.ino()))
 }
 
@@ -296,5 +302,23 @@ impl Waiter {
             pid: pid.parse().ok()?,
             what: what.to_owned(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_holder_wrote_is_gone_when_the_next_one_has_the_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("claim");
+        fs::write(&path, format!("4194304\n{}", "a long step ".repeat(20))).unwrap();
+        let lock = LockFile::acquire_for(&path, "short").unwrap().unwrap();
+        let own = format!("{}\nshort", std::process::id());
+        assert_eq!(fs::read_to_string(&path).unwrap(), own);
+        assert!(LockFile::acquire(&path).unwrap().is_none(), "it is held");
+        drop(lock);
+        assert!(!path.exists());
     }
 }

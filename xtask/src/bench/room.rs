@@ -34,11 +34,9 @@ impl Room {
             room.empty()?;
         }
         if keeps_off_freed_inodes(path)? {
-            let since = fs::read_to_string(room.stamp()).unwrap_or_default();
-            let freed = SystemTime::UNIX_EPOCH + Duration::from_secs(since.parse().unwrap_or(0));
-            // A clock that went back gives no age: nothing is known then.
-            let age = freed.elapsed().unwrap_or_default();
-            if let Some(left) = KEPT_OFF.checked_sub(age) {
+            let emptied = fs::read_to_string(room.stamp()).unwrap_or_default();
+            let left = left_to_wait(&emptied, SystemTime::now());
+            if !left.is_zero() {
                 let seconds = left.as_secs();
                 say(&format!(
                     "waiting {seconds} s: this file system is slow in making files after others were removed"
@@ -73,6 +71,15 @@ impl Room {
     }
 }
 
+/// How long the inodes stay kept off that were freed at a time in seconds since 1970, as the stamp has it. A clock that went back
+/// tells no age, so that the wait is the whole one; a stamp that is none stands for nothing removed.
+fn left_to_wait(emptied: &str, now: SystemTime) -> Duration {
+    let emptied = Duration::from_secs(emptied.trim().parse().unwrap_or(0));
+    let now = now.duration_since(SystemTime::UNIX_EPOCH);
+    let age = now.unwrap_or_default().saturating_sub(emptied);
+    KEPT_OFF.saturating_sub(age)
+}
+
 /// Whether a folder is on ext4 without a journal.
 fn keeps_off_freed_inodes(folder: &Path) -> Result<bool> {
     let kind = rustix::fs::statfs(folder)?.f_type;
@@ -90,4 +97,58 @@ fn keeps_off_freed_inodes(folder: &Path) -> Result<bool> {
     Ok(!journals
         .filter_map(Result::ok)
         .any(|journal| journal.file_name().to_string_lossy().starts_with(&own)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_ends_when_the_inodes_are_old() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let table = [
+            ("", 1000, 0),
+            ("no number", 1000, 0),
+            ("0", 1000, 0),
+            ("1000", 1000, 370),
+            ("1000\n", 1010, 360),
+            ("1000", 1369, 1),
+            ("1000", 1370, 0),
+            ("1000", 5000, 0),
+            ("1000", 900, 370),
+            ("18446744073709551615", 1000, 370),
+        ];
+        for (emptied, now, left) in table {
+            let found = left_to_wait(emptied, at(now));
+            assert_eq!(
+                found,
+                Duration::from_secs(left),
+                "{emptied:?}, {now} s later than 1970"
+            );
+        }
+    }
+
+    #[test]
+    fn a_room_is_empty_before_and_after_and_knows_when_it_was_emptied() {
+        // In memory, where nobody waits.
+        let parent = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = parent.path().join("bench");
+        let stamp = parent.path().join("bench.emptied");
+        let room = Room::enter(&path).unwrap();
+        assert!(!stamp.exists(), "nothing was removed");
+        fs::create_dir(room.path().join("left")).unwrap();
+        fs::write(room.path().join("left/file"), "of a broken run").unwrap();
+        drop(room);
+
+        let room = Room::enter(&path).unwrap();
+        assert_eq!(fs::read_dir(room.path()).unwrap().count(), 0);
+        let emptied = fs::read_to_string(&stamp).unwrap();
+        assert!(left_to_wait(&emptied, SystemTime::now()) > Duration::from_mins(5));
+
+        fs::write(room.path().join("file"), "").unwrap();
+        fs::write(&stamp, "0").unwrap();
+        room.leave().unwrap();
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+        assert_ne!(fs::read_to_string(&stamp).unwrap(), "0");
+    }
 }

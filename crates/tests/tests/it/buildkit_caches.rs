@@ -10,6 +10,8 @@ use xtask::compare::Peers;
 /// A Docker Engine with containerd's image store, which writes all kinds of caches. Dropping it ends it.
 struct Engine<'p> {
     peers: &'p Peers,
+    /// Its folder, as it sees it.
+    inside: String,
     socket: String,
     process: Child,
 }
@@ -28,6 +30,7 @@ impl<'p> Engine<'p> {
         command.stdout(log.try_clone().expect("own file"));
         let engine = Self {
             peers,
+            inside: inside.to_owned(),
             socket: format!("unix://{inside}/socket"),
             process: command.stderr(log).spawn().expect("dockerd starts"),
         };
@@ -56,10 +59,13 @@ impl Drop for Engine<'_> {
     fn drop(&mut self) {
         let id = i32::try_from(self.process.id()).ok();
         if let Some(id) = id.and_then(rustix::process::Pid::from_raw) {
-            // It ends its containerd and undoes its mounts then.
+            // It ends its containerd then.
             let _ = rustix::process::kill_process(id, rustix::process::Signal::TERM);
         }
         let _ = self.process.wait();
+        // It mounts the folder of its data on itself and leaves that.
+        let data = format!("{}/data", self.inside);
+        let _ = self.peers.command(["umount", &data]).status();
     }
 }
 
