@@ -201,10 +201,11 @@ fn each_failure_has_words_of_its_own() {
         .says(&["cannot be reached", "check the registry's name"]);
     let dockerfile = format!("FROM {}\n", registry.image("app:3"));
     let unknown = other.context(&[("Dockerfile", &dockerfile)]);
-    other
-        .build(&[&unknown])
-        .failed()
-        .says(&["not in the local store", "cannot be reached"]);
+    other.build(&[&unknown]).failed().says(&[
+        "not in the local store",
+        "cannot be reached",
+        "kiln load; for the registry",
+    ]);
     other.leaves_nothing();
 }
 
